@@ -1,0 +1,330 @@
+//! Everything that can be said on the link, as prost messages (wire format: protocol buffers, proto3).
+//!
+//! A frame holds one [`Body`]. Unknown fields are skipped, so a newer peer may add some; an unknown body is an error
+//! of the codec. Field numbers are never reused.
+//!
+//! The course of a session: the edge sends [`Hello`], the cloud answers [`Welcome`] or [`Goodbye`]. As soon as the
+//! cloud's caches are complete it compares digests: equal, it sends [`Synced`]; else [`InventoryRequest`], the edge
+//! answers with [`Inventory`] frames, and the cloud sends the difference in [`Batch`]es and then [`Synced`]. From
+//! there on batches follow changes. Each batch is acked once it is durable at the edge. Reports flow the other way.
+
+/// Oldest and newest protocol version that this code speaks.
+pub const PROTOCOL: (u32, u32) = (1, 1);
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Frame {
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    pub body: Option<Body>,
+}
+
+/// Field 15 and up are left to streams (logs, exec, port-forward).
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Body {
+    #[prost(message, tag = "1")]
+    Hello(Hello),
+    #[prost(message, tag = "2")]
+    Welcome(Welcome),
+    #[prost(message, tag = "3")]
+    Goodbye(Goodbye),
+    #[prost(message, tag = "4")]
+    InventoryRequest(InventoryRequest),
+    #[prost(message, tag = "5")]
+    Inventory(Inventory),
+    #[prost(message, tag = "6")]
+    Batch(Batch),
+    #[prost(message, tag = "7")]
+    Synced(Synced),
+    #[prost(message, tag = "8")]
+    Ack(Ack),
+    #[prost(message, tag = "9")]
+    Reports(Reports),
+    #[prost(message, tag = "10")]
+    ReportAcks(ReportAcks),
+    #[prost(message, tag = "11")]
+    Ping(Ping),
+    #[prost(message, tag = "12")]
+    Pong(Pong),
+    #[prost(message, tag = "13")]
+    Request(Request),
+    #[prost(message, tag = "14")]
+    Response(Response),
+}
+
+impl From<Body> for Frame {
+    fn from(body: Body) -> Self {
+        Self { body: Some(body) }
+    }
+}
+
+/// First frame of the edge.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hello {
+    /// Versions that the edge speaks, see [`PROTOCOL`].
+    #[prost(uint32, tag = "1")]
+    pub protocol_min: u32,
+    #[prost(uint32, tag = "2")]
+    pub protocol_max: u32,
+    /// For people: `edgecore v0.1.0`.
+    #[prost(string, tag = "3")]
+    pub software: String,
+    /// Must be the node of the client certificate.
+    #[prost(string, tag = "4")]
+    pub node: String,
+    /// The digest of the desired objects in the store, see [`crate::Digest`].
+    #[prost(uint64, tag = "5")]
+    pub digest_count: u64,
+    #[prost(fixed64, tag = "6")]
+    pub digest_high: u64,
+    #[prost(fixed64, tag = "7")]
+    pub digest_low: u64,
+    /// How often the edge pings, in milliseconds. Either side gives the link up after two of these in silence.
+    #[prost(uint32, tag = "8")]
+    pub heartbeat_ms: u32,
+}
+
+/// First frame of the cloud, if the edge may come in.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Welcome {
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    #[prost(string, tag = "2")]
+    pub software: String,
+    /// The cloud's clock in milliseconds since 1970: a floor for an edge without a battery-backed clock.
+    #[prost(uint64, tag = "3")]
+    pub unix_ms: u64,
+}
+
+/// Last frame of either side.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Goodbye {
+    #[prost(enumeration = "GoodbyeReason", tag = "1")]
+    pub reason: i32,
+    /// For people: what to do about it.
+    #[prost(string, tag = "2")]
+    pub detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum GoodbyeReason {
+    Unspecified = 0,
+    /// The peer is stopping; come back soon.
+    ShuttingDown = 1,
+    /// A newer connection of the same node has taken over.
+    Superseded = 2,
+    /// No common protocol version.
+    Protocol = 3,
+    /// The certificate is not that of the node, or the node may not connect.
+    Forbidden = 4,
+    /// The peer broke the protocol.
+    Violation = 5,
+    /// The edge could not store a batch (disk full, read-only).
+    Storage = 6,
+}
+
+/// The cloud asks for the edge's inventory: the digests differ.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InventoryRequest {}
+
+/// What the edge holds, in chunks; the last one says so.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Inventory {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: Vec<InventoryEntry>,
+    #[prost(bool, tag = "2")]
+    pub last: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InventoryEntry {
+    #[prost(string, tag = "1")]
+    pub key: String,
+    #[prost(fixed64, tag = "2")]
+    pub hash: u64,
+    #[prost(uint64, tag = "3")]
+    pub resource_version: u64,
+}
+
+/// Changes that the edge commits in one transaction.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Batch {
+    /// 1, 2, 3 … within a session.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub changes: Vec<Change>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Change {
+    #[prost(string, tag = "1")]
+    pub key: String,
+    #[prost(oneof = "Action", tags = "2, 3, 4")]
+    pub action: Option<Action>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Action {
+    #[prost(message, tag = "2")]
+    Put(Put),
+    #[prost(message, tag = "3")]
+    Patch(Patch),
+    #[prost(message, tag = "4")]
+    Delete(Delete),
+}
+
+/// The whole object.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Put {
+    #[prost(uint64, tag = "1")]
+    pub resource_version: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub object: bytes::Bytes,
+}
+
+/// The object as a zstd frame whose dictionary is the version that the edge holds.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Patch {
+    #[prost(uint64, tag = "1")]
+    pub resource_version: u64,
+    /// Hash of the version to patch.
+    #[prost(fixed64, tag = "2")]
+    pub base: u64,
+    /// Hash of the result: the edge checks it before it stores.
+    #[prost(fixed64, tag = "3")]
+    pub hash: u64,
+    /// Length of the result in bytes.
+    #[prost(uint32, tag = "4")]
+    pub length: u32,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub patch: bytes::Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Delete {}
+
+/// The edge now holds all that the cloud wants it to hold, as of the batches before this frame.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Synced {}
+
+/// Every batch up to and including `seq` is durable at the edge.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Ack {
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Reports {
+    #[prost(message, repeated, tag = "1")]
+    pub reports: Vec<Report>,
+}
+
+/// Something that happened, or is so, at the edge.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Report {
+    /// The outbox's number: grows for ever, survives restarts.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(enumeration = "ReportKind", tag = "2")]
+    pub kind: i32,
+    /// The object that the report is about.
+    #[prost(string, tag = "3")]
+    pub key: String,
+    /// JSON, as the kind says.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub payload: bytes::Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum ReportKind {
+    Unspecified = 0,
+    /// Payload: a `v1.Node` with labels, annotations, spec.taints and status as the edge wants them registered.
+    NodeStatus = 1,
+    /// Payload: `{"uid": "…", "status": v1.PodStatus}`.
+    PodStatus = 2,
+    /// All containers of a pod with a deletionTimestamp have ended: the cloud deletes the object. Payload: `{"uid": "…"}`.
+    PodTerminated = 3,
+    /// Payload: a `v1.Event` with the times of the edge.
+    Event = 4,
+}
+
+impl ReportKind {
+    /// State is replaced by newer state of the same key; what is not state is appended.
+    pub fn is_state(self) -> bool {
+        matches!(self, Self::NodeStatus | Self::PodStatus | Self::PodTerminated)
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ReportAcks {
+    #[prost(message, repeated, tag = "1")]
+    pub acks: Vec<ReportAck>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ReportAck {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Empty when the API server took it; else why it was refused for good.
+    #[prost(string, tag = "2")]
+    pub refused: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Ping {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Pong {}
+
+/// A question of the edge that only the cloud can answer. Not kept over a reconnect: whoever asked asks again.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(oneof = "Question", tags = "2")]
+    pub question: Option<Question>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Question {
+    #[prost(message, tag = "2")]
+    ServiceAccountToken(TokenQuestion),
+}
+
+/// A token for a pod's service account (TokenRequest, `authentication.k8s.io/v1`), bound to the pod.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TokenQuestion {
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    #[prost(string, tag = "2")]
+    pub service_account: String,
+    #[prost(string, tag = "3")]
+    pub pod_name: String,
+    #[prost(string, tag = "4")]
+    pub pod_uid: String,
+    /// Empty: the API server's own audience.
+    #[prost(string, repeated, tag = "5")]
+    pub audiences: Vec<String>,
+    #[prost(uint64, tag = "6")]
+    pub expiration_seconds: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Response {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(oneof = "Answer", tags = "2, 3")]
+    pub answer: Option<Answer>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Answer {
+    /// Why the question was refused.
+    #[prost(string, tag = "2")]
+    Refused(String),
+    /// JSON of the `TokenRequest.status`: `token`, `expirationTimestamp`.
+    #[prost(bytes = "bytes", tag = "3")]
+    ServiceAccountToken(bytes::Bytes),
+}

@@ -1,0 +1,407 @@
+//! The cloud's end of a session.
+//!
+//! What a node needs is asked of a [`View`] at the moment a frame is built, so a slow edge costs a set of dirty keys
+//! and never a queue of objects.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{
+    Dead, Violation,
+    timers::{HANDSHAKE, Timers},
+};
+use crate::{
+    Digest, Object, ResourceKey, Version, codec,
+    limits::{
+        BATCH_BYTES, BATCH_CHANGES, INVENTORY_ENTRIES, MAX_REPORT, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS,
+    },
+    message::{
+        Action, Batch, Body, Change, Delete, Goodbye, GoodbyeReason, Hello, Inventory, InventoryRequest,
+        PROTOCOL, Patch, Ping, Pong, Put, Report, ReportAck, ReportAcks, Request, Response, Synced, Welcome,
+    },
+};
+
+/// What a node needs, as the cloud's caches know it now.
+pub trait View {
+    /// Every cache behind the view has been listed once. Before that nothing is concluded from what is missing.
+    fn is_complete(&self) -> bool;
+    fn get(&self, key: &ResourceKey) -> Option<Object>;
+    fn objects(&self) -> Vec<Object>;
+    fn digest(&self) -> Digest;
+    /// The cache behind `key` has seen at least `resource_version`: only then does a key's absence mean that it is gone,
+    /// and not that this replica lags behind the one that sent it.
+    fn has_seen(&self, key: &ResourceKey, resource_version: u64) -> bool;
+}
+
+/// What the driver of a session is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CloudEvent {
+    /// The edge has introduced itself; it counts as alive from here on.
+    Connected { software: String },
+    /// The edge holds all that the view held.
+    Synced,
+    /// To be answered through [`CloudSession::finish_reports`].
+    Report(Report),
+    /// To be answered through [`CloudSession::answer`].
+    Question(Request),
+    /// The edge said goodbye; the link is to be closed.
+    Goodbye { reason: GoodbyeReason, detail: String },
+}
+
+enum Phase {
+    AwaitHello,
+    /// Until the view is complete.
+    AwaitView {
+        digest: Digest,
+    },
+    AwaitInventory {
+        entries: HashMap<ResourceKey, Version>,
+    },
+    /// Sending the first difference.
+    Syncing,
+    Live,
+}
+
+/// Call order: [`handle_frame`](Self::handle_frame) for each frame, [`mark_dirty`](Self::mark_dirty) for each change of the
+/// view, then [`poll_event`](Self::poll_event) and [`poll_frame`](Self::poll_frame) until both return `None`.
+pub struct CloudSession {
+    node: String,
+    software: String,
+    unix_ms: u64,
+    phase: Phase,
+    timers: Timers,
+    control: VecDeque<Body>,
+    events: VecDeque<CloudEvent>,
+    dirty: BTreeSet<ResourceKey>,
+    /// What the edge holds, or will once the batches under way have arrived. The bytes, where known, are the base of the
+    /// next patch; they are shared with the cache as long as they are current.
+    sent: HashMap<ResourceKey, Sent>,
+    next_seq: u64,
+    acked: u64,
+    /// The last batch of the first difference.
+    synced_at: Option<u64>,
+    reports_open: usize,
+}
+
+struct Sent {
+    version: Version,
+    bytes: Option<Bytes>,
+}
+
+impl CloudSession {
+    /// `node` is the name in the client certificate, `unix_ms` the cloud's clock in milliseconds.
+    pub fn new(node: String, software: String, unix_ms: u64, now: Instant) -> Self {
+        Self {
+            node,
+            software,
+            unix_ms,
+            phase: Phase::AwaitHello,
+            timers: Timers::cloud(HANDSHAKE / 2, now),
+            control: VecDeque::new(),
+            events: VecDeque::new(),
+            dirty: BTreeSet::new(),
+            sent: HashMap::new(),
+            next_seq: 1,
+            acked: 0,
+            synced_at: None,
+            reports_open: 0,
+        }
+    }
+
+    /// # Errors
+    /// The edge broke the protocol: say goodbye with [`GoodbyeReason::Violation`] and close.
+    pub fn handle_frame(&mut self, body: Body, now: Instant) -> Result<(), Violation> {
+        self.timers.heard(now);
+        let greeted = !matches!(self.phase, Phase::AwaitHello);
+        match body {
+            Body::Hello(hello) if !greeted => self.handle_hello(hello, now),
+            Body::Goodbye(goodbye) => {
+                let reason = goodbye.reason();
+                let detail = goodbye.detail.chars().take(MAX_TEXT).collect();
+                self.events.push_back(CloudEvent::Goodbye { reason, detail });
+                Ok(())
+            }
+            _ if !greeted => Err(Violation("first frame is not a hello".to_owned())),
+            Body::Inventory(inventory) => self.handle_inventory(inventory),
+            Body::Ack(ack) if ack.seq >= self.acked && ack.seq < self.next_seq => {
+                self.acked = ack.seq;
+                if self.synced_at.is_some_and(|last| ack.seq >= last) {
+                    self.synced_at = None;
+                    self.events.push_back(CloudEvent::Synced);
+                }
+                Ok(())
+            }
+            Body::Ack(ack) => Err(Violation(format!("ack of batch {} that is not under way", ack.seq))),
+            Body::Reports(reports) => {
+                self.reports_open += reports.reports.len();
+                if self.reports_open > WINDOW_REPORTS {
+                    return Err(Violation(format!("more than {WINDOW_REPORTS} reports under way")));
+                }
+                for report in reports.reports {
+                    if report.payload.len() > MAX_REPORT {
+                        return Err(Violation(format!("report of {} bytes", report.payload.len())));
+                    }
+                    self.events.push_back(CloudEvent::Report(report));
+                }
+                Ok(())
+            }
+            Body::Request(request) => {
+                if self.events.len() > 2 * WINDOW_REPORTS {
+                    return Err(Violation("too many questions at once".to_owned()));
+                }
+                self.events.push_back(CloudEvent::Question(request));
+                Ok(())
+            }
+            Body::Ping(Ping {}) => {
+                // One pong answers any number of pings.
+                if !self.control.iter().any(|body| matches!(body, Body::Pong(_))) {
+                    self.control.push_back(Body::Pong(Pong {}));
+                }
+                Ok(())
+            }
+            Body::Pong(Pong {}) => Ok(()),
+            Body::Hello(_)
+            | Body::Welcome(_)
+            | Body::InventoryRequest(_)
+            | Body::Batch(_)
+            | Body::Synced(_)
+            | Body::ReportAcks(_)
+            | Body::Response(_) => {
+                Err(Violation("frame that only the cloud sends, or a second hello".to_owned()))
+            }
+        }
+    }
+
+    fn handle_hello(&mut self, hello: Hello, now: Instant) -> Result<(), Violation> {
+        if hello.node != self.node {
+            let detail = format!("the certificate is that of node {:?}, not of {:?}", self.node, hello.node);
+            self.close(GoodbyeReason::Forbidden, detail.clone());
+            return Err(Violation(detail));
+        }
+        if hello.protocol_min > PROTOCOL.1 || hello.protocol_max < PROTOCOL.0 {
+            let detail = format!(
+                "edge speaks protocol {} to {}, cloud {} to {}: upgrade the older one",
+                hello.protocol_min, hello.protocol_max, PROTOCOL.0, PROTOCOL.1
+            );
+            self.close(GoodbyeReason::Protocol, detail.clone());
+            return Err(Violation(detail));
+        }
+        self.timers = Timers::cloud(Duration::from_millis(hello.heartbeat_ms.into()), now);
+        self.control.push_back(Body::Welcome(Welcome {
+            protocol: hello.protocol_max.min(PROTOCOL.1),
+            software: self.software.clone(),
+            unix_ms: self.unix_ms,
+        }));
+        let sum = u128::from(hello.digest_high) << 64 | u128::from(hello.digest_low);
+        self.phase = Phase::AwaitView { digest: Digest { count: hello.digest_count, sum } };
+        let software = hello.software.chars().take(MAX_TEXT).collect();
+        self.events.push_back(CloudEvent::Connected { software });
+        Ok(())
+    }
+
+    fn handle_inventory(&mut self, inventory: Inventory) -> Result<(), Violation> {
+        let Phase::AwaitInventory { entries } = &mut self.phase else {
+            return Err(Violation("inventory that was not asked for".to_owned()));
+        };
+        for entry in inventory.entries {
+            let key = entry.key.parse::<ResourceKey>().map_err(|error| Violation(error.to_string()))?;
+            entries.insert(key, Version { hash: entry.hash, resource_version: entry.resource_version });
+        }
+        if entries.len() > INVENTORY_ENTRIES {
+            return Err(Violation(format!("inventory of more than {INVENTORY_ENTRIES} entries")));
+        }
+        if inventory.last {
+            self.sent = std::mem::take(entries)
+                .into_iter()
+                .map(|(key, version)| (key, Sent { version, bytes: None }))
+                .collect();
+            self.dirty.extend(self.sent.keys().cloned());
+            self.phase = Phase::Syncing;
+        }
+        Ok(())
+    }
+
+    /// The view's object of this key may have changed, appeared or gone.
+    pub fn mark_dirty(&mut self, key: ResourceKey) {
+        // Before the view is compared, everything counts as dirty anyway.
+        if !matches!(self.phase, Phase::AwaitHello | Phase::AwaitView { .. }) {
+            self.dirty.insert(key);
+        }
+    }
+
+    /// The next frame to send.
+    pub fn poll_frame(&mut self, view: &dyn View) -> Option<Body> {
+        if let Some(body) = self.control.pop_front() {
+            return Some(body);
+        }
+        if let Phase::AwaitView { digest } = self.phase
+            && view.is_complete()
+        {
+            return Some(self.compare(digest, view));
+        }
+        if !matches!(self.phase, Phase::Syncing | Phase::Live) {
+            return None;
+        }
+        let under_way = self.next_seq - 1 - self.acked;
+        if under_way < WINDOW_BATCHES as u64
+            && let Some(batch) = self.next_batch(view)
+        {
+            return Some(Body::Batch(batch));
+        }
+        if matches!(self.phase, Phase::Syncing) && self.dirty.is_empty() {
+            self.enter_live();
+            return Some(Body::Synced(Synced {}));
+        }
+        None
+    }
+
+    fn compare(&mut self, digest: Digest, view: &dyn View) -> Body {
+        // Objects first: what the view gains while we look is marked dirty by its owner.
+        let objects = view.objects();
+        let own: Digest = objects.iter().map(|object| (&object.key, object.version.hash)).collect();
+        if own == digest {
+            self.sent = objects
+                .into_iter()
+                .map(|object| (object.key, Sent { version: object.version, bytes: Some(object.bytes) }))
+                .collect();
+            self.enter_live();
+            return Body::Synced(Synced {});
+        }
+        self.dirty = objects.into_iter().map(|object| object.key).collect();
+        self.phase = Phase::AwaitInventory { entries: HashMap::new() };
+        Body::InventoryRequest(InventoryRequest {})
+    }
+
+    fn enter_live(&mut self) {
+        self.phase = Phase::Live;
+        let last = self.next_seq - 1;
+        if self.acked == last {
+            self.events.push_back(CloudEvent::Synced);
+        } else {
+            self.synced_at = Some(last);
+        }
+    }
+
+    fn next_batch(&mut self, view: &dyn View) -> Option<Batch> {
+        let mut changes = Vec::new();
+        let mut size = 0;
+        while size < BATCH_BYTES && changes.len() < BATCH_CHANGES {
+            let Some(key) = self.dirty.pop_first() else { break };
+            if let Some((change, length)) = self.change(&key, view) {
+                size += length;
+                changes.push(change);
+            }
+        }
+        if changes.is_empty() {
+            return None;
+        }
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        Some(Batch { seq, changes })
+    }
+
+    /// What has to be sent for one key, with its size; `None` when the edge has it right.
+    fn change(&mut self, key: &ResourceKey, view: &dyn View) -> Option<(Change, usize)> {
+        let held = self.sent.get(key);
+        let Some(object) = view.get(key) else {
+            let held = held?;
+            if !view.has_seen(key, held.version.resource_version) {
+                // This replica lags; the watch that catches up marks the key dirty again.
+                return None;
+            }
+            self.sent.remove(key);
+            return Some((change(key, Action::Delete(Delete {})), key.as_str().len()));
+        };
+        if let Some(held) = held {
+            let older = object.version.resource_version < held.version.resource_version;
+            if held.version.hash == object.version.hash
+                || (older && !view.has_seen(key, held.version.resource_version))
+            {
+                return None;
+            }
+        }
+        let patch = held.and_then(|held| make_patch(held, &object));
+        let action = patch.unwrap_or_else(|| {
+            Action::Put(Put {
+                resource_version: object.version.resource_version,
+                object: object.bytes.clone(),
+            })
+        });
+        let length = key.as_str().len()
+            + match &action {
+                Action::Put(put) => put.object.len(),
+                Action::Patch(patch) => patch.patch.len(),
+                Action::Delete(_) => 0,
+            };
+        self.sent.insert(key.clone(), Sent { version: object.version, bytes: Some(object.bytes) });
+        Some((change(key, action), length))
+    }
+
+    /// What the driver has to act on.
+    pub fn poll_event(&mut self) -> Option<CloudEvent> {
+        self.events.pop_front()
+    }
+
+    /// The API server has taken these reports, or refused them for good.
+    pub fn finish_reports(&mut self, acks: Vec<ReportAck>) {
+        self.reports_open = self.reports_open.saturating_sub(acks.len());
+        if let Some(Body::ReportAcks(waiting)) = self.control.back_mut() {
+            waiting.acks.extend(acks);
+        } else if !acks.is_empty() {
+            self.control.push_back(Body::ReportAcks(ReportAcks { acks }));
+        }
+    }
+
+    pub fn answer(&mut self, response: Response) {
+        self.control.push_back(Body::Response(response));
+    }
+
+    /// Queues a goodbye; nothing is to be sent after it.
+    pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
+        self.control.clear();
+        self.dirty.clear();
+        self.control.push_back(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
+    }
+
+    /// Batches sent and not acked yet, for metrics.
+    pub fn under_way(&self) -> u64 {
+        self.next_seq - 1 - self.acked
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.timers.deadline()
+    }
+
+    /// # Errors
+    /// The edge is silent for two heartbeats: close the link.
+    pub fn handle_deadline(&mut self, now: Instant) -> Result<(), Dead> {
+        if self.timers.check(now)? && !matches!(self.phase, Phase::AwaitHello) {
+            self.control.push_back(Body::Ping(Ping {}));
+        }
+        Ok(())
+    }
+}
+
+fn change(key: &ResourceKey, action: Action) -> Change {
+    Change { key: key.as_str().to_owned(), action: Some(action) }
+}
+
+/// A patch against what the edge holds, where that is known and the result is shorter.
+fn make_patch(held: &Sent, object: &Object) -> Option<Action> {
+    let base = held.bytes.as_ref()?;
+    let patch = codec::make_patch(base, &object.bytes).ok()?;
+    if patch.len() >= object.bytes.len() {
+        return None;
+    }
+    Some(Action::Patch(Patch {
+        resource_version: object.version.resource_version,
+        base: held.version.hash,
+        hash: object.version.hash,
+        length: u32::try_from(object.bytes.len()).ok()?,
+        patch,
+    }))
+}

@@ -1,0 +1,330 @@
+//! The edge's end of a session.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{
+    Dead, Violation,
+    timers::{HANDSHAKE, Timers},
+};
+use crate::{
+    Digest, Object, ResourceKey, Version, codec,
+    limits::{INVENTORY_CHUNK, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS},
+    message::{
+        Ack, Action, Answer, Batch, Body, Goodbye, GoodbyeReason, Hello, Inventory, InventoryEntry, PROTOCOL,
+        Ping, Pong, Question, Report, ReportAck, Reports, Request,
+    },
+};
+
+/// A change of a batch, checked and whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Desired {
+    Put(Object),
+    Delete(ResourceKey),
+}
+
+/// What the driver of a session is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EdgeEvent {
+    /// The cloud let us in. `unix_ms` is its clock.
+    Connected {
+        software: String,
+        unix_ms: u64,
+    },
+    /// Send what the store holds through [`EdgeSession::inventory`].
+    InventoryWanted,
+    /// To be made durable, in order, then told to [`EdgeSession::committed`].
+    Apply {
+        seq: u64,
+        changes: Vec<Desired>,
+    },
+    /// All that the cloud wants here has been handed out in `Apply` events before this one.
+    Synced,
+    /// The outbox may forget these.
+    ReportsDone(Vec<ReportAck>),
+    Answered {
+        id: u64,
+        answer: Answer,
+    },
+    Goodbye {
+        reason: GoodbyeReason,
+        detail: String,
+    },
+}
+
+/// Call order as for [`CloudSession`](super::CloudSession); the first frame of [`poll_frame`](Self::poll_frame) is the hello.
+pub struct EdgeSession {
+    connected: bool,
+    synced: bool,
+    timers: Timers,
+    heartbeat: Duration,
+    control: VecDeque<Body>,
+    events: VecDeque<EdgeEvent>,
+    received: u64,
+    committed: u64,
+    acked: u64,
+    reports_open: usize,
+    next_request: u64,
+    /// Results of batches that are not committed yet: a later batch may patch what is not in the store so far.
+    uncommitted: HashMap<ResourceKey, (u64, Version, Bytes)>,
+}
+
+impl EdgeSession {
+    pub fn new(node: &str, software: &str, digest: Digest, heartbeat: Duration, now: Instant) -> Self {
+        let hello = Hello {
+            protocol_min: PROTOCOL.0,
+            protocol_max: PROTOCOL.1,
+            software: software.to_owned(),
+            node: node.to_owned(),
+            digest_count: digest.count,
+            digest_high: (digest.sum >> 64) as u64,
+            digest_low: (digest.sum & u128::from(u64::MAX)) as u64,
+            heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
+        };
+        Self {
+            connected: false,
+            synced: false,
+            timers: Timers::edge(HANDSHAKE / 2, now),
+            heartbeat,
+            control: VecDeque::from([Body::Hello(hello)]),
+            events: VecDeque::new(),
+            received: 0,
+            committed: 0,
+            acked: 0,
+            reports_open: 0,
+            next_request: 1,
+            uncommitted: HashMap::new(),
+        }
+    }
+
+    /// `held` gives what the store holds for a key: the base of a patch.
+    ///
+    /// # Errors
+    /// The cloud broke the protocol, or a patch does not fit what is stored: close the link; the next session compares
+    /// inventories and heals it.
+    pub fn handle_frame(
+        &mut self,
+        body: Body,
+        held: &dyn Fn(&ResourceKey) -> Option<Object>,
+        now: Instant,
+    ) -> Result<(), Violation> {
+        self.timers.heard(now);
+        match body {
+            Body::Welcome(welcome) if !self.connected => {
+                if !(PROTOCOL.0..=PROTOCOL.1).contains(&welcome.protocol) {
+                    return Err(Violation(format!("cloud chose protocol {}", welcome.protocol)));
+                }
+                self.connected = true;
+                self.timers = Timers::edge(self.heartbeat, now);
+                let software = welcome.software.chars().take(MAX_TEXT).collect();
+                self.events.push_back(EdgeEvent::Connected { software, unix_ms: welcome.unix_ms });
+                Ok(())
+            }
+            Body::Goodbye(goodbye) => {
+                let reason = goodbye.reason();
+                let detail = goodbye.detail.chars().take(MAX_TEXT).collect();
+                self.events.push_back(EdgeEvent::Goodbye { reason, detail });
+                Ok(())
+            }
+            _ if !self.connected => Err(Violation("first frame is not a welcome".to_owned())),
+            Body::InventoryRequest(_) => {
+                self.events.push_back(EdgeEvent::InventoryWanted);
+                Ok(())
+            }
+            Body::Batch(batch) => self.handle_batch(batch, held),
+            Body::Synced(_) => {
+                self.synced = true;
+                self.events.push_back(EdgeEvent::Synced);
+                Ok(())
+            }
+            Body::ReportAcks(acks) => {
+                if acks.acks.len() > self.reports_open {
+                    return Err(Violation("acks of reports that were not sent".to_owned()));
+                }
+                self.reports_open -= acks.acks.len();
+                self.events.push_back(EdgeEvent::ReportsDone(acks.acks));
+                Ok(())
+            }
+            Body::Response(response) => {
+                let answer =
+                    response.answer.ok_or_else(|| Violation("response with no answer".to_owned()))?;
+                self.events.push_back(EdgeEvent::Answered { id: response.id, answer });
+                Ok(())
+            }
+            Body::Ping(Ping {}) => {
+                if !self.control.iter().any(|body| matches!(body, Body::Pong(_))) {
+                    self.control.push_back(Body::Pong(Pong {}));
+                }
+                Ok(())
+            }
+            Body::Pong(Pong {}) => Ok(()),
+            Body::Hello(_)
+            | Body::Welcome(_)
+            | Body::Inventory(_)
+            | Body::Ack(_)
+            | Body::Reports(_)
+            | Body::Request(_) => {
+                Err(Violation("frame that only an edge sends, or a second welcome".to_owned()))
+            }
+        }
+    }
+
+    fn handle_batch(
+        &mut self,
+        batch: Batch,
+        held: &dyn Fn(&ResourceKey) -> Option<Object>,
+    ) -> Result<(), Violation> {
+        if batch.seq != self.received + 1 {
+            return Err(Violation(format!("batch {} after batch {}", batch.seq, self.received)));
+        }
+        if self.received - self.committed >= 2 * WINDOW_BATCHES as u64 {
+            return Err(Violation("more batches under way than the window allows".to_owned()));
+        }
+        let mut changes = Vec::with_capacity(batch.changes.len());
+        for change in batch.changes {
+            let key: ResourceKey = change.key.parse().map_err(|error| Violation(format!("{error}")))?;
+            match change.action {
+                Some(Action::Put(put)) => {
+                    let object = Object::new(key.clone(), put.resource_version, put.object);
+                    self.remember(batch.seq, &object);
+                    changes.push(Desired::Put(object));
+                }
+                Some(Action::Patch(patch)) => {
+                    let base = self.base(&key, held, patch.base)?;
+                    let bytes = codec::apply_patch(&base, &patch.patch, patch.length as usize, patch.hash)
+                        .map_err(|error| Violation(format!("{key}: {error}")))?;
+                    let version = Version { hash: patch.hash, resource_version: patch.resource_version };
+                    let object = Object { key, version, bytes };
+                    self.remember(batch.seq, &object);
+                    changes.push(Desired::Put(object));
+                }
+                Some(Action::Delete(_)) => {
+                    self.uncommitted.remove(&key);
+                    changes.push(Desired::Delete(key));
+                }
+                None => {
+                    return Err(Violation(format!("{key}: change with no action that this version knows")));
+                }
+            }
+        }
+        self.received = batch.seq;
+        self.events.push_back(EdgeEvent::Apply { seq: batch.seq, changes });
+        Ok(())
+    }
+
+    fn remember(&mut self, seq: u64, object: &Object) {
+        self.uncommitted.insert(object.key.clone(), (seq, object.version, object.bytes.clone()));
+    }
+
+    fn base(
+        &self,
+        key: &ResourceKey,
+        held: &dyn Fn(&ResourceKey) -> Option<Object>,
+        hash: u64,
+    ) -> Result<Bytes, Violation> {
+        let (version, bytes) = match self.uncommitted.get(key) {
+            Some((_, version, bytes)) => (*version, bytes.clone()),
+            None => held(key)
+                .map(|object| (object.version, object.bytes))
+                .ok_or_else(|| Violation(format!("{key}: patch of an object that is not stored")))?,
+        };
+        if version.hash != hash {
+            return Err(Violation(format!("{key}: patch of another version than the one stored")));
+        }
+        Ok(bytes)
+    }
+
+    /// The batch is durable. Acks are cumulative, so batches are committed in order.
+    pub fn committed(&mut self, seq: u64) {
+        self.committed = self.committed.max(seq);
+        self.uncommitted.retain(|_, (of, ..)| *of > seq);
+    }
+
+    /// What the store holds, in answer to [`EdgeEvent::InventoryWanted`].
+    pub fn inventory(&mut self, entries: &[(ResourceKey, Version)]) {
+        let mut chunks = entries.chunks(INVENTORY_CHUNK).peekable();
+        if chunks.peek().is_none() {
+            self.control.push_back(Body::Inventory(Inventory { entries: Vec::new(), last: true }));
+        }
+        while let Some(chunk) = chunks.next() {
+            let entries = chunk
+                .iter()
+                .map(|(key, version)| InventoryEntry {
+                    key: key.as_str().to_owned(),
+                    hash: version.hash,
+                    resource_version: version.resource_version,
+                })
+                .collect();
+            self.control.push_back(Body::Inventory(Inventory { entries, last: chunks.peek().is_none() }));
+        }
+    }
+
+    /// Reports that may be sent now; none before the first `Synced`, so that what is up to date goes first.
+    pub fn report_room(&self) -> usize {
+        if self.connected { WINDOW_REPORTS - self.reports_open } else { 0 }
+    }
+
+    /// Sends reports of the outbox, at most [`report_room`](Self::report_room).
+    pub fn report(&mut self, reports: Vec<Report>) {
+        self.reports_open += reports.len();
+        if !reports.is_empty() {
+            self.control.push_back(Body::Reports(Reports { reports }));
+        }
+    }
+
+    /// Sends a question and returns the id of its answer.
+    pub fn ask(&mut self, question: Question) -> u64 {
+        let id = self.next_request;
+        self.next_request += 1;
+        self.control.push_back(Body::Request(Request { id, question: Some(question) }));
+        id
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// The next frame to send.
+    pub fn poll_frame(&mut self) -> Option<Body> {
+        if let Some(body) = self.control.pop_front() {
+            return Some(body);
+        }
+        if self.committed > self.acked {
+            self.acked = self.committed;
+            return Some(Body::Ack(Ack { seq: self.acked }));
+        }
+        None
+    }
+
+    /// What the driver has to act on.
+    pub fn poll_event(&mut self) -> Option<EdgeEvent> {
+        self.events.pop_front()
+    }
+
+    /// Queues a goodbye; nothing is to be sent after it.
+    pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
+        self.control.clear();
+        self.control.push_back(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.timers.deadline()
+    }
+
+    /// # Errors
+    /// The cloud is silent for two heartbeats: close the link.
+    pub fn handle_deadline(&mut self, now: Instant) -> Result<(), Dead> {
+        if self.timers.check(now)? && self.connected {
+            self.control.push_back(Body::Ping(Ping {}));
+        }
+        Ok(())
+    }
+}

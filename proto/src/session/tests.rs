@@ -1,0 +1,388 @@
+//! Both ends in one thread, with virtual time and a link that can be cut between any two frames.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::{cloud::*, edge::*};
+use crate::{Digest, Object, ResourceKey, codec, message::*, resource::content_hash};
+
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+#[derive(Default)]
+struct TestView {
+    objects: BTreeMap<ResourceKey, Object>,
+    incomplete: bool,
+    /// The newest resource version that this replica has seen.
+    seen: u64,
+}
+
+impl TestView {
+    fn put(&mut self, key: &str, content: &str) -> ResourceKey {
+        self.seen += 1;
+        let key: ResourceKey = key.parse().unwrap();
+        let bytes = Bytes::from(format!("{{\"content\":\"{content}\"}}"));
+        self.objects.insert(key.clone(), Object::new(key.clone(), self.seen, bytes));
+        key
+    }
+
+    fn delete(&mut self, key: &str) -> ResourceKey {
+        self.seen += 1;
+        let key: ResourceKey = key.parse().unwrap();
+        self.objects.remove(&key);
+        key
+    }
+}
+
+impl View for TestView {
+    fn is_complete(&self) -> bool {
+        !self.incomplete
+    }
+    fn get(&self, key: &ResourceKey) -> Option<Object> {
+        self.objects.get(key).cloned()
+    }
+    fn objects(&self) -> Vec<Object> {
+        self.objects.values().cloned().collect()
+    }
+    fn digest(&self) -> Digest {
+        self.objects.values().map(|object| (&object.key, object.version.hash)).collect()
+    }
+    fn has_seen(&self, _: &ResourceKey, resource_version: u64) -> bool {
+        self.seen >= resource_version
+    }
+}
+
+/// The edge's store: what is committed survives a cut.
+#[derive(Default)]
+struct TestStore {
+    objects: RefCell<BTreeMap<ResourceKey, Object>>,
+}
+
+impl TestStore {
+    fn digest(&self) -> Digest {
+        self.objects.borrow().values().map(|object| (&object.key, object.version.hash)).collect()
+    }
+}
+
+struct Pair {
+    now: Instant,
+    cloud: CloudSession,
+    edge: EdgeSession,
+    down: VecDeque<Bytes>,
+    up: VecDeque<Bytes>,
+    reports: Vec<Report>,
+    done: Vec<u64>,
+    bytes_down: usize,
+    synced: bool,
+    apply: VecDeque<(u64, Vec<Desired>)>,
+}
+
+impl Pair {
+    fn new(store: &TestStore) -> Self {
+        let now = Instant::now();
+        Self {
+            now,
+            cloud: CloudSession::new("n1".into(), "cloudcore test".into(), 1, now),
+            edge: EdgeSession::new("n1", "edgecore test", store.digest(), HEARTBEAT, now),
+            down: VecDeque::new(),
+            up: VecDeque::new(),
+            reports: Vec::new(),
+            done: Vec::new(),
+            bytes_down: 0,
+            synced: false,
+            apply: VecDeque::new(),
+        }
+    }
+
+    /// Moves one frame or does one commit; false when there is nothing left to do.
+    fn step(&mut self, view: &TestView, store: &TestStore) -> bool {
+        let mut moved = false;
+        while let Some(body) = self.cloud.poll_frame(view) {
+            self.down.push_back(codec::encode(body).unwrap());
+            moved = true;
+        }
+        while let Some(body) = self.edge.poll_frame() {
+            self.up.push_back(codec::encode(body).unwrap());
+            moved = true;
+        }
+        if let Some(frame) = self.down.pop_front() {
+            self.bytes_down += frame.len();
+            let held = |key: &ResourceKey| store.objects.borrow().get(key).cloned();
+            self.edge.handle_frame(codec::decode(frame).unwrap(), &held, self.now).unwrap();
+            moved = true;
+        }
+        if let Some(frame) = self.up.pop_front() {
+            self.cloud.handle_frame(codec::decode(frame).unwrap(), self.now).unwrap();
+            moved = true;
+        }
+        while let Some(event) = self.edge.poll_event() {
+            moved = true;
+            match event {
+                EdgeEvent::InventoryWanted => {
+                    let held: Vec<_> = store
+                        .objects
+                        .borrow()
+                        .values()
+                        .map(|object| (object.key.clone(), object.version))
+                        .collect();
+                    self.edge.inventory(&held);
+                }
+                EdgeEvent::Apply { seq, changes } => self.apply.push_back((seq, changes)),
+                EdgeEvent::ReportsDone(acks) => self.done.extend(acks.into_iter().map(|ack| ack.id)),
+                EdgeEvent::Connected { .. } | EdgeEvent::Synced | EdgeEvent::Answered { .. } => {}
+                EdgeEvent::Goodbye { reason, detail } => panic!("{reason:?} {detail}"),
+            }
+        }
+        while let Some(event) = self.cloud.poll_event() {
+            moved = true;
+            match event {
+                CloudEvent::Report(report) => {
+                    self.cloud.finish_reports(vec![ReportAck { id: report.id, refused: String::new() }]);
+                    self.reports.push(report);
+                }
+                CloudEvent::Synced => self.synced = true,
+                CloudEvent::Connected { .. } | CloudEvent::Question(_) => {}
+                CloudEvent::Goodbye { reason, detail } => panic!("{reason:?} {detail}"),
+            }
+        }
+        moved
+    }
+
+    /// The disk of the edge: one batch becomes durable.
+    fn commit(&mut self, store: &TestStore) -> bool {
+        let Some((seq, changes)) = self.apply.pop_front() else { return false };
+        let mut objects = store.objects.borrow_mut();
+        for change in changes {
+            match change {
+                Desired::Put(object) => {
+                    assert_eq!(object.version.hash, content_hash(&object.bytes));
+                    objects.insert(object.key.clone(), object);
+                }
+                Desired::Delete(key) => {
+                    objects.remove(&key);
+                }
+            }
+        }
+        self.edge.committed(seq);
+        true
+    }
+
+    fn settle(&mut self, view: &TestView, store: &TestStore) {
+        for _ in 0..100_000 {
+            if !self.step(view, store) && !self.commit(store) {
+                return;
+            }
+        }
+        panic!("does not settle");
+    }
+}
+
+#[test]
+fn first_contact_then_deltas_then_resume() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    for n in 0..1000 {
+        view.put(&format!("Pod/default/web-{n}"), &format!("{n}").repeat(50));
+    }
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    assert!(pair.synced && pair.edge.is_synced());
+    assert_eq!(view.digest(), store.digest());
+
+    pair.bytes_down = 0;
+    let key = view.put("Pod/default/web-7", &format!("{}x", "7".repeat(50)));
+    pair.cloud.mark_dirty(key);
+    pair.settle(&view, &store);
+    assert_eq!(view.digest(), store.digest());
+    assert!(pair.bytes_down < 120, "a one-byte change took {} bytes", pair.bytes_down);
+
+    let mut again = Pair::new(&store);
+    again.settle(&view, &store);
+    assert!(again.synced);
+    assert!(again.bytes_down < 60, "a resume with nothing changed took {} bytes", again.bytes_down);
+}
+
+#[test]
+fn an_incomplete_cache_deletes_nothing() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    view.put("Pod/default/a", "1");
+    Pair::new(&store).settle(&view, &store);
+    let mut restarted = TestView { incomplete: true, ..TestView::default() };
+    let mut pair = Pair::new(&store);
+    pair.settle(&restarted, &store);
+    assert!(!pair.synced);
+    assert_eq!(store.objects.borrow().len(), 1);
+    restarted.incomplete = false;
+    restarted.seen = 10;
+    pair.settle(&restarted, &store);
+    assert!(pair.synced);
+    assert!(store.objects.borrow().is_empty());
+}
+
+#[test]
+fn a_lagging_replica_neither_deletes_nor_goes_back() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    view.put("Pod/default/a", "old");
+    let lagging = TestView { objects: view.objects.clone(), seen: view.seen, incomplete: false };
+    view.put("Pod/default/a", "new");
+    view.put("Pod/default/b", "new");
+    Pair::new(&store).settle(&view, &store);
+    let mut pair = Pair::new(&store);
+    pair.settle(&lagging, &store);
+    assert_eq!(view.digest(), store.digest());
+    // It catches up, and the watch marks what it brings.
+    view.delete("Pod/default/b");
+    for key in ["Pod/default/a", "Pod/default/b"] {
+        pair.cloud.mark_dirty(key.parse().unwrap());
+    }
+    pair.settle(&view, &store);
+    assert_eq!(view.digest(), store.digest());
+}
+
+#[test]
+fn silence_is_noticed_within_two_heartbeats() {
+    let (view, store) = (TestView::default(), TestStore::default());
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    let start = pair.now;
+    let (mut edge_dead, mut cloud_dead) = (None, None);
+    while edge_dead.is_none() || cloud_dead.is_none() {
+        pair.now += Duration::from_secs(1);
+        assert!(pair.now - start < 3 * HEARTBEAT);
+        if edge_dead.is_none()
+            && pair.now >= pair.edge.deadline()
+            && pair.edge.handle_deadline(pair.now).is_err()
+        {
+            edge_dead = Some(pair.now - start);
+        }
+        if cloud_dead.is_none()
+            && pair.now >= pair.cloud.deadline()
+            && pair.cloud.handle_deadline(pair.now).is_err()
+        {
+            cloud_dead = Some(pair.now - start);
+        }
+    }
+    assert_eq!((edge_dead, cloud_dead), (Some(2 * HEARTBEAT), Some(2 * HEARTBEAT)));
+}
+
+#[test]
+fn an_idle_link_stays_up_on_pings_alone() {
+    let (view, store) = (TestView::default(), TestStore::default());
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    pair.bytes_down = 0;
+    for _ in 0..3600 {
+        pair.now += Duration::from_secs(1);
+        pair.edge.handle_deadline(pair.now).unwrap();
+        pair.cloud.handle_deadline(pair.now).unwrap();
+        pair.settle(&view, &store);
+    }
+    assert_eq!(pair.bytes_down, 120 * 3);
+}
+
+#[test]
+fn another_nodes_name_is_refused() {
+    let now = Instant::now();
+    let mut cloud = CloudSession::new("n1".into(), "test".into(), 1, now);
+    let mut edge = EdgeSession::new("n2", "test", Digest::default(), HEARTBEAT, now);
+    let hello = edge.poll_frame().unwrap();
+    assert!(cloud.handle_frame(hello, now).is_err());
+    let Some(Body::Goodbye(goodbye)) = cloud.poll_frame(&TestView::default()) else { panic!("no goodbye") };
+    assert_eq!(goodbye.reason(), GoodbyeReason::Forbidden);
+}
+
+#[test]
+fn frames_out_of_turn_are_violations() {
+    let now = Instant::now();
+    let held = |_: &ResourceKey| None;
+    let mut cloud = CloudSession::new("n1".into(), "test".into(), 1, now);
+    assert!(cloud.handle_frame(Body::Ack(Ack { seq: 1 }), now).is_err());
+    let mut edge = EdgeSession::new("n1", "test", Digest::default(), HEARTBEAT, now);
+    cloud.handle_frame(edge.poll_frame().unwrap(), now).unwrap();
+    assert!(cloud.handle_frame(Body::Ack(Ack { seq: 1 }), now).is_err());
+    assert!(cloud.handle_frame(Body::Inventory(Inventory::default()), now).is_err());
+    assert!(edge.handle_frame(Body::Batch(Batch::default()), &held, now).is_err());
+    let welcome = Body::Welcome(Welcome { protocol: 1, software: String::new(), unix_ms: 0 });
+    edge.handle_frame(welcome.clone(), &held, now).unwrap();
+    assert!(edge.handle_frame(welcome, &held, now).is_err());
+    assert!(edge.handle_frame(Body::Batch(Batch { seq: 2, changes: vec![] }), &held, now).is_err());
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Put(u8, u8),
+    Delete(u8),
+    Steps(u8),
+    Commit,
+    Cut,
+    CloudRestart,
+    Report,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (0..12_u8, any::<u8>()).prop_map(|(key, content)| Event::Put(key, content)),
+        2 => (0..12_u8).prop_map(Event::Delete),
+        6 => (1..6_u8).prop_map(Event::Steps),
+        4 => Just(Event::Commit),
+        1 => Just(Event::Cut),
+        1 => Just(Event::CloudRestart),
+        1 => Just(Event::Report),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Whatever happens in between, after quiet both hold the same, and each report has arrived.
+    #[test]
+    fn converges(events in proptest::collection::vec(event(), 1..80)) {
+        let (mut view, store) = (TestView::default(), TestStore::default());
+        let mut outbox: Vec<u64> = Vec::new();
+        let mut next_report = 0;
+        let mut arrived = std::collections::BTreeSet::new();
+        let mut pair = Pair::new(&store);
+        let report = |pair: &mut Pair, id: u64| if pair.edge.report_room() > 0 {
+            pair.edge.report(vec![Report { id, kind: 4, key: "Pod/a/b".into(), payload: Bytes::new() }]);
+        };
+        for event in events {
+            match event {
+                Event::Put(key, content) => {
+                    let key = view.put(&format!("Pod/a/{key}"), &format!("{content}").repeat(30));
+                    pair.cloud.mark_dirty(key);
+                }
+                Event::Delete(key) => {
+                    let key = view.delete(&format!("Pod/a/{key}"));
+                    pair.cloud.mark_dirty(key);
+                }
+                Event::Steps(count) => for _ in 0..count { pair.step(&view, &store); },
+                Event::Commit => { pair.commit(&store); }
+                Event::Cut | Event::CloudRestart => {
+                    arrived.extend(pair.reports.iter().map(|report| report.id));
+                    outbox.retain(|id| !pair.done.contains(id));
+                    pair = Pair::new(&store);
+                    // What the outbox holds is sent again, oldest first.
+                    pair.step(&view, &store);
+                }
+                Event::Report => {
+                    next_report += 1;
+                    outbox.push(next_report);
+                    report(&mut pair, next_report);
+                }
+            }
+        }
+        arrived.extend(pair.reports.iter().map(|report| report.id));
+        outbox.retain(|id| !pair.done.contains(id));
+        let mut pair = Pair::new(&store);
+        pair.settle(&view, &store);
+        for id in outbox.clone() { report(&mut pair, id); pair.settle(&view, &store); }
+        arrived.extend(pair.reports.iter().map(|report| report.id));
+        prop_assert!(pair.synced);
+        prop_assert_eq!(view.digest(), store.digest());
+        prop_assert_eq!(arrived.len() as u64, next_report);
+    }
+}

@@ -1,0 +1,58 @@
+//! When to ping, and when to give a silent peer up.
+
+use std::time::{Duration, Instant};
+
+use super::Dead;
+
+/// Heartbeats outside these bounds are brought inside them: a peer must not make us spin, nor keep a dead link for ever.
+pub const HEARTBEAT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(600));
+
+/// A connection that has not got through its handshake by then is closed.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Liveness of one link. The edge pings when a heartbeat has passed without an exchange; the cloud only answers, and
+/// pings by itself when an expected ping is overdue. Either gives up after two heartbeats of silence.
+#[derive(Debug)]
+pub(crate) struct Timers {
+    ping_after: Duration,
+    heartbeat: Duration,
+    heard: Instant,
+    pinged: Instant,
+}
+
+impl Timers {
+    pub(crate) fn edge(heartbeat: Duration, now: Instant) -> Self {
+        let heartbeat = heartbeat.clamp(HEARTBEAT.0, HEARTBEAT.1);
+        Self { ping_after: heartbeat, heartbeat, heard: now, pinged: now }
+    }
+
+    pub(crate) fn cloud(heartbeat: Duration, now: Instant) -> Self {
+        let heartbeat = heartbeat.clamp(HEARTBEAT.0, HEARTBEAT.1);
+        Self { ping_after: heartbeat * 5 / 4, heartbeat, heard: now, pinged: now }
+    }
+
+    pub(crate) fn heard(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.ping_due().min(self.heard + 2 * self.heartbeat)
+    }
+
+    /// Whether a ping is due now, or the peer is to be given up.
+    pub(crate) fn check(&mut self, now: Instant) -> Result<bool, Dead> {
+        let silence = now.saturating_duration_since(self.heard);
+        if silence >= 2 * self.heartbeat {
+            return Err(Dead { silence });
+        }
+        let due = now >= self.ping_due();
+        if due {
+            self.pinged = now;
+        }
+        Ok(due)
+    }
+
+    fn ping_due(&self) -> Instant {
+        self.heard.max(self.pinged) + self.ping_after
+    }
+}

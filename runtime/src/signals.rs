@@ -1,0 +1,34 @@
+//! SIGTERM and SIGINT ask a daemon to stop; a second one ends it at once.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// The signals that stop a daemon, hooked before anything else runs.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub fn hook() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Cancels `stop` on the first signal and returns on the second; the caller then leaves without waiting.
+    pub async fn run(mut self, stop: CancellationToken) {
+        info!(signal = self.next().await, "stopping");
+        stop.cancel();
+        info!(signal = self.next().await, "second signal; leaving at once");
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            // Signals are kept by the other stream when one wins.
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

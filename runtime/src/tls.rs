@@ -1,0 +1,149 @@
+//! Identity on the link: the cluster's own CA, the certificates that it issues, and the TLS configurations of both ends.
+//!
+//! A node's client certificate is `CN=system:node:<name>, O=system:nodes`, as for a kubelet. TLS 1.2 and 1.3, ring only.
+
+use std::{io, path::Path, sync::Arc};
+
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+    server::WebPkiClientVerifier,
+};
+use rustls_pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+pub mod authority;
+pub mod pin;
+
+pub use authority::{CertificateAuthority, CsrError, node_csr};
+pub use pin::{PinError, pinned_client_config};
+
+/// Prefix of a node's common name.
+pub const NODE_CN: &str = "system:node:";
+/// A node's organization.
+pub const NODES_ORGANIZATION: &str = "system:nodes";
+
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("failed to read {path}")]
+    Read {
+        path: String,
+        #[source]
+        source: rustls_pki_types::pem::Error,
+    },
+    #[error("failed to write {path}")]
+    Write {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("certificate or key is not usable")]
+    Rustls(#[from] rustls::Error),
+    #[error("CA certificate is not usable to verify clients")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+    #[error("certificate is malformed")]
+    Certificate(#[source] x509_parser::nom::Err<x509_parser::error::X509Error>),
+}
+
+/// Makes ring the process's cryptography. To be called first in each `main`; a second call does nothing.
+pub fn install_provider() {
+    // It fails only when a provider is installed already.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
+/// cloudcore's side: a client certificate is asked for and, if one comes, verified against the CA. Enrolment has none yet,
+/// so what needs one checks for it.
+pub fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    ca: &[CertificateDer<'static>],
+) -> Result<ServerConfig, TlsError> {
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots(ca)?)).allow_unauthenticated().build()?;
+    Ok(ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?)
+}
+
+/// edgecore's side, once it has a certificate.
+pub fn client_config(
+    ca: &[CertificateDer<'static>],
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ClientConfig, TlsError> {
+    Ok(ClientConfig::builder().with_root_certificates(roots(ca)?).with_client_auth_cert(chain, key)?)
+}
+
+fn roots(ca: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in ca {
+        roots.add(certificate.clone())?;
+    }
+    Ok(roots)
+}
+
+/// The node that a verified client certificate belongs to; `None` when it is not a node's.
+pub fn node_of(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let subject = certificate.subject();
+    let mut organizations = subject.iter_organization().filter_map(|name| name.as_str().ok());
+    if !organizations.any(|name| name == NODES_ORGANIZATION) {
+        return None;
+    }
+    let mut names = subject.iter_common_name().filter_map(|name| name.as_str().ok());
+    let (name, None) = (names.next()?, names.next()) else { return None };
+    name.strip_prefix(NODE_CN).filter(|node| !node.is_empty()).map(str::to_owned)
+}
+
+/// Not before and not after, in seconds since 1970.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), TlsError> {
+    let (_, certificate) = X509Certificate::from_der(certificate).map_err(TlsError::Certificate)?;
+    let validity = certificate.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|source| TlsError::Read { path: path.display().to_string(), source })
+}
+
+pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path)
+        .map_err(|source| TlsError::Read { path: path.display().to_string(), source })
+}
+
+/// A PKCS#8 key from its DER.
+pub fn pkcs8(der: Vec<u8>) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der))
+}
+
+/// Writes a file so that a power cut leaves the old one or the new one: write, sync, rename, sync the directory.
+pub fn write_durably(path: &Path, mode: u32, content: &[u8]) -> Result<(), TlsError> {
+    use std::{fs, io::Write, os::unix::fs::OpenOptionsExt};
+    let write = || -> io::Result<()> {
+        let parent = path.parent().ok_or_else(|| io::Error::other("path has no parent"))?;
+        fs::create_dir_all(parent)?;
+        let new = path.with_extension("new");
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        fs::File::open(parent)?.sync_all()
+    };
+    write().map_err(|source| TlsError::Write { path: path.display().to_string(), source })
+}
+
+/// PEM text of one block.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine;
+    let body = base64::prelude::BASE64_STANDARD.encode(der);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    let mut rest = body.as_str();
+    while !rest.is_empty() {
+        let (line, tail) = rest.split_at(rest.len().min(64));
+        text.push_str(line);
+        text.push('\n');
+        rest = tail;
+    }
+    text.push_str(&format!("-----END {label}-----\n"));
+    text
+}
