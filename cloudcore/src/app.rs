@@ -1,0 +1,192 @@
+//! Wiring: everything is built first (addresses bound, certificates read), then it runs.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use kube::{
+    Client,
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use prometheus_client::registry::Registry as MetricsRegistry;
+use runtime::{
+    Supervisor,
+    admin::{Admin, AdminError, Page, Readiness},
+    supervisor::Outcome,
+    telemetry::LogLevel,
+};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{
+    cloudhub::{
+        listener::{CloudHub, HubError},
+        registry::Registry,
+        session::SessionContext,
+    },
+    config::{ApiServerConfig, Config},
+    edgecontroller::{
+        cache::Reflector, index::Index, objects::KINDS, protection::Protection, upstream::Upstream,
+    },
+    metrics::Metrics,
+    secrets::{self, SecretError},
+};
+
+/// For sessions to say goodbye.
+const GRACE: Duration = Duration::from_secs(8);
+
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("failed to listen on {address} for edge nodes")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error("kubeconfig is not usable (kubeAPIConfig.kubeConfig)")]
+    Kubeconfig(#[source] KubeconfigError),
+    #[error("not in a cluster, and no kubeconfig is given (kubeAPIConfig.kubeConfig)")]
+    InCluster(#[source] kube::config::InClusterError),
+    #[error("kubeAPIConfig.master is not a URL")]
+    Master(#[source] http::uri::InvalidUri),
+    #[error("failed to set up the client of the API server")]
+    Client(#[source] kube::Error),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
+}
+
+/// Everything that runs, bound and connected.
+pub struct App {
+    tasks: Supervisor,
+    address: SocketAddr,
+}
+
+impl App {
+    /// Binds and wires; nothing that needs the API server happens before [`run`](Self::run).
+    pub async fn build(
+        config: Config,
+        log_level: LogLevel,
+        stop: &CancellationToken,
+    ) -> Result<Self, AppError> {
+        let Config { log_level: _, log_format: _, admin_address, api_server, hub, lease } = config;
+        let client = client(&api_server).await?;
+        let listen_error = |source| AppError::Listen { address: hub.listen, source };
+        let listener = TcpListener::bind(hub.listen).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+
+        let metrics = Metrics::default();
+        let mut registry = MetricsRegistry::default();
+        metrics.register(&mut registry);
+        let index = Arc::new(Index::new());
+        let sessions = Arc::new(Registry::default());
+        let serving = Arc::new(AtomicBool::new(false));
+        let ready = readiness(&serving, &index);
+        let page = status_page(address, &index, &sessions);
+        let admin = Admin::bind(&admin_address, registry, log_level, ready, vec![("/status", page)]).await?;
+
+        let upstream = Upstream::new(client.clone(), Arc::clone(&index), metrics.clone());
+        let context = Arc::new(SessionContext {
+            client: client.clone(),
+            index: Arc::clone(&index),
+            upstream: Arc::new(upstream),
+            registry: sessions,
+            metrics,
+            hub,
+            lease,
+        });
+        let mut tasks = Supervisor::new(stop.clone());
+        tasks.spawn("admin", admin.run(stop.child_token()));
+        for kind in &KINDS {
+            let reflector = Reflector::new(client.clone(), kind, Arc::clone(&index));
+            tasks.spawn(kind.key, reflector.run(stop.child_token()));
+        }
+        tasks.spawn("protection", Protection::new(client.clone(), index).run(stop.child_token()));
+        tasks.spawn("cloudhub", serve(client, listener, context, serving, stop.child_token()));
+        Ok(Self { tasks, address })
+    }
+
+    /// Where edge nodes connect; the port may have been chosen by the kernel.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Runs until `stop` is cancelled or a task ends.
+    pub async fn run(self) -> Outcome {
+        self.tasks.join(GRACE).await
+    }
+}
+
+/// Waits for the API server, then serves edge nodes.
+async fn serve(
+    client: Client,
+    listener: TcpListener,
+    context: Arc<SessionContext>,
+    serving: Arc<AtomicBool>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let ca = tokio::select! {
+        // What was created is read at the next start.
+        ca = secrets::establish(&client) => ca?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let hub = CloudHub::new(listener, context, ca);
+    serving.store(true, Ordering::Relaxed);
+    info!("serving edge nodes");
+    let served = hub.run(stop).await;
+    serving.store(false, Ordering::Relaxed);
+    Ok(served?)
+}
+
+fn readiness(serving: &Arc<AtomicBool>, index: &Arc<Index>) -> Readiness {
+    let (serving, index) = (Arc::clone(serving), Arc::clone(index));
+    Arc::new(move || {
+        if !serving.load(Ordering::Relaxed) {
+            return Err("waiting for the API server, or stopping".to_owned());
+        }
+        let missing = index.missing_kinds();
+        if missing.is_empty() { Ok(()) } else { Err(format!("not listed yet: {}", missing.join(", "))) }
+    })
+}
+
+fn status_page(address: SocketAddr, index: &Arc<Index>, sessions: &Arc<Registry>) -> Page {
+    let (index, sessions) = (Arc::clone(index), Arc::clone(sessions));
+    Arc::new(move || {
+        let (objects, _) = index.sizes();
+        json!({"address": address.to_string(), "sessions": sessions.len(), "objects": objects})
+    })
+}
+
+async fn client(config: &ApiServerConfig) -> Result<Client, AppError> {
+    let mut client = match &config.kubeconfig {
+        Some(path) => {
+            let kubeconfig = Kubeconfig::read_from(path).map_err(AppError::Kubeconfig)?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .map_err(AppError::Kubeconfig)?
+        }
+        None => kube::Config::incluster().map_err(AppError::InCluster)?,
+    };
+    if let Some(master) = &config.master {
+        client.cluster_url = master.parse().map_err(AppError::Master)?;
+    }
+    client.connect_timeout = Some(Duration::from_secs(10));
+    // Each use has its own way of trying again, which knows whom it holds up.
+    client.default_retry = false;
+    Client::try_from(client).map_err(AppError::Client)
+}

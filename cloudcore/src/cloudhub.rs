@@ -1,0 +1,10 @@
+//! The edge's side of cloudcore: one TCP port for HTTPS (enrollment, health) and for the link.
+//!
+//! [`listener`] accepts, [`enrollment`] signs certificates for holders of a join token, [`session`] drives one node's
+//! session, [`registry`] sees to it that a node has one session, [`authz`] says what a node may see and write.
+
+pub mod authz;
+pub mod enrollment;
+pub mod listener;
+pub mod registry;
+pub mod session;

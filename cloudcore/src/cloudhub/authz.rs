@@ -1,0 +1,147 @@
+//! What a node may write and ask for: only what is its own. Pure rules; the callers fetch the facts.
+
+use proto::message::TokenQuestion;
+
+use crate::edgecontroller::objects::PodFacts;
+
+/// Why a node was refused; told to the node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    #[error("the pod does not exist")]
+    Gone,
+    #[error("the pod is not bound to this node")]
+    OtherNode,
+    #[error("the pod has been replaced by another one of the same name")]
+    OtherUid,
+    #[error("the pod is not being deleted")]
+    NotDeleting,
+    #[error("the pod uses another service account")]
+    OtherServiceAccount,
+    #[error("the event is neither about this node nor about one of its pods")]
+    ForeignEvent,
+    #[error("the report is not about this node")]
+    ForeignNode,
+}
+
+/// Whether `node` may report on the pod that `pod` describes and it knows by `uid`.
+pub fn may_report(node: &str, pod: &PodFacts, uid: &str) -> Result<(), Denied> {
+    if *pod.node != *node {
+        return Err(Denied::OtherNode);
+    }
+    if *pod.uid != *uid {
+        return Err(Denied::OtherUid);
+    }
+    Ok(())
+}
+
+/// Whether `node` may say that the pod is gone.
+pub fn may_terminate(node: &str, pod: &PodFacts, uid: &str) -> Result<(), Denied> {
+    may_report(node, pod, uid)?;
+    if pod.deleting { Ok(()) } else { Err(Denied::NotDeleting) }
+}
+
+/// Whether `node` may have a token of the service account for the pod.
+pub fn may_have_token(node: &str, pod: &PodFacts, question: &TokenQuestion) -> Result<(), Denied> {
+    may_report(node, pod, &question.pod_uid)?;
+    if *pod.service_account == *question.service_account { Ok(()) } else { Err(Denied::OtherServiceAccount) }
+}
+
+/// Whether a node may give itself this label, by the rules of the API server's NodeRestriction for kubelets: of the
+/// names that belong to Kubernetes, only those that describe the node.
+pub fn may_label(key: &str) -> bool {
+    let (prefix, name) = key.split_once('/').unwrap_or(("", key));
+    let of_kubernetes = ["kubernetes.io", "k8s.io"].iter().any(|domain| {
+        prefix == *domain || prefix.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+    });
+    if !of_kubernetes {
+        return true;
+    }
+    match prefix {
+        "kubernetes.io" | "beta.kubernetes.io" => {
+            matches!(name, "hostname" | "os" | "arch" | "instance-type")
+        }
+        "node-role.kubernetes.io" => matches!(name, "edge" | "agent"),
+        "topology.kubernetes.io" => matches!(name, "region" | "zone"),
+        "node.kubernetes.io" | "kubelet.kubernetes.io" => true,
+        _ => prefix.ends_with(".node.kubernetes.io") || prefix.ends_with(".kubelet.kubernetes.io"),
+    }
+}
+
+/// Whether `text` can be the name of an object, and so a segment of a URL.
+pub fn is_name(text: &str) -> bool {
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    (1..=253).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod() -> PodFacts {
+        PodFacts {
+            uid: "u".into(),
+            node: "mine".into(),
+            service_account: "robot".into(),
+            deleting: false,
+            evictable: false,
+            references: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_node_reports_on_its_own_pods_only() {
+        assert_eq!(may_report("mine", &pod(), "u"), Ok(()));
+        assert_eq!(may_report("other", &pod(), "u"), Err(Denied::OtherNode));
+        assert_eq!(may_report("mine", &pod(), "older"), Err(Denied::OtherUid));
+        assert_eq!(may_terminate("mine", &pod(), "u"), Err(Denied::NotDeleting));
+        assert_eq!(may_terminate("mine", &PodFacts { deleting: true, ..pod() }, "u"), Ok(()));
+        assert_eq!(
+            may_terminate("other", &PodFacts { deleting: true, ..pod() }, "u"),
+            Err(Denied::OtherNode)
+        );
+    }
+
+    #[test]
+    fn a_token_is_for_the_pods_own_account() {
+        let question = |account: &str, uid: &str| TokenQuestion {
+            service_account: account.to_owned(),
+            pod_uid: uid.to_owned(),
+            ..TokenQuestion::default()
+        };
+        assert_eq!(may_have_token("mine", &pod(), &question("robot", "u")), Ok(()));
+        assert_eq!(may_have_token("mine", &pod(), &question("admin", "u")), Err(Denied::OtherServiceAccount));
+        assert_eq!(may_have_token("mine", &pod(), &question("robot", "v")), Err(Denied::OtherUid));
+        assert_eq!(may_have_token("other", &pod(), &question("robot", "u")), Err(Denied::OtherNode));
+    }
+
+    #[test]
+    fn labels_follow_node_restriction() {
+        for key in [
+            "kubernetes.io/hostname",
+            "site",
+            "example.com/site",
+            "node-role.kubernetes.io/edge",
+            "topology.kubernetes.io/zone",
+            "notkubernetes.io/x",
+        ] {
+            assert!(may_label(key), "{key}");
+        }
+        for key in [
+            "node-restriction.kubernetes.io/tenant",
+            "node-role.kubernetes.io/control-plane",
+            "kubernetes.io/cluster-service",
+            "x.k8s.io/y",
+        ] {
+            assert!(!may_label(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn names_cannot_leave_their_segment_of_a_url() {
+        assert!(is_name("web-0.example"));
+        for text in ["", "..", ".", "a/b", "a?b", "a%2fb", "a#b", "A", "a b", &"x".repeat(254)] {
+            assert!(!is_name(text), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The one port: TLS, then HTTP/1 for `POST /edge.crt`, `GET /healthz` and the upgrade `GET /link`.
+//!
+//! A client certificate is optional in TLS, because who enrolls has none yet; `/link` asks for one. Until a connection has
+//! become a session it is bounded in number and in time, so that strangers cannot use the port up.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use runtime::{
+    link::websocket,
+    tls::{self, CertificateAuthority},
+};
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    enrollment::Enrollment,
+    session::{self, SessionContext},
+};
+use crate::metrics::{EnrollmentLabels, HandshakeLabels};
+
+/// TLS handshakes under way at once: each costs a signature, and a core makes a few thousand a second.
+const HANDSHAKES: usize = 128;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the handshake to the answer of an enrollment, or to the upgrade.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections beyond the sessions: those that are still shaking hands or enrolling.
+const GUESTS: usize = 512;
+/// How long sessions may take to say goodbye when cloudcore stops.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// The server's certificate is made anew, in memory, long before it expires.
+const REISSUE: Duration = Duration::from_hours(7 * 24);
+/// After the process has run out of file handles.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    #[error("failed to issue the server's certificate")]
+    Issue(#[from] tls::CsrError),
+    #[error("failed to set TLS up")]
+    Tls(#[from] tls::TlsError),
+}
+
+/// The hub, bound and ready to serve.
+pub struct CloudHub {
+    listener: TcpListener,
+    hub: Arc<Hub>,
+}
+
+struct Hub {
+    context: Arc<SessionContext>,
+    enrollment: Enrollment,
+    handshakes: Semaphore,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl CloudHub {
+    pub fn new(listener: TcpListener, context: Arc<SessionContext>, ca: CertificateAuthority) -> Self {
+        let enrollment = Enrollment::new(ca, Arc::clone(&context.index), context.hub.certificate_validity);
+        let hub = Hub { context, enrollment, handshakes: Semaphore::new(HANDSHAKES) };
+        Self { listener, hub: Arc::new(hub) }
+    }
+
+    /// Serves until `stop` is cancelled, then has every session say goodbye.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), HubError> {
+        let Self { listener, hub } = self;
+        let mut acceptor = hub.acceptor()?;
+        let mut reissue = time::interval(REISSUE);
+        reissue.reset();
+        let limit = hub.context.hub.node_limit.saturating_add(GUESTS);
+        let mut connections = JoinSet::new();
+        loop {
+            let full = connections.len() >= limit;
+            tokio::select! {
+                // A connection stays in the backlog when another arm wins.
+                accepted = listener.accept(), if !full => match accepted {
+                    Ok((tcp, peer)) => {
+                        let (hub, acceptor, stop) = (Arc::clone(&hub), acceptor.clone(), stop.child_token());
+                        connections.spawn(hub.serve(tcp, peer, acceptor, stop));
+                    }
+                    Err(error) => {
+                        warn!(error = %runtime::chain(&error), "failed to accept a connection");
+                        time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        warn!(error = %runtime::chain(&error), "a connection's task panicked");
+                    }
+                }
+                _ = reissue.tick() => acceptor = hub.acceptor()?,
+                () = stop.cancelled() => break,
+            }
+        }
+        drop(listener);
+        let all = async { while connections.join_next().await.is_some() {} };
+        if time::timeout(FAREWELL, all).await.is_err() {
+            warn!("sessions did not end in time");
+        }
+        Ok(())
+    }
+}
+
+impl Hub {
+    fn acceptor(&self) -> Result<TlsAcceptor, HubError> {
+        let ca = self.enrollment.ca();
+        let (chain, key) = ca.issue_server(&self.context.hub.names)?;
+        let mut config = tls::server_config(chain, key, std::slice::from_ref(ca.certificate()))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        acceptor: TlsAcceptor,
+        stop: CancellationToken,
+    ) {
+        let guest = async {
+            let stream = self.handshake(tcp, &acceptor).await?;
+            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let certificate = certificate.map(|certificate| certificate.clone().into_owned());
+            self.http(stream, certificate).await
+        };
+        let upgraded = tokio::select! {
+            // Nothing has been promised to a guest yet.
+            upgraded = time::timeout(HANDSHAKE_TIMEOUT + REQUEST_TIMEOUT, guest) => upgraded,
+            () = stop.cancelled() => return,
+        };
+        match upgraded {
+            Ok(Ok(Some((node, io)))) => {
+                let link = websocket::server(io, peer).await;
+                session::run(Arc::clone(&self.context), link, node, stop).await;
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(reason)) => debug!(%peer, reason, "connection ended"),
+            Err(_) => debug!(%peer, "connection timed out"),
+        }
+    }
+
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        acceptor: &TlsAcceptor,
+    ) -> Result<tokio_rustls::server::TlsStream<TcpStream>, String> {
+        tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+        let _turn = self.handshakes.acquire().await;
+        let shaken = time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await;
+        let outcome = match &shaken {
+            Ok(Ok(_)) => "ok",
+            Ok(Err(_)) => "failed",
+            Err(_) => "timed out",
+        };
+        self.context.metrics.handshakes.get_or_create(&HandshakeLabels { outcome }).inc();
+        match shaken {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(format!("TLS handshake failed: {}", runtime::chain(&error))),
+            Err(_) => Err("TLS handshake timed out".to_owned()),
+        }
+    }
+
+    /// Answers one request; returns the node and its stream if that was an upgrade.
+    async fn http(
+        &self,
+        stream: tokio_rustls::server::TlsStream<TcpStream>,
+        certificate: Option<CertificateDer<'static>>,
+    ) -> Result<Option<(String, TokioIo<hyper::upgrade::Upgraded>)>, String> {
+        let upgrade: Mutex<Option<(String, OnUpgrade)>> = Mutex::new(None);
+        let service = service_fn(|request: Request<Incoming>| {
+            let (certificate, upgrade) = (certificate.as_ref(), &upgrade);
+            async move { Ok::<_, Infallible>(self.answer(request, certificate, upgrade).await) }
+        });
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .keep_alive(false)
+            .max_headers(64)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+            .await
+            .map_err(|error| runtime::chain(&error).to_string())?;
+        let upgrade = upgrade.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Some((node, upgrade)) = upgrade else { return Ok(None) };
+        let io = upgrade.await.map_err(|error| runtime::chain(&error).to_string())?;
+        Ok(Some((node, TokioIo::new(io))))
+    }
+
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        certificate: Option<&CertificateDer<'static>>,
+        upgrade: &Mutex<Option<(String, OnUpgrade)>>,
+    ) -> Answer {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
+            (&Method::POST, "/edge.crt") => {
+                let answer = self.enrollment.answer(request).await;
+                let code = answer.status().as_u16();
+                self.context.metrics.enrollments.get_or_create(&EnrollmentLabels { code }).inc();
+                answer
+            }
+            (&Method::GET, websocket::PATH) => match self.admit(certificate, request.headers()) {
+                Ok((node, key)) => {
+                    let on_upgrade = hyper::upgrade::on(&mut request);
+                    *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some((node, on_upgrade));
+                    switching(&key)
+                }
+                Err((code, reason)) => {
+                    info!(reason, "link refused");
+                    text(code, reason)
+                }
+            },
+            (_, "/healthz" | "/edge.crt" | websocket::PATH) => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n")
+            }
+            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+
+    /// The node that may open a link, with the key of its WebSocket handshake.
+    fn admit(
+        &self,
+        certificate: Option<&CertificateDer<'static>>,
+        headers: &HeaderMap,
+    ) -> Result<(String, String), (StatusCode, String)> {
+        let Some(certificate) = certificate else {
+            let reason = "no client certificate: enroll with `keadm join` first\n";
+            return Err((StatusCode::UNAUTHORIZED, reason.to_owned()));
+        };
+        let Some(node) = tls::node_of(certificate) else {
+            return Err((StatusCode::FORBIDDEN, "the client certificate is not a node's\n".to_owned()));
+        };
+        let registry = &self.context.registry;
+        if registry.len() >= self.context.hub.node_limit && !registry.contains(&node) {
+            let reason = format!(
+                "node limit of {} reached (modules.cloudHub.nodeLimit)\n",
+                self.context.hub.node_limit
+            );
+            return Err((StatusCode::SERVICE_UNAVAILABLE, reason));
+        }
+        let key = websocket_key(headers).ok_or_else(|| {
+            (StatusCode::BAD_REQUEST, "not a WebSocket handshake of version 13\n".to_owned())
+        })?;
+        Ok((node, key))
+    }
+}
+
+fn websocket_key(headers: &HeaderMap) -> Option<String> {
+    let names = |header: header::HeaderName, word: &str| {
+        let value = headers.get(header).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        value.split(',').any(|token| token.trim().eq_ignore_ascii_case(word))
+    };
+    let upgrade = names(header::CONNECTION, "upgrade") && names(header::UPGRADE, "websocket");
+    let version = headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+    let key = headers.get(header::SEC_WEBSOCKET_KEY)?.to_str().ok()?;
+    (upgrade && version).then(|| key.to_owned())
+}
+
+fn switching(key: &str) -> Answer {
+    let mut answer = text(StatusCode::SWITCHING_PROTOCOLS, "");
+    let headers = answer.headers_mut();
+    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+    // Base64 is always a valid header value.
+    if let Ok(accept) = header::HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    answer
+}
+
+pub(super) fn text(code: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = code;
+    answer
+}

@@ -1,0 +1,447 @@
+//! Drives one node's session: frames between the link and [`CloudSession`], changes of the node's view, reports to the
+//! API server and their acks, the node's Lease while it is alive.
+//!
+//! Everything that the session started ends with it: its tasks are in one set, which is dropped with the driver.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use kube::Client;
+use proto::{
+    codec::{self, DecodeError, EncodeError},
+    message::{Answer, Body, GoodbyeReason, Report, ReportAck, ReportKind, Request, Response},
+    session::{CloudEvent, CloudSession, Dead, Violation},
+};
+use runtime::link::{FrameSender, Link, LinkError};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{self, Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::registry::{Registration, Registry};
+use crate::{
+    config::HubConfig,
+    edgecontroller::{
+        index::{Index, NodeSubscription},
+        lanes::Lanes,
+        lease::{self, LeaseConfig},
+        upstream::Upstream,
+    },
+    metrics::{BytesLabels, EndLabels, Metrics},
+};
+
+/// What cloudcore calls itself on the link.
+const SOFTWARE: &str = concat!("cloudcore v", env!("CARGO_PKG_VERSION"));
+
+/// Frames that wait for the writer: one is being written, and the next are ready when it is done.
+const WRITE_QUEUE: usize = 4;
+
+/// Reports of one node under way at the API server at once.
+const REPORTS_AT_ONCE: usize = 4;
+
+/// Questions of one node under way at once, and waiting. An edge asks for a token a pod and volume.
+const QUESTIONS_AT_ONCE: usize = 4;
+const QUESTIONS_WAITING: usize = 256;
+
+/// For the last frames before the link is closed.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What sessions share.
+pub struct SessionContext {
+    pub client: Client,
+    pub index: Arc<Index>,
+    pub upstream: Arc<Upstream>,
+    pub registry: Arc<Registry>,
+    pub metrics: Metrics,
+    pub hub: HubConfig,
+    pub lease: LeaseConfig,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the edge closed the link")]
+    Closed,
+    #[error("the edge said goodbye ({reason:?}): {detail}")]
+    Goodbye { reason: GoodbyeReason, detail: String },
+    #[error("link broke")]
+    Link(#[source] LinkError),
+    #[error("frame could not be written within {0:?}")]
+    WriteTimedOut(Duration),
+    #[error("edge sent something that is no frame")]
+    Decode(#[source] DecodeError),
+    #[error("frame cannot be sent")]
+    Encode(#[source] EncodeError),
+    #[error(transparent)]
+    Violation(Violation),
+    #[error(transparent)]
+    Dead(Dead),
+    #[error("a newer connection of the node took over")]
+    Superseded,
+    #[error("cloudcore is stopping")]
+    Stopping,
+    #[error("the node fell too far behind")]
+    Behind,
+    #[error("a task of the session failed")]
+    Task,
+}
+
+impl End {
+    /// What the edge is told, where there is something to tell.
+    fn farewell(&self) -> Option<(GoodbyeReason, String)> {
+        let reason = match self {
+            Self::Superseded => GoodbyeReason::Superseded,
+            Self::Stopping | Self::Behind | Self::Task | Self::Encode(_) => GoodbyeReason::ShuttingDown,
+            Self::Decode(_) | Self::Violation(_) => GoodbyeReason::Violation,
+            Self::Closed | Self::Goodbye { .. } | Self::Link(_) | Self::WriteTimedOut(_) | Self::Dead(_) => {
+                return None;
+            }
+        };
+        Some((reason, self.to_string()))
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Goodbye { .. } => "goodbye",
+            Self::Link(_) => "broken",
+            Self::WriteTimedOut(_) => "write timeout",
+            Self::Decode(_) | Self::Violation(_) => "violation",
+            Self::Encode(_) | Self::Task => "internal",
+            Self::Dead(_) => "silent",
+            Self::Superseded => "superseded",
+            Self::Stopping => "stopping",
+            Self::Behind => "behind",
+        }
+    }
+}
+
+/// One thing to do for the node at the API server.
+enum Work {
+    Report(Report),
+    /// The Node is not what this session last reported: report it again.
+    Heal,
+}
+
+/// What a task of the session came to.
+enum Done {
+    Work { lane: String, ack: Option<ReportAck> },
+    Answer(Response),
+    Writer(Result<(), End>),
+}
+
+struct Driver {
+    context: Arc<SessionContext>,
+    node: Arc<str>,
+    session: CloudSession,
+    view: NodeSubscription,
+    tasks: JoinSet<Done>,
+    frames: mpsc::Sender<Bytes>,
+    /// The writer's queue is full.
+    blocked: bool,
+    lanes: Lanes<Work>,
+    healing: bool,
+    node_status: Option<Report>,
+    questions: VecDeque<Request>,
+    answering: usize,
+}
+
+/// Runs a session on a link whose peer has proven to be `node`, until it ends.
+#[tracing::instrument(name = "session", skip_all, fields(%node, session = tracing::field::Empty))]
+pub async fn run(context: Arc<SessionContext>, link: Link, node: String, stop: CancellationToken) {
+    let registration = context.registry.enter(&node);
+    tracing::Span::current().record("session", registration.id());
+    let metrics = context.metrics.clone();
+    metrics.sessions.inc();
+    let (peer, transport) = (link.peer, link.transport);
+    debug!(%peer, transport, "link opened");
+    let end = drive(context, link, &node, &registration, stop).await;
+    metrics.sessions.dec();
+    metrics.session_ends.get_or_create(&EndLabels { reason: end.label() }).inc();
+    match &end {
+        End::Violation(_) | End::Decode(_) | End::Task | End::Encode(_) => {
+            warn!(reason = %runtime::chain(&end), %peer, "session ended");
+        }
+        _ => info!(reason = %runtime::chain(&end), %peer, "session ended"),
+    }
+}
+
+async fn drive(
+    context: Arc<SessionContext>,
+    link: Link,
+    node: &str,
+    registration: &Registration,
+    stop: CancellationToken,
+) -> End {
+    let Link { sender, mut receiver, peer: _, transport: _ } = link;
+    let (frames, queue) = mpsc::channel(WRITE_QUEUE);
+    let mut tasks = JoinSet::new();
+    let write_timeout = context.hub.write_timeout;
+    let written = context.metrics.bytes.get_or_create_owned(&BytesLabels { direction: "sent" });
+    tasks.spawn(async move {
+        let count = move |bytes: usize| {
+            written.inc_by(bytes as u64);
+        };
+        Done::Writer(write(sender, queue, write_timeout, count).await)
+    });
+    let received = context.metrics.bytes.get_or_create_owned(&BytesLabels { direction: "received" });
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
+    let now = Instant::now().into_std();
+    let mut driver = Driver {
+        session: CloudSession::new(node.to_owned(), SOFTWARE.to_owned(), unix_ms, now),
+        view: context.index.subscribe(node),
+        node: node.into(),
+        tasks,
+        frames,
+        blocked: false,
+        lanes: Lanes::new(REPORTS_AT_ONCE),
+        healing: false,
+        node_status: None,
+        questions: VecDeque::new(),
+        answering: 0,
+        context,
+    };
+    let mut heal = time::interval(driver.context.lease.renew_every);
+    heal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let end = loop {
+        if let Err(end) = driver.pump() {
+            break end;
+        }
+        let deadline = Instant::from_std(driver.session.deadline());
+        let stepped = tokio::select! {
+            // Safe to cancel, says its contract.
+            frame = receiver.receive() => match frame {
+                Ok(Some(frame)) => {
+                    received.inc_by(frame.len() as u64);
+                    driver.receive(frame)
+                }
+                Ok(None) => Err(End::Closed),
+                Err(error) => Err(End::Link(error)),
+            },
+            // What was marked stays in the set.
+            () = driver.view.dirty().marked() => Ok(()),
+            // Ended tasks stay in the set; it is never empty while the writer lives.
+            Some(done) = driver.tasks.join_next() => driver.finish(done),
+            // Only a hint that there is room again.
+            () = has_room(&driver.frames), if driver.blocked => Ok(()),
+            () = time::sleep_until(deadline) => {
+                driver.session.handle_deadline(Instant::now().into_std()).map_err(End::Dead)
+            }
+            _ = heal.tick() => {
+                driver.heal();
+                Ok(())
+            }
+            () = registration.superseded().cancelled() => Err(End::Superseded),
+            () = stop.cancelled() => Err(End::Stopping),
+        };
+        if let Err(end) = stepped {
+            break end;
+        }
+    };
+    driver.say_goodbye(&end).await;
+    end
+}
+
+impl Driver {
+    /// Does all that can be done without waiting.
+    fn pump(&mut self) -> Result<(), End> {
+        if self.view.dirty().has_overflowed() {
+            return Err(End::Behind);
+        }
+        while let Some(key) = self.view.dirty().pop() {
+            self.session.mark_dirty(key);
+        }
+        loop {
+            while let Some(event) = self.session.poll_event() {
+                self.handle(event)?;
+            }
+            self.start_work();
+            let permit = match self.frames.try_reserve() {
+                Ok(permit) => permit,
+                Err(mpsc::error::TrySendError::Full(())) => {
+                    self.blocked = true;
+                    return Ok(());
+                }
+                // The writer's own end says why.
+                Err(mpsc::error::TrySendError::Closed(())) => return Ok(()),
+            };
+            self.blocked = false;
+            let Some(body) = self.session.poll_frame(&self.view) else { break };
+            if let Body::Batch(batch) = &body {
+                self.context.metrics.batches.inc();
+                self.context.metrics.changes.inc_by(batch.changes.len() as u64);
+            }
+            permit.send(codec::encode(body).map_err(End::Encode)?);
+        }
+        // Building a frame may have led to an event.
+        while let Some(event) = self.session.poll_event() {
+            self.handle(event)?;
+        }
+        self.start_work();
+        Ok(())
+    }
+
+    fn receive(&mut self, frame: Bytes) -> Result<(), End> {
+        let body = codec::decode(frame).map_err(End::Decode)?;
+        self.session.handle_frame(body, Instant::now().into_std()).map_err(End::Violation)
+    }
+
+    fn handle(&mut self, event: CloudEvent) -> Result<(), End> {
+        match event {
+            CloudEvent::Connected { software } => {
+                info!(software, "node connected");
+                self.keep_lease();
+            }
+            CloudEvent::Synced => info!("node in sync"),
+            CloudEvent::Report(report) => {
+                if report.kind() == ReportKind::NodeStatus {
+                    self.node_status = Some(report.clone());
+                }
+                let lane = report.key.clone();
+                self.lanes.push(&lane, Work::Report(report));
+            }
+            CloudEvent::Question(request) => {
+                if self.questions.len() < QUESTIONS_WAITING {
+                    self.questions.push_back(request);
+                } else {
+                    let busy = Answer::Refused("too many questions at once; ask again later".to_owned());
+                    self.session.answer(Response { id: request.id, answer: Some(busy) });
+                }
+            }
+            CloudEvent::Goodbye { reason, detail } => return Err(End::Goodbye { reason, detail }),
+        }
+        Ok(())
+    }
+
+    fn keep_lease(&mut self) {
+        let index = Arc::clone(&self.context.index);
+        let (client, config) = (self.context.client.clone(), self.context.lease);
+        let node = Arc::clone(&self.node);
+        self.tasks.spawn(async move {
+            let uid = {
+                let node = Arc::clone(&node);
+                move || index.node(&node).map(|node| node.uid.into())
+            };
+            match lease::keep(client, node.to_string(), uid, config).await {}
+        });
+    }
+
+    fn start_work(&mut self) {
+        while let Some((lane, work)) = self.lanes.start() {
+            let (report, ack) = match work {
+                Work::Report(report) => (Some(report), true),
+                Work::Heal => {
+                    self.healing = false;
+                    (self.node_status.clone(), false)
+                }
+            };
+            let Some(report) = report else {
+                self.lanes.done(&lane);
+                continue;
+            };
+            let (upstream, node) = (Arc::clone(&self.context.upstream), Arc::clone(&self.node));
+            self.tasks.spawn(async move {
+                let done = upstream.deliver(&node, &report).await;
+                Done::Work { lane, ack: ack.then_some(done) }
+            });
+        }
+        while self.answering < QUESTIONS_AT_ONCE
+            && let Some(request) = self.questions.pop_front()
+        {
+            self.answering += 1;
+            let (upstream, node) = (Arc::clone(&self.context.upstream), Arc::clone(&self.node));
+            self.tasks.spawn(async move { Done::Answer(upstream.answer(&node, request).await) });
+        }
+    }
+
+    fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), End> {
+        match done {
+            Ok(Done::Work { lane, ack }) => {
+                self.lanes.done(&lane);
+                if let Some(ack) = ack {
+                    self.session.finish_reports(vec![ack]);
+                }
+                Ok(())
+            }
+            Ok(Done::Answer(response)) => {
+                self.answering -= 1;
+                self.session.answer(response);
+                Ok(())
+            }
+            Ok(Done::Writer(result)) => Err(result.err().unwrap_or(End::Closed)),
+            // It panicked; the node starts over with a new session.
+            Err(_) => Err(End::Task),
+        }
+    }
+
+    /// While the node was away, the control plane has called its conditions Unknown; whoever deleted the Node has it back as
+    /// long as it is connected.
+    fn heal(&mut self) {
+        let Some(report) = &self.node_status else { return };
+        let node = self.context.index.node(&self.node);
+        let astray = node.is_none_or(|node| node.ready.as_deref() == Some("Unknown"));
+        if astray && !self.healing && self.context.index.is_complete() {
+            self.healing = true;
+            let lane = report.key.clone();
+            self.lanes.push(&lane, Work::Heal);
+        }
+    }
+
+    /// Says why, if there is anything to say, and lets the writer finish.
+    async fn say_goodbye(self, end: &End) {
+        let Self { mut session, view, mut tasks, frames, .. } = self;
+        let Some((reason, detail)) = end.farewell() else { return };
+        let end = Instant::now() + FAREWELL;
+        // What the session has queued itself (forbidden, no common version) says more.
+        let mut last = session.poll_frame(&view).filter(|body| matches!(body, Body::Goodbye(_)));
+        if last.is_none() {
+            session.close(reason, detail);
+            last = session.poll_frame(&view);
+        }
+        if let Some(Ok(frame)) = last.map(codec::encode)
+            && !matches!(time::timeout_at(end, frames.send(frame)).await, Ok(Ok(())))
+        {
+            return;
+        }
+        drop(frames);
+        // The other tasks are dropped with the set.
+        while let Ok(Some(done)) = time::timeout_at(end, tasks.join_next()).await {
+            if matches!(done, Ok(Done::Writer(_))) {
+                break;
+            }
+        }
+    }
+}
+
+async fn has_room(frames: &mpsc::Sender<Bytes>) {
+    drop(frames.reserve().await);
+}
+
+/// Sends frames in order until the queue is closed.
+async fn write(
+    mut sender: Box<dyn FrameSender>,
+    mut queue: mpsc::Receiver<Bytes>,
+    timeout: Duration,
+    count: impl Fn(usize) + Send,
+) -> Result<(), End> {
+    while let Some(frame) = queue.recv().await {
+        let length = frame.len();
+        match time::timeout(timeout, sender.send(frame)).await {
+            Ok(Ok(())) => count(length),
+            Ok(Err(error)) => return Err(End::Link(error)),
+            Err(_) => return Err(End::WriteTimedOut(timeout)),
+        }
+    }
+    match time::timeout(timeout, sender.close()).await {
+        Ok(Ok(())) | Err(_) => Ok(()),
+        Ok(Err(error)) => Err(End::Link(error)),
+    }
+}

@@ -1,0 +1,98 @@
+//! The configuration as the components take it, made once from the file's types.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crds::componentconfig::{
+    LogFormat as RawLogFormat,
+    cloudcore::{
+        CloudCoreConfig, CloudHub, CloudHubWebSocket, CommonConfig, KubeApiConfig, Modules, NodeLease,
+    },
+};
+use runtime::telemetry::LogFormat;
+
+use crate::edgecontroller::lease::LeaseConfig;
+
+/// The whole of cloudcore's configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub log_level: String,
+    pub log_format: LogFormat,
+    pub admin_address: String,
+    pub api_server: ApiServerConfig,
+    pub hub: HubConfig,
+    pub lease: LeaseConfig,
+}
+
+/// How the API server is reached.
+#[derive(Debug, Clone)]
+pub struct ApiServerConfig {
+    /// In place of the kubeconfig's.
+    pub master: Option<String>,
+    /// Without one, the ServiceAccount of the pod that cloudcore runs in.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// The port that edge nodes connect to.
+#[derive(Debug, Clone)]
+pub struct HubConfig {
+    pub listen: SocketAddr,
+    /// Addresses and DNS names of the server's certificate.
+    pub names: Vec<String>,
+    pub node_limit: usize,
+    pub write_timeout: Duration,
+    pub certificate_validity: Duration,
+}
+
+impl From<CloudCoreConfig> for Config {
+    fn from(raw: CloudCoreConfig) -> Self {
+        let CloudCoreConfig {
+            api_version: _,
+            kind: _,
+            log_level,
+            log_format,
+            common_config: CommonConfig { monitor_server },
+            kube_api_config: KubeApiConfig { master, kube_config },
+            modules: Modules { cloud_hub },
+        } = raw;
+        let CloudHub {
+            advertise_address,
+            dns_names,
+            node_limit,
+            // The edge's own heartbeat, announced in its hello, decides.
+            keepalive_interval: _,
+            write_timeout,
+            edge_cert_signing_duration,
+            node_lease: NodeLease { duration_seconds, renew_interval_seconds },
+            websocket: CloudHubWebSocket { enable: _, port, address },
+        } = cloud_hub;
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let mut names: Vec<String> = ["127.0.0.1", "::1", "localhost"].map(str::to_owned).to_vec();
+        names.extend(advertise_address.iter().map(ToString::to_string));
+        names.extend(dns_names);
+        names.sort_unstable();
+        names.dedup();
+        Self {
+            log_level,
+            log_format: match log_format {
+                RawLogFormat::Text => LogFormat::Text,
+                RawLogFormat::Json => LogFormat::Json,
+            },
+            admin_address: monitor_server.bind_address,
+            api_server: ApiServerConfig {
+                master: Some(master).filter(|master| !master.is_empty()),
+                kubeconfig: Some(kube_config).filter(|path| !path.is_empty()).map(PathBuf::from),
+            },
+            hub: HubConfig {
+                listen: SocketAddr::new(address, port),
+                names,
+                node_limit: usize::try_from(node_limit).unwrap_or(usize::MAX),
+                write_timeout: seconds(write_timeout),
+                certificate_validity: Duration::from_secs(u64::from(edge_cert_signing_duration) * 86_400),
+            },
+            lease: LeaseConfig {
+                renew_every: seconds(renew_interval_seconds),
+                duration: seconds(duration_seconds),
+            },
+        }
+    }
+}

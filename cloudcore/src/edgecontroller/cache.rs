@@ -1,0 +1,294 @@
+//! Reflectors: one list and watch a kind, whose objects go to the index as bytes.
+//!
+//! kube's own watcher hides bookmarks and the version of a list, which [`Index::bookmark`] needs to know how fresh a cache
+//! is, and parses objects; so this is list and watch on the raw answers. The states are client-go's: list everything
+//! (a consistent read, in pages), apply it at once, watch from its version, resume from the last version seen when the watch
+//! ends, and list again when the API server no longer has that version (410 Gone).
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use futures_util::{AsyncBufReadExt, StreamExt};
+use http::Request;
+use kube::Client;
+use proto::ResourceKey;
+use runtime::backoff::Backoff;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    index::Index,
+    objects::{Cached, Kind, resource_version},
+};
+
+/// Objects a page of a list, as client-go.
+const PAGE: u32 = 500;
+/// A page that takes longer is asked for again.
+const LIST_DEADLINE: Duration = Duration::from_mins(1);
+/// The API server ends a watch after this, and we give it up a little later: bookmarks come every minute.
+const WATCH_SECONDS: u64 = 290;
+/// A watch that ends sooner is a failure, to be backed off from.
+const SHORTEST_WATCH: Duration = Duration::from_secs(1);
+
+#[derive(Debug, thiserror::Error)]
+enum WatchError {
+    #[error("failed to list")]
+    List(#[source] Box<kube::Error>),
+    #[error("list did not come within {LIST_DEADLINE:?}")]
+    ListTimedOut,
+    #[error("failed to start watching")]
+    Start(#[source] Box<kube::Error>),
+    #[error("watch broke")]
+    Broken(#[source] std::io::Error),
+    #[error("watch ended at once")]
+    Short,
+    #[error("failed to build a request")]
+    Build(#[source] http::Error),
+    #[error("failed to parse the API server's answer")]
+    Parse(#[source] serde_json::Error),
+    #[error("API server ended the watch: {code} {message}")]
+    Ended { code: u16, message: String },
+}
+
+impl WatchError {
+    /// The version to go on from is too old, or not known to this API server.
+    fn needs_list(&self) -> bool {
+        let code = match self {
+            Self::Ended { code, .. } => *code,
+            Self::Start(error) => match &**error {
+                kube::Error::Api(status) => status.code,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        matches!(code, 410 | 504)
+    }
+}
+
+/// Keeps one kind of the index up to date.
+pub struct Reflector {
+    client: Client,
+    kind: &'static Kind,
+    index: Arc<Index>,
+}
+
+#[derive(Deserialize)]
+struct List<'a> {
+    metadata: ListMetadata,
+    /// `null` when there are none and the server is old.
+    #[serde(borrow, default)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMetadata {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default)]
+    r#continue: String,
+}
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    r#type: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Bookmark {
+    metadata: ListMetadata,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    code: u16,
+    #[serde(default)]
+    message: String,
+}
+
+impl Reflector {
+    pub fn new(client: Client, kind: &'static Kind, index: Arc<Index>) -> Self {
+        Self { client, kind, index }
+    }
+
+    /// Runs until `stop`; whatever fails is tried again.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+        let mut version: Option<String> = None;
+        loop {
+            tokio::select! {
+                // The list and the watch start over from what `version` says.
+                result = self.advance(&mut version, &mut backoff) => {
+                    let Err(error) = result else { continue };
+                    if error.needs_list() {
+                        version = None;
+                    }
+                    let delay = backoff.next_delay();
+                    let kind = self.kind.key;
+                    // The first failure of a row says it all.
+                    if backoff.attempts() == 1 {
+                        debug!(kind, error = %runtime::chain(&error), "watch interrupted; resuming");
+                    } else {
+                        warn!(kind, error = %runtime::chain(&error), ?delay, "cannot list or watch; trying again");
+                    }
+                    tokio::select! {
+                        // Nothing to lose.
+                        () = time::sleep(delay) => {}
+                        () = stop.cancelled() => return Ok(()),
+                    }
+                }
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Lists if there is no version to go on from, then watches until the watch ends.
+    async fn advance(&self, version: &mut Option<String>, backoff: &mut Backoff) -> Result<(), WatchError> {
+        let from = if let Some(version) = version.clone() {
+            version
+        } else {
+            let (objects, listed) = self.list().await?;
+            info!(kind = self.kind.key, objects = objects.len(), version = listed, "listed");
+            self.index.replace(self.kind, objects, resource_version(&listed));
+            *version = Some(listed.clone());
+            listed
+        };
+        self.watch(from, version, backoff).await
+    }
+
+    async fn list(&self) -> Result<(Vec<Cached>, String), WatchError> {
+        let mut objects = Vec::new();
+        let mut next = String::new();
+        loop {
+            let mut path = format!("{}?limit={PAGE}{}", self.kind.path, self.selector());
+            if !next.is_empty() {
+                path.push_str("&continue=");
+                // The token is URL-safe base64, but for padding.
+                path.push_str(&next.replace('=', "%3D"));
+            }
+            let request = Request::get(path).body(Vec::new()).map_err(WatchError::Build)?;
+            let text = time::timeout(LIST_DEADLINE, self.client.request_text(request))
+                .await
+                .map_err(|_| WatchError::ListTimedOut)?
+                .map_err(|source| WatchError::List(Box::new(source)))?;
+            let list: List<'_> = serde_json::from_str(&text).map_err(WatchError::Parse)?;
+            objects.extend(list.items.unwrap_or_default().iter().filter_map(|raw| self.take(raw.get())));
+            if list.metadata.r#continue.is_empty() {
+                return Ok((objects, list.metadata.resource_version));
+            }
+            next = list.metadata.r#continue;
+        }
+    }
+
+    async fn watch(
+        &self,
+        from: String,
+        version: &mut Option<String>,
+        backoff: &mut Backoff,
+    ) -> Result<(), WatchError> {
+        let path = format!(
+            "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={from}{}",
+            self.kind.path,
+            self.selector()
+        );
+        let request = Request::get(path).body(Vec::new()).map_err(WatchError::Build)?;
+        let stream = time::timeout(LIST_DEADLINE, self.client.request_stream(request))
+            .await
+            .map_err(|_| WatchError::ListTimedOut)?
+            .map_err(|source| WatchError::Start(Box::new(source)))?;
+        let mut lines = std::pin::pin!(stream.lines());
+        let start = time::Instant::now();
+        let end = start + Duration::from_secs(WATCH_SECONDS + 10);
+        loop {
+            let line = match time::timeout_at(end, lines.next()).await {
+                Ok(Some(line)) => line.map_err(WatchError::Broken)?,
+                Ok(None) if start.elapsed() < SHORTEST_WATCH => return Err(WatchError::Short),
+                // The server ended the watch, or its end was lost on the way.
+                Ok(None) | Err(_) => return Ok(()),
+            };
+            let seen = self.handle(&line)?;
+            backoff.reset();
+            if !seen.is_empty() {
+                *version = Some(seen);
+            }
+        }
+    }
+
+    /// Applies one event; returns the version up to which this kind has now been seen.
+    fn handle(&self, line: &str) -> Result<String, WatchError> {
+        let event: Event<'_> = serde_json::from_str(line).map_err(WatchError::Parse)?;
+        let raw = event.object.get();
+        let parse = WatchError::Parse;
+        match event.r#type {
+            "ADDED" | "MODIFIED" => {
+                let seen = serde_json::from_str::<Bookmark>(raw).map_err(parse)?.metadata.resource_version;
+                match self.take(raw) {
+                    Some(cached) => self.index.apply(self.kind, cached),
+                    None => self.index.bookmark(self.kind, resource_version(&seen)),
+                }
+                Ok(seen)
+            }
+            "DELETED" => {
+                let seen = serde_json::from_str::<Bookmark>(raw).map_err(parse)?.metadata.resource_version;
+                match deleted_key(self.kind, raw) {
+                    Some(key) => self.index.delete(self.kind, &key, resource_version(&seen)),
+                    None => self.index.bookmark(self.kind, resource_version(&seen)),
+                }
+                Ok(seen)
+            }
+            "BOOKMARK" => {
+                let seen = serde_json::from_str::<Bookmark>(raw).map_err(parse)?.metadata.resource_version;
+                self.index.bookmark(self.kind, resource_version(&seen));
+                Ok(seen)
+            }
+            "ERROR" => {
+                let status: Status = serde_json::from_str(raw).map_err(parse)?;
+                Err(WatchError::Ended { code: status.code, message: status.message })
+            }
+            other => {
+                debug!(kind = self.kind.key, event = other, "unknown watch event");
+                Ok(String::new())
+            }
+        }
+    }
+
+    /// An object that does not parse is reported and left out; it never stops the others.
+    fn take(&self, raw: &str) -> Option<Cached> {
+        match self.kind.take(raw) {
+            Ok(cached) => Some(cached),
+            Err(error) => {
+                error!(error = %runtime::chain(&error), "object cannot be passed on to any node");
+                None
+            }
+        }
+    }
+
+    fn selector(&self) -> String {
+        // The only characters of our selectors that a query may not hold.
+        let escape = |selector: &str| selector.replace('!', "%21").replace('=', "%3D");
+        self.kind
+            .field_selector
+            .map(|selector| format!("&fieldSelector={}", escape(selector)))
+            .unwrap_or_default()
+    }
+}
+
+fn deleted_key(kind: &Kind, raw: &str) -> Option<ResourceKey> {
+    #[derive(Deserialize)]
+    struct Deleted {
+        metadata: Name,
+    }
+    #[derive(Deserialize)]
+    struct Name {
+        name: String,
+        #[serde(default)]
+        namespace: String,
+    }
+    let deleted: Deleted = serde_json::from_str(raw).ok()?;
+    ResourceKey::new(kind.key, &deleted.metadata.namespace, &deleted.metadata.name).ok()
+}

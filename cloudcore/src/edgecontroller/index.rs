@@ -1,0 +1,529 @@
+//! What each connected node should hold: a pure function of the caches, kept up to date change by change.
+//!
+//! The index owns the caches' contents. For every node with a session it counts how often each object is referred to, and
+//! keeps the digest of what is there. A change marks the object's key in the [`KeySet`] of each session that needs it;
+//! what is sent is looked up when it is sent, so only the newest state is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use proto::{Digest, Object, ResourceKey, session::View};
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use super::objects::{Cached, Facts, KINDS, Kind, NodeFacts, PodFacts};
+
+/// Keys that changed while a session was busy. A node that falls further behind is better served by a new session,
+/// which compares inventories.
+const MAX_DIRTY: usize = 50_000;
+
+/// Keys that wait for someone, each once.
+#[derive(Debug, Default)]
+pub struct KeySet {
+    keys: Mutex<BTreeSet<ResourceKey>>,
+    bound: Option<usize>,
+    overflowed: AtomicBool,
+    notify: Notify,
+}
+
+impl KeySet {
+    fn bounded(bound: usize) -> Self {
+        Self { bound: Some(bound), ..Self::default() }
+    }
+
+    /// Keys beyond the bound are not kept: [`has_overflowed`](Self::has_overflowed) says so for good.
+    pub fn mark(&self, key: &ResourceKey) {
+        let mut keys = self.lock();
+        if !keys.contains(key) {
+            if self.bound.is_some_and(|bound| keys.len() >= bound) {
+                self.overflowed.store(true, Ordering::Relaxed);
+            } else {
+                keys.insert(key.clone());
+            }
+        }
+        drop(keys);
+        self.notify.notify_one();
+    }
+
+    /// Wakes whoever waits, without a key.
+    fn wake(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Returns once something was marked since the last return. Safe to cancel; for one waiter.
+    pub async fn marked(&self) {
+        self.notify.notified().await;
+    }
+
+    pub fn pop(&self) -> Option<ResourceKey> {
+        self.lock().pop_first()
+    }
+
+    /// A key was lost: whoever follows this set has to start over.
+    pub fn has_overflowed(&self) -> bool {
+        self.overflowed.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<ResourceKey>> {
+        // A set of keys is whole whatever panicked beside it.
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The shared index.
+pub struct Index {
+    state: RwLock<State>,
+    /// Pods whose tolerations would have them evicted: bounded by the number of pods.
+    unprotected: Arc<KeySet>,
+}
+
+struct State {
+    kinds: HashMap<&'static str, KindState>,
+    objects: HashMap<ResourceKey, Cached>,
+    /// Pods by node, for nodes with and without a session.
+    pods: HashMap<Box<str>, BTreeSet<ResourceKey>>,
+    /// Nodes with a session.
+    nodes: HashMap<Arc<str>, NodeView>,
+    /// The nodes of `nodes` that need a key.
+    holders: HashMap<ResourceKey, HashSet<Arc<str>>>,
+    next_session: u64,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct KindState {
+    listed: bool,
+    newest: u64,
+}
+
+#[derive(Default)]
+struct NodeView {
+    /// How many of the node's pods need a key; the node's own pods and Node count as one.
+    references: HashMap<ResourceKey, u32>,
+    digest: Digest,
+    /// By session: a new one may overlap the one that it supersedes.
+    sessions: BTreeMap<u64, Arc<KeySet>>,
+}
+
+impl NodeView {
+    fn mark(&self, key: &ResourceKey) {
+        for dirty in self.sessions.values() {
+            dirty.mark(key);
+        }
+    }
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Index {
+    pub fn new() -> Self {
+        let state = State {
+            kinds: KINDS.iter().map(|kind| (kind.key, KindState::default())).collect(),
+            objects: HashMap::new(),
+            pods: HashMap::new(),
+            nodes: HashMap::new(),
+            holders: HashMap::new(),
+            next_session: 1,
+        };
+        Self { state: RwLock::new(state), unprotected: Arc::new(KeySet::default()) }
+    }
+
+    /// The whole content of a kind, as of `resource_version`: what is not in it is gone.
+    pub fn replace(&self, kind: &Kind, objects: Vec<Cached>, resource_version: u64) {
+        let mut state = self.write();
+        let state = &mut *state;
+        let kept: HashSet<ResourceKey> = objects.iter().map(|cached| cached.object.key.clone()).collect();
+        let gone: Vec<ResourceKey> = state
+            .objects
+            .keys()
+            .filter(|key| key.kind() == kind.key && !kept.contains(key))
+            .cloned()
+            .collect();
+        for key in gone {
+            state.remove(&key, &self.unprotected);
+        }
+        for cached in objects {
+            state.put(cached, &self.unprotected);
+        }
+        let was_complete = state.is_complete();
+        let entry = state.kinds.entry(kind.key).or_default();
+        entry.listed = true;
+        entry.newest = entry.newest.max(resource_version);
+        if !was_complete && state.is_complete() {
+            for dirty in state.nodes.values().flat_map(|view| view.sessions.values()) {
+                dirty.wake();
+            }
+        }
+    }
+
+    pub fn apply(&self, kind: &Kind, cached: Cached) {
+        let mut state = self.write();
+        state.saw(kind, cached.object.version.resource_version);
+        state.put(cached, &self.unprotected);
+    }
+
+    /// `resource_version` is that of the deletion.
+    pub fn delete(&self, kind: &Kind, key: &ResourceKey, resource_version: u64) {
+        let mut state = self.write();
+        state.saw(kind, resource_version);
+        state.remove(key, &self.unprotected);
+    }
+
+    /// Nothing of this kind changed up to `resource_version` but what was applied.
+    pub fn bookmark(&self, kind: &Kind, resource_version: u64) {
+        self.write().saw(kind, resource_version);
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.read().is_complete()
+    }
+
+    /// Kinds that were not listed yet, for people.
+    pub fn missing_kinds(&self) -> Vec<&'static str> {
+        let state = self.read();
+        KINDS.iter().map(|kind| kind.key).filter(|key| !state.kinds[key].listed).collect()
+    }
+
+    pub fn get(&self, key: &ResourceKey) -> Option<Object> {
+        self.read().objects.get(key).map(|cached| cached.object.clone())
+    }
+
+    pub fn pod(&self, key: &ResourceKey) -> Option<PodFacts> {
+        match &self.read().objects.get(key)?.facts {
+            Facts::Pod(facts) => Some(facts.clone()),
+            Facts::Plain | Facts::Node(_) => None,
+        }
+    }
+
+    pub fn node(&self, name: &str) -> Option<NodeFacts> {
+        self.read().node(name).cloned()
+    }
+
+    /// Sizes for metrics: objects, connected nodes.
+    pub fn sizes(&self) -> (usize, usize) {
+        let state = self.read();
+        (state.objects.len(), state.nodes.len())
+    }
+
+    /// Pods that wait to be protected.
+    pub fn unprotected(&self) -> &Arc<KeySet> {
+        &self.unprotected
+    }
+
+    /// The pod's bytes and resource version, if it is in need of protection now.
+    pub fn unprotected_pod(&self, key: &ResourceKey) -> Option<(Bytes, u64)> {
+        let state = self.read();
+        let cached = state.objects.get(key)?;
+        let Facts::Pod(facts) = &cached.facts else { return None };
+        let needed = facts.evictable && state.is_protecting(&facts.node);
+        needed.then(|| (cached.object.bytes.clone(), cached.object.version.resource_version))
+    }
+
+    /// Starts to follow what a node needs, for one session.
+    pub fn subscribe(self: &Arc<Self>, node: &str) -> NodeSubscription {
+        let mut state = self.write();
+        let state = &mut *state;
+        let id = state.next_session;
+        state.next_session += 1;
+        let dirty = Arc::new(KeySet::bounded(MAX_DIRTY));
+        let node: Arc<str> = node.into();
+        let known = state.nodes.contains_key(&node);
+        state.nodes.entry(Arc::clone(&node)).or_default().sessions.insert(id, Arc::clone(&dirty));
+        if !known {
+            if let Ok(own) = ResourceKey::new("Node", "", &node) {
+                state.refer(&node, &own);
+            }
+            for pod in state.pods.get(&*node).cloned().unwrap_or_default() {
+                state.refer_pod(&node, &pod);
+            }
+            state.protect_all(&node, &self.unprotected);
+        }
+        NodeSubscription { index: Arc::clone(self), node, id, dirty }
+    }
+
+    fn unsubscribe(&self, node: &Arc<str>, id: u64) {
+        let mut state = self.write();
+        let Some(view) = state.nodes.get_mut(node) else { return };
+        view.sessions.remove(&id);
+        if view.sessions.is_empty()
+            && let Some(view) = state.nodes.remove(node)
+        {
+            for key in view.references.keys() {
+                state.release(node, key);
+            }
+        }
+    }
+
+    // A panic while the lock was held would be a bug of the index; serving what it holds beats stopping every node.
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_complete(&self) -> bool {
+        self.kinds.values().all(|kind| kind.listed)
+    }
+
+    fn saw(&mut self, kind: &Kind, resource_version: u64) {
+        let entry = self.kinds.entry(kind.key).or_default();
+        entry.newest = entry.newest.max(resource_version);
+    }
+
+    fn node(&self, name: &str) -> Option<&NodeFacts> {
+        let key = ResourceKey::new("Node", "", name).ok()?;
+        match &self.objects.get(&key)?.facts {
+            Facts::Node(facts) => Some(facts),
+            Facts::Plain | Facts::Pod(_) => None,
+        }
+    }
+
+    fn put(&mut self, cached: Cached, unprotected: &KeySet) {
+        let key = cached.object.key.clone();
+        let hash = cached.object.version.hash;
+        let previous = self.objects.insert(key.clone(), cached);
+        let changed = previous.as_ref().map(|previous| previous.object.version.hash) != Some(hash);
+        if changed {
+            for node in self.holders.get(&key).into_iter().flatten() {
+                if let Some(view) = self.nodes.get_mut(node) {
+                    if let Some(previous) = &previous {
+                        view.digest.remove(&key, previous.object.version.hash);
+                    }
+                    view.digest.add(&key, hash);
+                    view.mark(&key);
+                }
+            }
+        }
+        let facts = &self.objects[&key].facts;
+        match (facts, previous.map(|previous| previous.facts)) {
+            (Facts::Pod(now), before) => {
+                let now = now.clone();
+                let before = if let Some(Facts::Pod(before)) = before { Some(before) } else { None };
+                self.pod_changed(&key, before.as_ref(), Some(&now), unprotected);
+            }
+            (Facts::Node(now), before) => {
+                let before = if let Some(Facts::Node(before)) = &before { Some(before) } else { None };
+                let same =
+                    before.is_some_and(|before| (before.edge, before.opted_out) == (now.edge, now.opted_out));
+                if !same {
+                    self.protect_all(key.name(), unprotected);
+                }
+            }
+            (Facts::Plain, _) => {}
+        }
+    }
+
+    fn remove(&mut self, key: &ResourceKey, unprotected: &KeySet) {
+        let Some(previous) = self.objects.remove(key) else { return };
+        for node in self.holders.get(key).into_iter().flatten() {
+            if let Some(view) = self.nodes.get_mut(node) {
+                view.digest.remove(key, previous.object.version.hash);
+                view.mark(key);
+            }
+        }
+        if let Facts::Pod(before) = previous.facts {
+            self.pod_changed(key, Some(&before), None, unprotected);
+        }
+    }
+
+    /// The pod's references are counted anew; its own object has been dealt with.
+    fn pod_changed(
+        &mut self,
+        key: &ResourceKey,
+        before: Option<&PodFacts>,
+        now: Option<&PodFacts>,
+        unprotected: &KeySet,
+    ) {
+        let same = matches!((before, now), (Some(before), Some(now))
+            if before.node == now.node && before.references == now.references);
+        if !same {
+            // New references first, so that what both need is not dropped and taken up again.
+            if let Some(now) = now {
+                self.pods.entry(now.node.clone()).or_default().insert(key.clone());
+                self.refer_each(&now.node, key, &now.references);
+            }
+            if let Some(before) = before {
+                let elsewhere = now.is_none_or(|now| now.node != before.node);
+                if elsewhere && let Some(pods) = self.pods.get_mut(&before.node) {
+                    pods.remove(key);
+                    if pods.is_empty() {
+                        self.pods.remove(&before.node);
+                    }
+                }
+                self.drop_each(&before.node, key, &before.references);
+            }
+        }
+        if let Some(now) = now
+            && now.evictable
+            && self.is_protecting(&now.node)
+        {
+            unprotected.mark(key);
+        }
+    }
+
+    fn refer_pod(&mut self, node: &str, pod: &ResourceKey) {
+        let references = match self.objects.get(pod).map(|cached| &cached.facts) {
+            Some(Facts::Pod(facts)) => facts.references.clone(),
+            _ => return,
+        };
+        self.refer_each(node, pod, &references);
+    }
+
+    fn refer_each(&mut self, node: &str, pod: &ResourceKey, references: &[ResourceKey]) {
+        if let Some((node, _)) = self.nodes.get_key_value(node) {
+            let node = Arc::clone(node);
+            self.refer(&node, pod);
+            for key in references {
+                self.refer(&node, key);
+            }
+        }
+    }
+
+    fn drop_each(&mut self, node: &str, pod: &ResourceKey, references: &[ResourceKey]) {
+        if let Some((node, _)) = self.nodes.get_key_value(node) {
+            let node = Arc::clone(node);
+            self.unrefer(&node, pod);
+            for key in references {
+                self.unrefer(&node, key);
+            }
+        }
+    }
+
+    fn refer(&mut self, node: &Arc<str>, key: &ResourceKey) {
+        let Some(view) = self.nodes.get_mut(node) else { return };
+        if let Some(count) = view.references.get_mut(key) {
+            *count += 1;
+            return;
+        }
+        view.references.insert(key.clone(), 1);
+        self.holders.entry(key.clone()).or_default().insert(Arc::clone(node));
+        if let Some(cached) = self.objects.get(key) {
+            view.digest.add(key, cached.object.version.hash);
+            view.mark(key);
+        }
+    }
+
+    fn unrefer(&mut self, node: &Arc<str>, key: &ResourceKey) {
+        let Some(view) = self.nodes.get_mut(node) else { return };
+        let Some(count) = view.references.get_mut(key) else { return };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        view.references.remove(key);
+        if let Some(cached) = self.objects.get(key) {
+            view.digest.remove(key, cached.object.version.hash);
+        }
+        // Marked in any case: the pod that needed it may have been removed just before the object was.
+        view.mark(key);
+        self.release(node, key);
+    }
+
+    fn release(&mut self, node: &Arc<str>, key: &ResourceKey) {
+        if let Some(holders) = self.holders.get_mut(key) {
+            holders.remove(node);
+            if holders.is_empty() {
+                self.holders.remove(key);
+            }
+        }
+    }
+
+    fn is_protecting(&self, node: &str) -> bool {
+        match self.node(node) {
+            Some(facts) => !facts.opted_out && (facts.edge || self.nodes.contains_key(node)),
+            None => self.nodes.contains_key(node),
+        }
+    }
+
+    fn protect_all(&self, node: &str, unprotected: &KeySet) {
+        if !self.is_protecting(node) {
+            return;
+        }
+        for key in self.pods.get(node).into_iter().flatten() {
+            if let Some(Facts::Pod(facts)) = self.objects.get(key).map(|cached| &cached.facts)
+                && facts.evictable
+            {
+                unprotected.mark(key);
+            }
+        }
+    }
+}
+
+/// A session's window on what its node needs.
+pub struct NodeSubscription {
+    index: Arc<Index>,
+    node: Arc<str>,
+    id: u64,
+    dirty: Arc<KeySet>,
+}
+
+impl NodeSubscription {
+    pub fn dirty(&self) -> &KeySet {
+        &self.dirty
+    }
+}
+
+impl Drop for NodeSubscription {
+    fn drop(&mut self) {
+        self.index.unsubscribe(&self.node, self.id);
+    }
+}
+
+impl View for NodeSubscription {
+    fn is_complete(&self) -> bool {
+        self.index.is_complete()
+    }
+
+    fn get(&self, key: &ResourceKey) -> Option<Object> {
+        let state = self.index.read();
+        state.nodes.get(&self.node)?.references.get(key)?;
+        state.objects.get(key).map(|cached| cached.object.clone())
+    }
+
+    fn objects(&self) -> Vec<Object> {
+        let state = self.index.read();
+        let Some(view) = state.nodes.get(&self.node) else { return Vec::new() };
+        view.references
+            .keys()
+            .filter_map(|key| state.objects.get(key))
+            .map(|cached| cached.object.clone())
+            .collect()
+    }
+
+    fn digest(&self) -> Digest {
+        self.index.read().nodes.get(&self.node).map(|view| view.digest).unwrap_or_default()
+    }
+
+    /// A key of a kind that is not watched was sent by a cloud that knows more: it is never taken for gone.
+    fn has_seen(&self, key: &ResourceKey, resource_version: u64) -> bool {
+        let state = self.index.read();
+        let kind = state.kinds.get(key.kind());
+        kind.is_some_and(|kind| kind.listed && kind.newest >= resource_version)
+    }
+}
+
+/// `data` of a Secret in the cache.
+pub fn secret_data(object: &Object) -> Option<BTreeMap<String, Vec<u8>>> {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    let secret: Value = serde_json::from_slice(&object.bytes).ok()?;
+    let decode = |(name, value): (&String, &Value)| {
+        Some((name.clone(), BASE64_STANDARD.decode(value.as_str()?).ok()?))
+    };
+    secret["data"].as_object()?.iter().map(decode).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+use serde_json::json;
+
+use super::*;
+
+fn kind(key: &str) -> &'static Kind {
+    KINDS.iter().find(|kind| kind.key == key).unwrap()
+}
+
+fn cached(key: &str, object: &Value) -> Cached {
+    kind(key).take(&object.to_string()).unwrap()
+}
+
+fn pod(name: &str, node: &str, config_maps: &[&str], version: u64) -> Cached {
+    let volumes: Vec<_> =
+        config_maps.iter().map(|name| json!({"name": name, "configMap": {"name": name}})).collect();
+    cached(
+        "Pod",
+        &json!({"metadata": {"name": name, "namespace": "a", "uid": name, "resourceVersion": version.to_string()},
+            "spec": {"nodeName": node, "volumes": volumes}}),
+    )
+}
+
+fn config_map(name: &str, value: &str, version: u64) -> Cached {
+    cached(
+        "ConfigMap",
+        &json!({"metadata": {"name": name, "namespace": "a", "resourceVersion": version.to_string()}, "data": {"k": value}}),
+    )
+}
+
+fn node(name: &str, labels: &Value, annotations: &Value) -> Cached {
+    cached(
+        "Node",
+        &json!({"metadata": {"name": name, "uid": name, "labels": labels, "annotations": annotations}}),
+    )
+}
+
+fn key(text: &str) -> ResourceKey {
+    text.parse().unwrap()
+}
+
+fn drain(set: &KeySet) -> Vec<String> {
+    std::iter::from_fn(|| set.pop()).map(|key| key.to_string()).collect()
+}
+
+fn held(view: &NodeSubscription) -> Vec<String> {
+    let mut keys: Vec<_> = view.objects().iter().map(|object| object.key.to_string()).collect();
+    keys.sort();
+    keys
+}
+
+/// The digest that is kept change by change is that of what the view holds.
+fn check_digest(view: &NodeSubscription) {
+    let objects = view.objects();
+    let digest: Digest = objects.iter().map(|object| (&object.key, object.version.hash)).collect();
+    assert_eq!(view.digest(), digest);
+}
+
+#[test]
+fn a_node_holds_its_pods_and_what_they_refer_to() {
+    let index = Arc::new(Index::new());
+    index.replace(kind("ConfigMap"), vec![config_map("one", "1", 1), config_map("two", "2", 2)], 5);
+    index.replace(kind("Pod"), vec![pod("p", "n", &["one"], 3), pod("q", "other", &["two"], 4)], 5);
+    let view = index.subscribe("n");
+    assert_eq!(held(&view), ["ConfigMap/a/one", "Pod/a/p"]);
+    assert!(view.get(&key("ConfigMap/a/two")).is_none(), "an object that another node needs");
+    check_digest(&view);
+    drain(view.dirty());
+
+    index.apply(kind("ConfigMap"), config_map("one", "1b", 6));
+    index.apply(kind("ConfigMap"), config_map("two", "2b", 7));
+    assert_eq!(drain(view.dirty()), ["ConfigMap/a/one"]);
+    index.apply(kind("Pod"), pod("p2", "n", &["one", "two"], 8));
+    assert_eq!(drain(view.dirty()), ["ConfigMap/a/two", "Pod/a/p2"]);
+    check_digest(&view);
+
+    index.delete(kind("Pod"), &key("Pod/a/p"), 9);
+    assert_eq!(drain(view.dirty()), ["Pod/a/p"], "the other pod still needs the config map");
+    index.delete(kind("Pod"), &key("Pod/a/p2"), 10);
+    assert_eq!(drain(view.dirty()), ["ConfigMap/a/one", "ConfigMap/a/two", "Pod/a/p2"]);
+    assert_eq!(held(&view), [""; 0]);
+    assert_eq!(view.digest(), Digest::default());
+}
+
+#[test]
+fn the_same_content_is_no_change() {
+    let index = Arc::new(Index::new());
+    index.replace(kind("Pod"), vec![pod("p", "n", &[], 3)], 3);
+    let view = index.subscribe("n");
+    drain(view.dirty());
+    index.apply(kind("Pod"), pod("p", "n", &[], 4));
+    assert_eq!(drain(view.dirty()), [""; 0]);
+    assert_eq!(view.get(&key("Pod/a/p")).unwrap().version.resource_version, 4);
+    check_digest(&view);
+}
+
+#[test]
+fn a_relist_removes_what_is_not_in_it() {
+    let index = Arc::new(Index::new());
+    index.replace(kind("Pod"), vec![pod("p", "n", &[], 1), pod("q", "n", &[], 2)], 2);
+    index.replace(kind("ConfigMap"), vec![config_map("one", "1", 1)], 2);
+    let view = index.subscribe("n");
+    drain(view.dirty());
+    index.replace(kind("Pod"), vec![pod("q", "n", &["one"], 7)], 8);
+    assert_eq!(drain(view.dirty()), ["ConfigMap/a/one", "Pod/a/p", "Pod/a/q"]);
+    check_digest(&view);
+    index.replace(kind("ConfigMap"), Vec::new(), 9);
+    assert_eq!(held(&view), ["Pod/a/q"]);
+    check_digest(&view);
+}
+
+#[test]
+fn nothing_is_complete_or_seen_before_it_was_listed() {
+    let index = Arc::new(Index::new());
+    let view = index.subscribe("n");
+    for kind in &KINDS {
+        assert!(!view.is_complete());
+        assert!(!view.has_seen(&ResourceKey::new(kind.key, "a", "x").unwrap(), 0));
+        index.replace(kind, Vec::new(), 10);
+    }
+    assert!(view.is_complete());
+    assert!(view.has_seen(&key("Pod/a/x"), 10) && !view.has_seen(&key("Pod/a/x"), 11));
+    index.bookmark(kind("Pod"), 12);
+    assert!(view.has_seen(&key("Pod/a/x"), 11));
+    assert!(!view.has_seen(&key("Widget.example.com/a/x"), 1), "a kind that is not watched");
+}
+
+#[test]
+fn a_later_session_is_not_hurt_by_the_end_of_the_earlier_one() {
+    let index = Arc::new(Index::new());
+    index.replace(kind("Pod"), vec![pod("p", "n", &[], 1)], 1);
+    let first = index.subscribe("n");
+    let second = index.subscribe("n");
+    drop(first);
+    drain(second.dirty());
+    index.apply(kind("Pod"), pod("p2", "n", &[], 2));
+    assert_eq!(drain(second.dirty()), ["Pod/a/p2"]);
+    check_digest(&second);
+    drop(second);
+    assert_eq!(index.sizes().1, 0);
+    assert!(index.read().holders.is_empty());
+}
+
+#[test]
+fn pods_of_edge_nodes_wait_for_protection() {
+    let index = Arc::new(Index::new());
+    let edge = json!({"node-role.kubernetes.io/edge": ""});
+    index.replace(
+        kind("Pod"),
+        vec![pod("p", "edge", &[], 1), pod("q", "cloud", &[], 1), pod("r", "ours", &[], 1)],
+        1,
+    );
+    assert_eq!(drain(index.unprotected()), [""; 0]);
+    index.apply(kind("Node"), node("edge", &edge, &json!({})));
+    index.apply(kind("Node"), node("cloud", &json!({}), &json!({})));
+    assert_eq!(drain(index.unprotected()), ["Pod/a/p"]);
+    let session = index.subscribe("ours");
+    assert_eq!(drain(index.unprotected()), ["Pod/a/r"]);
+    drop(session);
+
+    let opted_out = json!({"skerry.io/evict-when-unreachable": "true"});
+    index.apply(kind("Node"), node("edge", &edge, &opted_out));
+    index.apply(kind("Pod"), pod("p2", "edge", &[], 2));
+    assert_eq!(drain(index.unprotected()), [""; 0]);
+    assert!(index.unprotected_pod(&key("Pod/a/p2")).is_none());
+    index.apply(kind("Node"), node("edge", &edge, &json!({})));
+    assert_eq!(drain(index.unprotected()), ["Pod/a/p", "Pod/a/p2"]);
+    assert!(index.unprotected_pod(&key("Pod/a/p2")).is_some());
+}
+
+#[test]
+fn a_set_of_keys_is_bounded() {
+    let set = KeySet::bounded(2);
+    for n in 0..5 {
+        set.mark(&key(&format!("Pod/a/{n}")));
+    }
+    assert_eq!(drain(&set).len(), 2);
+    assert!(set.has_overflowed());
+}

@@ -1,0 +1,580 @@
+//! Objects at the door: bytes in, bytes out, parsed only as far as routing needs.
+//!
+//! What the edge cannot use is cut out here, so that a write which changes nothing else costs nothing on any line:
+//! `metadata.managedFields` and `metadata.resourceVersion` (it travels beside the bytes) of every object, `status` of
+//! Pods, and all but the identity, labels, annotations and spec of Nodes.
+
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
+
+use bytes::Bytes;
+use proto::{Object, ResourceKey, resource::KeyError};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use super::protection::{EVICT_ANNOTATION, Toleration, needs_protection};
+
+/// Presence of this label makes a node an edge node, whatever its value.
+pub const EDGE_LABEL: &str = "node-role.kubernetes.io/edge";
+
+/// A kind that is watched.
+#[derive(Debug)]
+pub struct Kind {
+    /// As in [`ResourceKey::kind`].
+    pub key: &'static str,
+    pub kind: &'static str,
+    pub api_version: &'static str,
+    /// The path of the collection across all namespaces.
+    pub path: &'static str,
+    pub field_selector: Option<&'static str>,
+    shape: Shape,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    Plain,
+    Pod,
+    Node,
+}
+
+/// Every watched kind. To watch another one is a line here (and a reference in [`PodSpec::references`]).
+pub static KINDS: [Kind; 5] = [
+    Kind {
+        key: "Node",
+        kind: "Node",
+        api_version: "v1",
+        path: "/api/v1/nodes",
+        field_selector: None,
+        shape: Shape::Node,
+    },
+    Kind {
+        key: "Pod",
+        kind: "Pod",
+        api_version: "v1",
+        path: "/api/v1/pods",
+        // Pods that are not scheduled yet are no node's.
+        field_selector: Some("spec.nodeName!="),
+        shape: Shape::Pod,
+    },
+    Kind {
+        key: "ConfigMap",
+        kind: "ConfigMap",
+        api_version: "v1",
+        path: "/api/v1/configmaps",
+        field_selector: None,
+        shape: Shape::Plain,
+    },
+    Kind {
+        key: "Secret",
+        kind: "Secret",
+        api_version: "v1",
+        path: "/api/v1/secrets",
+        field_selector: None,
+        shape: Shape::Plain,
+    },
+    Kind {
+        key: "RuntimeClass.node.k8s.io",
+        kind: "RuntimeClass",
+        api_version: "node.k8s.io/v1",
+        path: "/apis/node.k8s.io/v1/runtimeclasses",
+        field_selector: None,
+        shape: Shape::Plain,
+    },
+];
+
+/// An object of the cache.
+#[derive(Debug)]
+pub struct Cached {
+    pub object: Object,
+    pub uid: Box<str>,
+    pub facts: Facts,
+}
+
+/// What routing needs to know of an object.
+#[derive(Debug)]
+pub enum Facts {
+    Plain,
+    Pod(PodFacts),
+    Node(NodeFacts),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodFacts {
+    pub uid: Box<str>,
+    pub node: Box<str>,
+    pub service_account: Box<str>,
+    /// It has a deletionTimestamp.
+    pub deleting: bool,
+    /// Its tolerations would let it be evicted from a node that cannot be reached, and it did not ask for that.
+    pub evictable: bool,
+    pub references: Vec<ResourceKey>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeFacts {
+    pub uid: Box<str>,
+    pub edge: bool,
+    /// Its pods are not to be protected from eviction.
+    pub opted_out: bool,
+    /// Status of the condition Ready.
+    pub ready: Option<Box<str>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    #[error("failed to parse an object of kind {kind}")]
+    Parse {
+        kind: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("object of kind {kind} has no {field}")]
+    Missing { kind: &'static str, field: &'static str },
+    #[error("object of kind {kind} has a name that cannot be sent")]
+    Key {
+        kind: &'static str,
+        #[source]
+        source: KeyError,
+    },
+}
+
+/// A JSON object whose values are left alone, in its order.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor<'a>(PhantomData<&'a ()>);
+        impl<'de: 'a, 'a> Visitor<'de> for FieldsVisitor<'a> {
+            type Value = Fields<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut fields = Vec::with_capacity(8);
+                while let Some(field) = map.next_entry::<String, &'de RawValue>()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(FieldsVisitor(PhantomData))
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn get(&self, name: &str) -> Option<&'a RawValue> {
+        self.0.iter().find(|(field, _)| field == name).map(|(_, value)| *value)
+    }
+
+    fn write(&self, out: &mut Vec<u8>, without: &[&str]) -> Result<(), serde_json::Error> {
+        out.push(b'{');
+        let start = out.len();
+        for (field, value) in self.0.iter().filter(|(field, _)| !without.contains(&field.as_str())) {
+            if out.len() > start {
+                out.push(b',');
+            }
+            serde_json::to_writer(&mut *out, field)?;
+            out.push(b':');
+            out.extend_from_slice(value.get().as_bytes());
+        }
+        out.push(b'}');
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    uid: Box<str>,
+    #[serde(default)]
+    resource_version: String,
+    deletion_timestamp: Option<String>,
+    #[serde(default)]
+    labels: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+/// An object's resource version as a number; 0 when it is not one.
+pub fn resource_version(text: &str) -> u64 {
+    text.parse().unwrap_or(0)
+}
+
+impl Kind {
+    /// Takes an object as the API server sent it.
+    pub fn take(&self, raw: &str) -> Result<Cached, ObjectError> {
+        let parse = |source| ObjectError::Parse { kind: self.kind, source };
+        let missing = |field| ObjectError::Missing { kind: self.kind, field };
+        let fields: Fields<'_> = serde_json::from_str(raw).map_err(parse)?;
+        let raw_metadata = fields.get("metadata").ok_or_else(|| missing("metadata"))?.get();
+        let metadata: Metadata = serde_json::from_str(raw_metadata).map_err(parse)?;
+        let key = ResourceKey::new(self.key, &metadata.namespace, &metadata.name)
+            .map_err(|source| ObjectError::Key { kind: self.kind, source })?;
+        let (bytes, facts) = match self.shape {
+            Shape::Plain => (self.bytes(&fields, raw_metadata, &[]).map_err(parse)?, Facts::Plain),
+            Shape::Pod => {
+                let spec = fields.get("spec").ok_or_else(|| missing("spec"))?.get();
+                let spec: PodSpec = serde_json::from_str(spec).map_err(parse)?;
+                let bytes = self.bytes(&fields, raw_metadata, &["status"]).map_err(parse)?;
+                (bytes, Facts::Pod(spec.facts(&metadata)))
+            }
+            Shape::Node => {
+                let facts = NodeFacts {
+                    uid: metadata.uid.clone(),
+                    edge: metadata.labels.iter().any(|labels| labels.contains_key(EDGE_LABEL)),
+                    opted_out: evicts(metadata.annotations.as_ref()),
+                    ready: fields.get("status").and_then(|status| ready(status.get())),
+                };
+                (node_bytes(&fields, raw_metadata).map_err(parse)?, Facts::Node(facts))
+            }
+        };
+        let object = Object::new(key, resource_version(&metadata.resource_version), Bytes::from(bytes));
+        Ok(Cached { object, uid: metadata.uid, facts })
+    }
+
+    /// Items of a list carry no kind, those of a watch do: it is written here, so that both give the same bytes.
+    fn bytes(
+        &self,
+        fields: &Fields<'_>,
+        metadata: &str,
+        without: &[&str],
+    ) -> Result<Vec<u8>, serde_json::Error> {
+        let metadata: Fields<'_> = serde_json::from_str(metadata)?;
+        let mut out = Vec::with_capacity(1024);
+        out.extend_from_slice(br#"{"apiVersion":""#);
+        out.extend_from_slice(self.api_version.as_bytes());
+        out.extend_from_slice(br#"","kind":""#);
+        out.extend_from_slice(self.kind.as_bytes());
+        out.extend_from_slice(br#"","metadata":"#);
+        metadata.write(&mut out, &["managedFields", "resourceVersion"])?;
+        for (field, value) in &fields.0 {
+            if matches!(field.as_str(), "apiVersion" | "kind" | "metadata")
+                || without.contains(&field.as_str())
+            {
+                continue;
+            }
+            out.push(b',');
+            serde_json::to_writer(&mut out, field)?;
+            out.push(b':');
+            out.extend_from_slice(value.get().as_bytes());
+        }
+        out.push(b'}');
+        Ok(out)
+    }
+}
+
+/// The edge needs its node's identity, labels, annotations and addresses of pods; the control plane's own taints come and
+/// go with every cut of the line.
+fn node_bytes(fields: &Fields<'_>, metadata: &str) -> Result<Vec<u8>, serde_json::Error> {
+    let mut metadata: serde_json::Map<String, serde_json::Value> = serde_json::from_str(metadata)?;
+    metadata.retain(|field, _| {
+        matches!(field.as_str(), "name" | "uid" | "labels" | "annotations" | "creationTimestamp")
+    });
+    let mut spec: serde_json::Value =
+        fields.get("spec").map_or(Ok(serde_json::json!({})), |spec| serde_json::from_str(spec.get()))?;
+    if let Some(taints) = spec.get_mut("taints").and_then(serde_json::Value::as_array_mut) {
+        taints
+            .retain(|taint| !taint["key"].as_str().is_some_and(|key| key.starts_with("node.kubernetes.io/")));
+    }
+    if spec["taints"].as_array().is_some_and(Vec::is_empty)
+        && let Some(spec) = spec.as_object_mut()
+    {
+        spec.remove("taints");
+    }
+    serde_json::to_vec(&serde_json::json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec,
+    }))
+}
+
+fn ready(status: &str) -> Option<Box<str>> {
+    #[derive(Deserialize)]
+    struct Status {
+        #[serde(default)]
+        conditions: Vec<Condition>,
+    }
+    #[derive(Deserialize)]
+    struct Condition {
+        r#type: String,
+        status: Box<str>,
+    }
+    let status: Status = serde_json::from_str(status).ok()?;
+    status
+        .conditions
+        .into_iter()
+        .find(|condition| condition.r#type == "Ready")
+        .map(|condition| condition.status)
+}
+
+fn evicts(annotations: Option<&BTreeMap<String, String>>) -> bool {
+    annotations.and_then(|annotations| annotations.get(EVICT_ANNOTATION)).is_some_and(|value| value == "true")
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct PodSpec {
+    node_name: Box<str>,
+    service_account_name: Box<str>,
+    runtime_class_name: String,
+    image_pull_secrets: Vec<Name>,
+    volumes: Vec<Volume>,
+    containers: Vec<Container>,
+    init_containers: Vec<Container>,
+    ephemeral_containers: Vec<Container>,
+    tolerations: Vec<Toleration>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Name {
+    name: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Volume {
+    config_map: Option<Name>,
+    secret: Option<SecretVolume>,
+    projected: Option<Projected>,
+    persistent_volume_claim: Option<Claim>,
+    csi: Option<Csi>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct SecretVolume {
+    secret_name: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Claim {
+    claim_name: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Csi {
+    node_publish_secret_ref: Option<Name>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Projected {
+    sources: Vec<ProjectedSource>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct ProjectedSource {
+    config_map: Option<Name>,
+    secret: Option<Name>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Container {
+    env: Vec<Env>,
+    env_from: Vec<EnvFrom>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Env {
+    value_from: Option<ValueFrom>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct ValueFrom {
+    config_map_key_ref: Option<Name>,
+    secret_key_ref: Option<Name>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct EnvFrom {
+    config_map_ref: Option<Name>,
+    secret_ref: Option<Name>,
+}
+
+impl PodSpec {
+    fn facts(self, metadata: &Metadata) -> PodFacts {
+        let references = self.references(&metadata.namespace);
+        let deleting = metadata.deletion_timestamp.is_some();
+        let service_account =
+            if self.service_account_name.is_empty() { "default".into() } else { self.service_account_name };
+        PodFacts {
+            uid: metadata.uid.clone(),
+            node: self.node_name,
+            service_account,
+            deleting,
+            evictable: !deleting
+                && !evicts(metadata.annotations.as_ref())
+                && needs_protection(&self.tolerations),
+            references,
+        }
+    }
+
+    /// Every object that the pod cannot start without, each once. References to kinds that are not watched cost nothing.
+    fn references(&self, namespace: &str) -> Vec<ResourceKey> {
+        let mut config_maps: Vec<Option<&Name>> = Vec::new();
+        let mut secrets: Vec<Option<&Name>> = Vec::new();
+        let containers =
+            self.containers.iter().chain(&self.init_containers).chain(&self.ephemeral_containers);
+        for container in containers {
+            for from in container.env.iter().filter_map(|env| env.value_from.as_ref()) {
+                config_maps.push(from.config_map_key_ref.as_ref());
+                secrets.push(from.secret_key_ref.as_ref());
+            }
+            for from in &container.env_from {
+                config_maps.push(from.config_map_ref.as_ref());
+                secrets.push(from.secret_ref.as_ref());
+            }
+        }
+        for volume in &self.volumes {
+            config_maps.push(volume.config_map.as_ref());
+            secrets.push(volume.csi.as_ref().and_then(|csi| csi.node_publish_secret_ref.as_ref()));
+            for source in volume.projected.iter().flat_map(|projected| &projected.sources) {
+                config_maps.push(source.config_map.as_ref());
+                secrets.push(source.secret.as_ref());
+            }
+        }
+        secrets.extend(self.image_pull_secrets.iter().map(Some));
+        let named = |kind, names: Vec<Option<&'_ Name>>| -> Vec<(&'static str, &str, String)> {
+            names.into_iter().flatten().map(|name| (kind, namespace, name.name.clone())).collect()
+        };
+        let mut names = named("ConfigMap", config_maps);
+        names.extend(named("Secret", secrets));
+        for volume in &self.volumes {
+            let secret = volume.secret.as_ref().map(|secret| secret.secret_name.clone());
+            let claim = volume.persistent_volume_claim.as_ref().map(|claim| claim.claim_name.clone());
+            names.extend(secret.map(|name| ("Secret", namespace, name)));
+            names.extend(claim.map(|name| ("PersistentVolumeClaim", namespace, name)));
+        }
+        names.push(("RuntimeClass.node.k8s.io", "", self.runtime_class_name.clone()));
+        let mut keys: Vec<_> = names
+            .into_iter()
+            .filter(|(_, _, name)| !name.is_empty())
+            // A name that makes no key is one that no object can have.
+            .filter_map(|(kind, namespace, name)| ResourceKey::new(kind, namespace, &name).ok())
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn kind(key: &str) -> &'static Kind {
+        KINDS.iter().find(|kind| kind.key == key).unwrap()
+    }
+
+    #[test]
+    fn a_status_or_managed_fields_change_nothing() {
+        let pod = |version: &str, phase: &str| {
+            json!({"kind": "Pod", "apiVersion": "v1",
+                "metadata": {"name": "web", "namespace": "a", "uid": "u", "resourceVersion": version,
+                    "managedFields": [{"manager": version}], "deletionTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"nodeName": "n"}, "status": {"phase": phase}})
+            .to_string()
+        };
+        let one = kind("Pod").take(&pod("7", "Pending")).unwrap();
+        let two = kind("Pod").take(&pod("8", "Running")).unwrap();
+        assert_eq!(one.object.bytes, two.object.bytes);
+        assert_eq!((one.object.version.resource_version, two.object.version.resource_version), (7, 8));
+        let value: Value = serde_json::from_slice(&one.object.bytes).unwrap();
+        assert_eq!(value["metadata"]["deletionTimestamp"], "2026-01-01T00:00:00Z");
+        assert_eq!(value["metadata"]["uid"], "u");
+        assert!(value["metadata"].get("managedFields").is_none() && value.get("status").is_none());
+    }
+
+    #[test]
+    fn a_listed_item_and_a_watched_one_are_the_same() {
+        let bare = r#"{"metadata":{"name":"c","namespace":"a","resourceVersion":"1"},"data":{"k":"v"}}"#;
+        let full = r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"c","namespace":"a","resourceVersion":"2"},"data":{"k":"v"}}"#;
+        let (bare, full) = (kind("ConfigMap").take(bare).unwrap(), kind("ConfigMap").take(full).unwrap());
+        assert_eq!(bare.object.bytes, full.object.bytes);
+        assert_eq!(
+            bare.object.bytes,
+            r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"c","namespace":"a"},"data":{"k":"v"}}"#
+        );
+    }
+
+    #[test]
+    fn every_reference_of_a_pod_is_found() {
+        let pod = json!({"metadata": {"name": "web", "namespace": "a", "uid": "u"}, "spec": {
+            "nodeName": "n", "serviceAccountName": "robot", "runtimeClassName": "gvisor",
+            "imagePullSecrets": [{"name": "pull"}],
+            "volumes": [
+                {"name": "1", "configMap": {"name": "vol-cm"}}, {"name": "2", "secret": {"secretName": "vol-secret"}},
+                {"name": "3", "projected": {"sources": [{"configMap": {"name": "kube-root-ca.crt"}},
+                    {"secret": {"name": "proj-secret"}}, {"serviceAccountToken": {"path": "token"}}]}},
+                {"name": "4", "persistentVolumeClaim": {"claimName": "disk"}}, {"name": "5", "emptyDir": {}}],
+            "containers": [{"name": "c", "env": [
+                {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "env-cm", "key": "k"}}},
+                {"name": "B", "valueFrom": {"secretKeyRef": {"name": "env-secret", "key": "k"}}},
+                {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}, {"name": "D", "value": "x"}]}],
+            "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "from-cm"}},
+                {"secretRef": {"name": "from-secret"}}, {"configMapRef": {"name": "env-cm"}}]}]}});
+        let cached = kind("Pod").take(&pod.to_string()).unwrap();
+        let Facts::Pod(facts) = cached.facts else { panic!("no pod") };
+        let found: Vec<_> = facts.references.iter().map(ResourceKey::as_str).collect();
+        assert_eq!(
+            found,
+            [
+                "ConfigMap/a/env-cm",
+                "ConfigMap/a/from-cm",
+                "ConfigMap/a/kube-root-ca.crt",
+                "ConfigMap/a/vol-cm",
+                "PersistentVolumeClaim/a/disk",
+                "RuntimeClass.node.k8s.io//gvisor",
+                "Secret/a/env-secret",
+                "Secret/a/from-secret",
+                "Secret/a/proj-secret",
+                "Secret/a/pull",
+                "Secret/a/vol-secret",
+            ]
+        );
+        assert_eq!(&*facts.service_account, "robot");
+    }
+
+    #[test]
+    fn a_node_keeps_labels_and_loses_what_changes_by_itself() {
+        let node = |taints: Value, ready: &str| {
+            json!({"metadata": {"name": "n", "uid": "u", "resourceVersion": "1", "labels": {EDGE_LABEL: "true"}},
+                "spec": {"podCIDR": "10.0.0.0/24", "taints": taints},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}})
+            .to_string()
+        };
+        let calm = kind("Node").take(&node(json!([]), "True")).unwrap();
+        let taint = json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}]);
+        let cut = kind("Node").take(&node(taint, "Unknown")).unwrap();
+        assert_eq!(calm.object.bytes, cut.object.bytes);
+        let Facts::Node(facts) = cut.facts else { panic!("no node") };
+        assert!(facts.edge && !facts.opted_out);
+        assert_eq!(facts.ready.as_deref(), Some("Unknown"));
+    }
+
+    #[test]
+    fn what_is_no_object_is_an_error() {
+        for raw in
+            ["", "[]", "{}", r#"{"metadata":{}}"#, r#"{"metadata":{"name":"a/b"}}"#, r#"{"metadata":7}"#]
+        {
+            assert!(kind("Secret").take(raw).is_err(), "{raw:?} was taken");
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Writes what nodes report into the Kubernetes API: once the API server took it, or refused it for good, the report is
+//! acked; anything else is tried again for as long as the session lives.
+//!
+//! A node may write about itself and its own pods only ([`authz`]): the cache says whose a pod is, and where the cache
+//! would refuse, the API server has the last word, since another replica may know more.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use kube::Client;
+use proto::{
+    Report, ResourceKey,
+    message::{Answer, Question, ReportAck, ReportKind, Request, Response, TokenQuestion},
+};
+use runtime::backoff::Backoff;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::{sync::Semaphore, time};
+use tracing::{debug, info, warn};
+
+use super::{
+    api::{self, Failure, Patch},
+    index::Index,
+    objects::{Facts, KINDS, PodFacts},
+    tokens,
+};
+use crate::{
+    cloudhub::authz::{self, Denied},
+    metrics::{Metrics, ReportLabels, ReportOutcome},
+};
+
+mod node;
+
+/// Requests under way at once for all nodes together: what one API server takes from one client without its priority and
+/// fairness queues filling up. Nobody holds a slot while waiting to try again.
+const SLOTS: usize = 128;
+
+/// A namespaced object's uid and reason are short; more of a refusal than this is not sent to the edge.
+const MAX_REASON: usize = 300;
+
+/// The writer, shared by all sessions.
+pub struct Upstream {
+    client: Client,
+    index: Arc<Index>,
+    slots: Semaphore,
+    metrics: Metrics,
+}
+
+/// What became of one attempt that is not to be repeated.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Taken,
+    Refused(String),
+}
+
+impl From<Denied> for Verdict {
+    fn from(denied: Denied) -> Self {
+        Self::Refused(denied.to_string())
+    }
+}
+
+/// A report, checked as far as it can be without asking anyone.
+enum Parsed {
+    NodeStatus(Box<Value>),
+    PodStatus { key: ResourceKey, uid: String, status: Value },
+    PodTerminated { key: ResourceKey, uid: String },
+    Event { key: ResourceKey, event: Value },
+}
+
+#[derive(Deserialize)]
+struct PodReport {
+    uid: String,
+    #[serde(default)]
+    status: Value,
+}
+
+impl Upstream {
+    pub fn new(client: Client, index: Arc<Index>, metrics: Metrics) -> Self {
+        Self { client, index, slots: Semaphore::new(SLOTS), metrics }
+    }
+
+    /// Delivers a report of `node`; returns once it is settled.
+    pub async fn deliver(&self, node: &str, report: &Report) -> ReportAck {
+        let kind = kind_name(report.kind());
+        let verdict = match parse(node, report) {
+            Ok(parsed) => self.settle(node, kind, &report.key, &parsed).await,
+            Err(reason) => Verdict::Refused(reason),
+        };
+        let (outcome, refused) = match verdict {
+            Verdict::Taken => (ReportOutcome::Taken, String::new()),
+            Verdict::Refused(reason) => {
+                info!(node, kind, key = report.key, reason, "report refused");
+                (ReportOutcome::Refused, reason.chars().take(MAX_REASON).collect())
+            }
+        };
+        self.metrics.reports.get_or_create(&ReportLabels { kind, outcome }).inc();
+        ReportAck { id: report.id, refused }
+    }
+
+    async fn settle(&self, node: &str, kind: &'static str, key: &str, parsed: &Parsed) -> Verdict {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+        loop {
+            let attempt = {
+                // The semaphore is never closed; without a permit the bound is all that is lost.
+                let _slot = self.slots.acquire().await;
+                self.attempt(node, parsed).await
+            };
+            match attempt {
+                Ok(verdict) => return verdict,
+                // Read-modify-write lost a race: read again, soon.
+                Err(failure) if failure.is_retryable() || failure.is_conflict() => {
+                    self.metrics.report_retries.inc();
+                    let delay = backoff.next_delay();
+                    if backoff.attempts() == 3 {
+                        warn!(node, kind, key, error = %runtime::chain(&failure), "report cannot be delivered yet; trying on");
+                    } else {
+                        debug!(node, kind, key, error = %runtime::chain(&failure), ?delay, "report is tried again");
+                    }
+                    time::sleep(delay).await;
+                }
+                Err(failure) => return Verdict::Refused(runtime::chain(&failure).to_string()),
+            }
+        }
+    }
+
+    async fn attempt(&self, node: &str, parsed: &Parsed) -> Result<Verdict, Failure> {
+        match parsed {
+            Parsed::NodeStatus(report) => {
+                node::apply(&self.client, node, report).await.map(|()| Verdict::Taken)
+            }
+            Parsed::PodStatus { key, uid, status } => self.pod_status(node, key, uid, status).await,
+            Parsed::PodTerminated { key, uid } => self.pod_terminated(node, key, uid).await,
+            Parsed::Event { key, event } => self.event(node, key, event).await,
+        }
+    }
+
+    async fn pod_status(
+        &self,
+        node: &str,
+        key: &ResourceKey,
+        uid: &str,
+        status: &Value,
+    ) -> Result<Verdict, Failure> {
+        if let Err(denied) = self.check_pod(key, |pod| authz::may_report(node, pod, uid)).await? {
+            return Ok(denied.into());
+        }
+        let patch = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            // With the uid a pod of the same name that was created since is not touched.
+            "metadata": {"name": key.name(), "namespace": key.namespace(), "uid": uid},
+            "status": status,
+        });
+        match api::patch(&self.client, &format!("{}/status", pod_path(key)), Patch::Apply, &patch).await {
+            Ok(_) => Ok(Verdict::Taken),
+            Err(failure) if failure.is_conflict() => Ok(Denied::OtherUid.into()),
+            Err(Failure::Refused { code: 404, .. }) => Ok(Denied::Gone.into()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn pod_terminated(&self, node: &str, key: &ResourceKey, uid: &str) -> Result<Verdict, Failure> {
+        match self.check_pod(key, |pod| authz::may_terminate(node, pod, uid)).await? {
+            Ok(()) => {}
+            // Which is what the report asks for.
+            Err(Denied::Gone) => return Ok(Verdict::Taken),
+            Err(denied) => return Ok(denied.into()),
+        }
+        let options = json!({
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "gracePeriodSeconds": 0,
+            "preconditions": {"uid": uid},
+        });
+        match api::delete(&self.client, &pod_path(key), &options).await {
+            Ok(_) | Err(Failure::Refused { code: 404, .. }) => Ok(Verdict::Taken),
+            Err(failure) if failure.is_conflict() => Ok(Verdict::Taken),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn event(&self, node: &str, key: &ResourceKey, event: &Value) -> Result<Verdict, Failure> {
+        let involved = &event["involvedObject"];
+        let text = |field: &str| involved[field].as_str().unwrap_or_default();
+        let foreign = || Ok(Denied::ForeignEvent.into());
+        match text("kind") {
+            "Node" if text("name") == node => {}
+            "Pod" if text("namespace") == key.namespace() && authz::is_name(text("name")) => {
+                let Ok(pod) = ResourceKey::new("Pod", text("namespace"), text("name")) else {
+                    return foreign();
+                };
+                let uid = text("uid");
+                if let Err(denied) = self.check_pod(&pod, |pod| authz::may_report(node, pod, uid)).await? {
+                    return Ok(denied.into());
+                }
+            }
+            _ => return foreign(),
+        }
+        let mut event = event.clone();
+        event["apiVersion"] = "v1".into();
+        event["kind"] = "Event".into();
+        event["metadata"] = json!({"name": key.name(), "namespace": key.namespace()});
+        event["source"]["host"] = node.into();
+        event["reportingInstance"] = node.into();
+        let path = format!("/api/v1/namespaces/{}/events", key.namespace());
+        match api::create(&self.client, &path, &event).await {
+            // The name is the event's own: it was delivered before, and the ack was lost.
+            Ok(_) | Err(Failure::Refused { code: 409, .. }) => Ok(Verdict::Taken),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Checks a pod against the cache, and, if that says no, against the API server.
+    async fn check_pod(
+        &self,
+        key: &ResourceKey,
+        check: impl Fn(&PodFacts) -> Result<(), Denied>,
+    ) -> Result<Result<(), Denied>, Failure> {
+        if let Some(pod) = self.index.pod(key)
+            && check(&pod).is_ok()
+        {
+            return Ok(Ok(()));
+        }
+        let object = match api::get(&self.client, &pod_path(key)).await {
+            Ok(object) => object,
+            Err(Failure::Refused { code: 404, .. }) => return Ok(Err(Denied::Gone)),
+            Err(failure) => return Err(failure),
+        };
+        let pod = KINDS
+            .iter()
+            .find(|kind| kind.key == "Pod")
+            .and_then(|kind| kind.take(&object.to_string()).ok())
+            .map(|cached| cached.facts);
+        match pod {
+            Some(Facts::Pod(pod)) => Ok(check(&pod)),
+            _ => Ok(Err(Denied::OtherNode)),
+        }
+    }
+
+    /// Answers a question of `node`.
+    pub async fn answer(&self, node: &str, request: Request) -> Response {
+        let answer = match request.question {
+            Some(Question::ServiceAccountToken(question)) => self.token(node, &question).await,
+            None => Answer::Refused("this cloudcore does not know the question".to_owned()),
+        };
+        Response { id: request.id, answer: Some(answer) }
+    }
+
+    async fn token(&self, node: &str, question: &TokenQuestion) -> Answer {
+        let refused = |reason: String| Answer::Refused(reason.chars().take(MAX_REASON).collect());
+        let names = [&question.namespace, &question.pod_name, &question.service_account];
+        if !names.into_iter().all(|name| authz::is_name(name)) {
+            return refused("the question holds a name that no object can have".to_owned());
+        }
+        let Ok(key) = ResourceKey::new("Pod", &question.namespace, &question.pod_name) else {
+            return refused("the question holds a name that is too long".to_owned());
+        };
+        let _slot = self.slots.acquire().await;
+        match self.check_pod(&key, |pod| authz::may_have_token(node, pod, question)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(denied)) => {
+                info!(node, pod = %key, reason = %denied, "service account token refused");
+                return refused(denied.to_string());
+            }
+            Err(failure) => return refused(runtime::chain(&failure).to_string()),
+        }
+        match tokens::request(&self.client, question).await {
+            Ok(status) => Answer::ServiceAccountToken(Bytes::from(status)),
+            Err(failure) => {
+                warn!(node, pod = %key, error = %runtime::chain(&failure), "failed to get a service account token");
+                refused(runtime::chain(&failure).to_string())
+            }
+        }
+    }
+}
+
+fn pod_path(key: &ResourceKey) -> String {
+    format!("/api/v1/namespaces/{}/pods/{}", key.namespace(), key.name())
+}
+
+fn kind_name(kind: ReportKind) -> &'static str {
+    match kind {
+        ReportKind::Unspecified => "unknown",
+        ReportKind::NodeStatus => "node status",
+        ReportKind::PodStatus => "pod status",
+        ReportKind::PodTerminated => "pod terminated",
+        ReportKind::Event => "event",
+    }
+}
+
+/// The error is the reason for which the report is refused for good.
+fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
+    let key: ResourceKey = report.key.parse().map_err(|error| format!("report has no valid key: {error}"))?;
+    let names = [key.namespace(), key.name()];
+    if !names.iter().all(|name| name.is_empty() || authz::is_name(name)) {
+        return Err("report is about an object that cannot exist".to_owned());
+    }
+    let malformed = |error: serde_json::Error| format!("report is malformed: {error}");
+    let expect = |kind: &str| {
+        if key.kind() == kind {
+            Ok(())
+        } else {
+            Err(format!("report about a {} has the wrong kind", key.kind()))
+        }
+    };
+    match report.kind() {
+        ReportKind::NodeStatus => {
+            expect("Node")?;
+            let mut value: Value = serde_json::from_slice(&report.payload).map_err(malformed)?;
+            let named = value["metadata"]["name"].as_str();
+            if key.name() != node || named.is_some_and(|name| name != node) {
+                return Err(Denied::ForeignNode.to_string());
+            }
+            drop_nulls(&mut value);
+            Ok(Parsed::NodeStatus(Box::new(value)))
+        }
+        ReportKind::PodStatus => {
+            expect("Pod")?;
+            let PodReport { uid, mut status } = serde_json::from_slice(&report.payload).map_err(malformed)?;
+            drop_nulls(&mut status);
+            let Some(fields) = status.as_object_mut() else { return Err("report has no status".to_owned()) };
+            // Set by the API server when the pod was created, and unchangeable since.
+            fields.remove("qosClass");
+            Ok(Parsed::PodStatus { key, uid, status })
+        }
+        ReportKind::PodTerminated => {
+            expect("Pod")?;
+            let PodReport { uid, .. } = serde_json::from_slice(&report.payload).map_err(malformed)?;
+            Ok(Parsed::PodTerminated { key, uid })
+        }
+        ReportKind::Event => {
+            expect("Event")?;
+            let mut event: Value = serde_json::from_slice(&report.payload).map_err(malformed)?;
+            drop_nulls(&mut event);
+            let source_is_usable = event.get("source").is_none_or(Value::is_object);
+            if !event.is_object() || !source_is_usable || key.namespace().is_empty() {
+                return Err("report is no event".to_owned());
+            }
+            Ok(Parsed::Event { key, event })
+        }
+        ReportKind::Unspecified => Err("this cloudcore does not know the kind of the report".to_owned()),
+    }
+}
+
+/// A `null` in an applied object would claim the field.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(kind: ReportKind, key: &str, payload: &Value) -> Report {
+        Report { id: 1, kind: kind.into(), key: key.to_owned(), payload: payload.to_string().into() }
+    }
+
+    #[test]
+    fn a_report_is_about_what_it_says() {
+        let status =
+            json!({"uid": "u", "status": {"phase": "Running", "qosClass": "Burstable", "reason": null}});
+        let parsed = parse("n", &report(ReportKind::PodStatus, "Pod/a/web", &status));
+        let Ok(Parsed::PodStatus { uid, status, .. }) = parsed else { panic!("not taken") };
+        assert_eq!((uid.as_str(), status), ("u", json!({"phase": "Running"})));
+
+        let node = json!({"metadata": {"name": "n"}, "status": {}});
+        assert!(parse("n", &report(ReportKind::NodeStatus, "Node//n", &node)).is_ok());
+        for (kind, key, payload) in [
+            (ReportKind::NodeStatus, "Node//other", json!({"status": {}})),
+            (ReportKind::NodeStatus, "Node//n", json!({"metadata": {"name": "other"}})),
+            (ReportKind::NodeStatus, "Pod/a/n", node),
+            (ReportKind::PodStatus, "Pod/a/..", json!({"uid": "u", "status": {}})),
+            (ReportKind::PodStatus, "Pod/a/x?y", json!({"uid": "u", "status": {}})),
+            (ReportKind::PodStatus, "Pod/a/x", json!({"uid": "u"})),
+            (ReportKind::PodStatus, "Pod/a/x", json!({"status": {}})),
+            (ReportKind::PodTerminated, "Node//n", json!({"uid": "u"})),
+            (ReportKind::Event, "Event/a/e", json!([])),
+            (ReportKind::Event, "Event//e", json!({})),
+            (ReportKind::Unspecified, "Pod/a/x", json!({})),
+        ] {
+            assert!(parse("n", &report(kind, key, &payload)).is_err(), "{kind:?} {key} {payload} was taken");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! A node's own registration and status.
+//!
+//! The Node is created if it is missing. If it is there, labels and annotations that are missing are added, and what an
+//! operator has set is never changed. The status is a merge patch on the version that was read: conditions are merged by
+//! type, so that those of other writers stay; other lists are replaced, because `addresses` may hold a type twice, which
+//! neither server-side apply nor a strategic merge can express.
+
+use jiff::Timestamp;
+use kube::Client;
+use serde_json::{Map, Value, json};
+use tracing::info;
+
+use crate::{
+    cloudhub::authz,
+    edgecontroller::{
+        api::{self, Failure, Patch},
+        objects::EDGE_LABEL,
+    },
+};
+
+/// Registers the node and writes its status. A conflict means that somebody wrote in between: to be tried again.
+pub(super) async fn apply(client: &Client, node: &str, report: &Value) -> Result<(), Failure> {
+    let path = format!("/api/v1/nodes/{node}");
+    let mut current = match api::get(client, &path).await {
+        Ok(current) => current,
+        Err(Failure::Refused { code: 404, .. }) => {
+            let created = api::create(client, "/api/v1/nodes", &registration(node, report)).await?;
+            info!(node, "node registered");
+            created
+        }
+        Err(failure) => return Err(failure),
+    };
+    if let Some(patch) = missing_metadata(&current, report) {
+        current = api::patch(client, &path, Patch::Merge, &patch).await?;
+    }
+    let patch = status_patch(&current, report, Timestamp::now());
+    api::patch(client, &format!("{path}/status"), Patch::Merge, &patch).await?;
+    Ok(())
+}
+
+fn registration(node: &str, report: &Value) -> Value {
+    let mut spec = Map::new();
+    if let Some(taints) = report["spec"].get("taints") {
+        spec.insert("taints".to_owned(), taints.clone());
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": node, "labels": labels(report), "annotations": annotations(report)},
+        "spec": spec,
+    })
+}
+
+/// With the edge label `"true"`: `kubectl label nodes N node-role.kubernetes.io/edge=true`, which people are told to run,
+/// fails on another value without `--overwrite`. Code keys on its presence only, and an operator's value stays.
+fn labels(report: &Value) -> Map<String, Value> {
+    let mut labels = allowed(report, "labels");
+    labels.insert(EDGE_LABEL.to_owned(), "true".into());
+    labels
+}
+
+fn annotations(report: &Value) -> Map<String, Value> {
+    allowed(report, "annotations")
+}
+
+fn allowed(report: &Value, field: &str) -> Map<String, Value> {
+    let given = report["metadata"][field].as_object().cloned().unwrap_or_default();
+    given.into_iter().filter(|(key, value)| authz::may_label(key) && value.is_string()).collect()
+}
+
+/// What the Node lacks of the report's labels and annotations.
+fn missing_metadata(current: &Value, report: &Value) -> Option<Value> {
+    let missing = |field: &str, wanted: Map<String, Value>| -> Map<String, Value> {
+        wanted.into_iter().filter(|(key, _)| current["metadata"][field].get(key).is_none()).collect()
+    };
+    let labels = missing("labels", labels(report));
+    let annotations = missing("annotations", annotations(report));
+    if labels.is_empty() && annotations.is_empty() {
+        return None;
+    }
+    let version = &current["metadata"]["resourceVersion"];
+    Some(json!({"metadata": {"resourceVersion": version, "labels": labels, "annotations": annotations}}))
+}
+
+/// The report's status with the heartbeat of now, over the status that is there.
+fn status_patch(current: &Value, report: &Value, now: Timestamp) -> Value {
+    let now = format!("{now:.0}");
+    let mut status = report["status"].as_object().cloned().unwrap_or_default();
+    let reported = match status.remove("conditions") {
+        Some(Value::Array(conditions)) => conditions,
+        _ => Vec::new(),
+    };
+    let mut conditions = current["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    for mut condition in reported.into_iter().filter(Value::is_object) {
+        condition["lastHeartbeatTime"] = now.as_str().into();
+        let held = conditions.iter_mut().find(|held| held["type"] == condition["type"]);
+        // As it is seen from the cloud: a node that was away was Unknown meanwhile, and its own clock may be wrong.
+        let same = held.as_ref().is_some_and(|held| held["status"] == condition["status"]);
+        condition["lastTransitionTime"] = match &held {
+            Some(held) if same && held["lastTransitionTime"].is_string() => {
+                held["lastTransitionTime"].clone()
+            }
+            _ => now.as_str().into(),
+        };
+        match held {
+            Some(held) => *held = condition,
+            None => conditions.push(condition),
+        }
+    }
+    if !conditions.is_empty() {
+        status.insert("conditions".to_owned(), conditions.into());
+    }
+    json!({"metadata": {"resourceVersion": current["metadata"]["resourceVersion"]}, "status": status})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operators_labels_survive_and_missing_ones_are_added() {
+        let report = json!({"metadata": {"labels": {EDGE_LABEL: "", "site": "a", "new": "1",
+            "node-role.kubernetes.io/control-plane": ""}}, "status": {}});
+        let current = json!({"metadata": {"resourceVersion": "7", "labels": {EDGE_LABEL: "", "site": "b"}}});
+        assert_eq!(
+            missing_metadata(&current, &report).unwrap(),
+            json!({"metadata": {"resourceVersion": "7", "labels": {"new": "1"}, "annotations": {}}})
+        );
+        let complete = json!({"metadata": {"labels": {EDGE_LABEL: "true", "site": "b", "new": "2"}}});
+        assert_eq!(missing_metadata(&complete, &report), None);
+        assert_eq!(registration("n", &json!({}))["metadata"]["labels"], json!({EDGE_LABEL: "true"}));
+    }
+
+    #[test]
+    fn conditions_are_merged_by_type() {
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let current = json!({"metadata": {"resourceVersion": "7"}, "status": {"conditions": [
+            {"type": "NetworkUnavailable", "status": "False", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+            {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+            {"type": "DiskPressure", "status": "False", "lastTransitionTime": "2020-01-01T00:00:00Z"}]}});
+        let report = json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}], "conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": "2019-01-01T00:00:00Z"},
+            {"type": "DiskPressure", "status": "False"}, {"type": "PIDPressure", "status": "False"}]}});
+        let patch = status_patch(&current, &report, now);
+        assert_eq!(patch["metadata"]["resourceVersion"], "7");
+        assert_eq!(patch["status"]["addresses"], report["status"]["addresses"]);
+        let time = |at: usize| patch["status"]["conditions"][at]["lastTransitionTime"].as_str().unwrap();
+        let conditions = patch["status"]["conditions"].as_array().unwrap();
+        assert_eq!(conditions.len(), 4);
+        assert_eq!(conditions[0], current["status"]["conditions"][0]);
+        assert_eq!((conditions[1]["status"].as_str(), time(1)), (Some("True"), "2023-11-14T22:13:20Z"));
+        assert!(conditions[1].get("reason").is_none());
+        assert_eq!(time(2), "2020-01-01T00:00:00Z");
+        assert_eq!(conditions[2]["lastHeartbeatTime"], "2023-11-14T22:13:20Z");
+        assert_eq!(time(3), "2023-11-14T22:13:20Z");
+    }
+}

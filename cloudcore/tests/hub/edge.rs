@@ -1,0 +1,224 @@
+//! An edge for tests: the real session, link and enrollment, with a map for a store.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use proto::{
+    Digest, Object, Report, ResourceKey, codec,
+    message::{Answer, Body, GoodbyeReason, Question, ReportAck, ReportKind},
+    session::edge::{Desired, EdgeEvent, EdgeSession},
+};
+use runtime::{
+    link::{Link, websocket},
+    tls,
+    token::Token,
+};
+use rustls_pki_types::{CertificateDer, ServerName};
+use serde_json::Value;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsConnector;
+
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// What a joined node has on its disk.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    pub(crate) node: String,
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+}
+
+/// `POST /edge.crt`; the answer is status and body.
+pub(crate) async fn post_csr(
+    address: SocketAddr,
+    token: &Token,
+    node: &str,
+    csr: Vec<u8>,
+) -> Result<(u16, Bytes, CertificateDer<'static>)> {
+    let (config, ca) = tls::pinned_client_config(token.ca_hash)?;
+    let tcp = TcpStream::connect(address).await?;
+    let name = ServerName::IpAddress(address.ip().into());
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = http::Request::post("/edge.crt")
+        .header("Host", "cloudcore")
+        .header("Authorization", format!("Bearer {}", token.bearer))
+        .header("NodeName", node)
+        .body(Full::new(Bytes::from(csr)))?;
+    let exchange = async {
+        let answer = sender.send_request(request).await?;
+        let code = answer.status().as_u16();
+        Ok::<_, anyhow::Error>((code, answer.into_body().collect().await?.to_bytes()))
+    };
+    tokio::pin!(connection);
+    tokio::pin!(exchange);
+    let (code, body) = tokio::select! {
+        answer = &mut exchange => answer?,
+        ended = &mut connection => {
+            ended?;
+            exchange.await?
+        }
+    };
+    Ok((code, body, ca.get().context("the CA was seen")?))
+}
+
+pub(crate) async fn enroll(address: SocketAddr, token: &Token, node: &str) -> Result<Identity> {
+    let (key, csr) = tls::node_csr(node)?;
+    let (code, body, ca) = post_csr(address, token, node, csr).await?;
+    if code != 200 {
+        bail!("enrollment refused: {code} {}", String::from_utf8_lossy(&body));
+    }
+    let chain = vec![CertificateDer::from(body.to_vec())];
+    let tls = tls::client_config(&[ca], chain, tls::pkcs8(key))?;
+    Ok(Identity { node: node.to_owned(), tls: Arc::new(tls) })
+}
+
+pub(crate) struct Edge {
+    link: Link,
+    session: EdgeSession,
+    pub(crate) store: BTreeMap<ResourceKey, Object>,
+    pub(crate) synced: bool,
+    pub(crate) acks: Vec<ReportAck>,
+    pub(crate) answers: Vec<(u64, Answer)>,
+    pub(crate) goodbye: Option<GoodbyeReason>,
+    pub(crate) changes: usize,
+    next_report: u64,
+}
+
+impl Edge {
+    /// Connects with what an earlier connection has stored.
+    pub(crate) async fn connect(
+        address: SocketAddr,
+        identity: &Identity,
+        store: BTreeMap<ResourceKey, Object>,
+    ) -> Result<Self> {
+        Self::connect_as(address, identity, &identity.node, store).await
+    }
+
+    /// Connects, and says to be `node`.
+    pub(crate) async fn connect_as(
+        address: SocketAddr,
+        identity: &Identity,
+        node: &str,
+        store: BTreeMap<ResourceKey, Object>,
+    ) -> Result<Self> {
+        let name = ServerName::IpAddress(address.ip().into());
+        let link = websocket::connect(&address.to_string(), name, Arc::clone(&identity.tls)).await?;
+        let digest: Digest = store.iter().map(|(key, object)| (key, object.version.hash)).collect();
+        let session = EdgeSession::new(node, "test", digest, HEARTBEAT, Instant::now().into_std());
+        Ok(Self {
+            link,
+            session,
+            store,
+            synced: false,
+            acks: Vec::new(),
+            answers: Vec::new(),
+            goodbye: None,
+            changes: 0,
+            next_report: 1,
+        })
+    }
+
+    pub(crate) async fn send_raw(&mut self, frame: Bytes) -> Result<()> {
+        Ok(self.link.sender.send(frame).await?)
+    }
+
+    pub(crate) fn report(&mut self, kind: ReportKind, key: &str, payload: &Value) -> u64 {
+        let id = self.next_report;
+        self.next_report += 1;
+        let payload = payload.to_string().into();
+        self.session.report(vec![Report { id, kind: kind.into(), key: key.to_owned(), payload }]);
+        id
+    }
+
+    pub(crate) fn ask(&mut self, question: Question) -> u64 {
+        self.session.ask(question)
+    }
+
+    /// Runs until `done`, the cloud's goodbye or the end of the link.
+    pub(crate) async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<()> {
+        let deadline = Instant::now() + LONG;
+        loop {
+            self.flush().await?;
+            if done(self) {
+                return Ok(());
+            }
+            if let Some(reason) = self.goodbye {
+                bail!("{what}: the cloud said goodbye: {reason:?}");
+            }
+            if Instant::now() > deadline {
+                bail!("{what}: not within {LONG:?}; store: {:?}", self.store.keys());
+            }
+            let due = Instant::from_std(self.session.deadline()).min(deadline + HEARTBEAT);
+            let wait = due.saturating_duration_since(Instant::now());
+            match timeout(wait, self.link.receiver.receive()).await {
+                Ok(Ok(Some(frame))) => {
+                    let body: Body = codec::decode(frame)?;
+                    let store = &self.store;
+                    let held = |key: &ResourceKey| store.get(key).cloned();
+                    self.session.handle_frame(body, &held, Instant::now().into_std())?;
+                }
+                Ok(Ok(None)) => bail!("{what}: the cloud closed the link"),
+                Ok(Err(error)) => return Err(error).context(what.to_owned()),
+                Err(_) => self.session.handle_deadline(Instant::now().into_std())?,
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        loop {
+            while let Some(event) = self.session.poll_event() {
+                self.handle(event);
+            }
+            let Some(body) = self.session.poll_frame() else { return Ok(()) };
+            self.link.sender.send(codec::encode(body)?).await?;
+        }
+    }
+
+    fn handle(&mut self, event: EdgeEvent) {
+        match event {
+            EdgeEvent::Connected { .. } => {}
+            EdgeEvent::InventoryWanted => {
+                let entries: Vec<_> =
+                    self.store.iter().map(|(key, object)| (key.clone(), object.version)).collect();
+                self.session.inventory(&entries);
+            }
+            EdgeEvent::Apply { seq, changes } => {
+                self.changes += changes.len();
+                for change in changes {
+                    match change {
+                        Desired::Put(object) => drop(self.store.insert(object.key.clone(), object)),
+                        Desired::Delete(key) => drop(self.store.remove(&key)),
+                    }
+                }
+                self.session.committed(seq);
+            }
+            EdgeEvent::Synced => self.synced = true,
+            EdgeEvent::ReportsDone(acks) => self.acks.extend(acks),
+            EdgeEvent::Answered { id, answer } => self.answers.push((id, answer)),
+            EdgeEvent::Goodbye { reason, .. } => self.goodbye = Some(reason),
+        }
+    }
+
+    /// The stored object as JSON.
+    pub(crate) fn json(&self, key: &str) -> Option<Value> {
+        let object = self.store.get(&key.parse::<ResourceKey>().ok()?)?;
+        serde_json::from_slice(&object.bytes).ok()
+    }
+
+    pub(crate) fn holds(&self, key: &str) -> bool {
+        self.json(key).is_some()
+    }
+
+    /// Waits for the ack of a report; `Ok(reason)` is empty if it was taken.
+    pub(crate) async fn ack(&mut self, id: u64) -> Result<String> {
+        self.until("ack of a report", |edge| edge.acks.iter().any(|ack| ack.id == id)).await?;
+        Ok(self.acks.iter().find(|ack| ack.id == id).map(|ack| ack.refused.clone()).unwrap_or_default())
+    }
+}

@@ -1,0 +1,320 @@
+//! `edgecore.yaml`.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Fault, Faults, LogFormat, is_dns_name, is_label, quantity::Memory};
+
+mod paths;
+
+pub use paths::EdgePaths;
+
+/// The apiVersion that is written; KubeEdge's older one is read as well.
+pub const API_VERSION: &str = "edgecore.config.kubeedge.io/v1alpha2";
+const API_VERSIONS: &[&str] = &[API_VERSION, "edgecore.config.kubeedge.io/v1alpha1"];
+pub const KIND: &str = "EdgeCore";
+
+/// The configuration of edgecore.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EdgeCoreConfig {
+    pub api_version: String,
+    pub kind: String,
+    /// What is logged: error, warn, info, debug, trace, or target=level pairs with commas. Can be changed at run time
+    /// on the admin address.
+    pub log_level: String,
+    /// How log lines look: text or json.
+    pub log_format: LogFormat,
+    /// The directory that everything of this edgecore is kept under. "/" means the usual places: /etc/kubeedge,
+    /// /var/lib/kubeedge, /var/log, /run/kubeedge. Any other directory holds all of it, so that several can run on a machine.
+    pub root_directory: String,
+    pub common_config: CommonConfig,
+    pub database: Database,
+    pub modules: Modules,
+}
+
+impl Default for EdgeCoreConfig {
+    fn default() -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            log_level: "info".to_owned(),
+            log_format: LogFormat::default(),
+            root_directory: "/".to_owned(),
+            common_config: CommonConfig::default(),
+            database: Database::default(),
+            modules: Modules::default(),
+        }
+    }
+}
+
+/// What is common to all modules.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CommonConfig {
+    pub monitor_server: MonitorServer,
+}
+
+/// The admin address: /livez, /readyz, /nodez, /metrics, and the log level.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MonitorServer {
+    /// IP:PORT, or unix:///PATH. Empty: the socket edgecore-admin.sock under rootDirectory (/run/kubeedge by default),
+    /// which only root can open and which needs no port at a site where ports may be taken.
+    pub bind_address: String,
+}
+
+/// The store of what this node should run and has yet to report.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Database {
+    /// The store's directory. Empty: store under rootDirectory (/var/lib/kubeedge/store by default).
+    pub data_source: String,
+}
+
+/// The parts of edgecore.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Modules {
+    pub edge_hub: EdgeHub,
+    pub edged: Edged,
+}
+
+/// The line to cloudcore.
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EdgeHub {
+    /// Seconds between the signs of life that edgecore sends on a line where nothing else is sent. Either side gives a
+    /// line up after two of them. 30, because at 15 a quiet line carries twice the bytes, and metered lines pay for them.
+    pub heartbeat: u32,
+    /// The join token, used once, to enrol. keadm join writes it to a file of its own (bootstrap-token under
+    /// rootDirectory, /etc/kubeedge/bootstrap-edgecore.conf by default), which edgecore removes after enrolment and
+    /// which counts for more than this key.
+    pub token: String,
+    /// The certificate of cloudcore's CA, PEM. Empty: ca/rootCA.crt under rootDirectory (/etc/kubeedge by default).
+    pub tls_ca_file: String,
+    /// This node's certificate, PEM. Empty: certs/server.crt under rootDirectory (/etc/kubeedge by default).
+    pub tls_cert_file: String,
+    /// This node's private key, PEM; it never leaves the node. Empty: certs/server.key under rootDirectory
+    /// (/etc/kubeedge by default).
+    pub tls_private_key_file: String,
+    pub websocket: EdgeHubWebSocket,
+}
+
+impl Default for EdgeHub {
+    fn default() -> Self {
+        Self {
+            heartbeat: 30,
+            token: String::new(),
+            tls_ca_file: String::new(),
+            tls_cert_file: String::new(),
+            tls_private_key_file: String::new(),
+            websocket: EdgeHubWebSocket::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for EdgeHub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the token.
+        f.debug_struct("EdgeHub")
+            .field("heartbeat", &self.heartbeat)
+            .field("websocket", &self.websocket)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The WebSocket to cloudcore.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EdgeHubWebSocket {
+    /// Must be true: the WebSocket is the only transport so far.
+    pub enable: bool,
+    /// cloudcore's HOST:PORT.
+    pub server: String,
+    /// Seconds that connecting may take, TLS and all, before it is tried anew.
+    pub handshake_timeout: u32,
+    /// Seconds that one frame may take to be written before the line is given up.
+    pub write_deadline: u32,
+}
+
+impl Default for EdgeHubWebSocket {
+    fn default() -> Self {
+        Self { enable: true, server: "127.0.0.1:10000".to_owned(), handshake_timeout: 30, write_deadline: 15 }
+    }
+}
+
+/// Which mechanism the runtime manages cgroups with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// As the runtime says; cgroupfs where it does not say.
+    #[default]
+    Auto,
+    Cgroupfs,
+    Systemd,
+}
+
+/// The node, and the pods on it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Edged {
+    /// The node's name. Empty: the host's name in lower case.
+    pub hostname_override: String,
+    /// The address that the node reports. Empty: the one that the way to cloudcore leads out of.
+    #[serde(rename = "nodeIP")]
+    pub node_ip: String,
+    /// Labels that the node registers with, beside those of every edge node.
+    pub node_labels: BTreeMap<String, String>,
+    /// Whether the scheduler may place pods here from the first moment. false registers the node cordoned.
+    pub register_schedulable: bool,
+    /// Seconds between looks at the node's own state. It is sent only when it changed.
+    pub node_status_update_frequency: u32,
+    /// The CRI socket.
+    pub remote_runtime_endpoint: String,
+    /// auto, cgroupfs or systemd. It must be what the runtime uses, so it is asked.
+    pub cgroup_driver: CgroupDriver,
+    /// The image of the sandbox container. Empty: the one that the runtime is set up with, so that a site needs no
+    /// image beyond those of its pods.
+    pub pod_sandbox_image: String,
+    /// How many pods the node offers to run. 110, as the kubelet.
+    pub max_pods: u32,
+    /// The most memory that the node offers to pods. Left out: all of the machine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_capacity: Option<Memory>,
+    /// The most CPU that the node offers to pods, in milli-CPU: 100 is a tenth of a core. Left out: all cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_frequency: Option<u32>,
+    /// Where pods' volumes are kept, in its directory pods. Empty: rootDirectory (/var/lib/kubeedge by default).
+    pub root_directory: String,
+    /// Where container logs are written. Empty: logs/pods under rootDirectory (/var/log/pods by default).
+    pub pod_logs_directory: String,
+    /// Where the links to them are made that log collectors read. Empty: logs/containers under rootDirectory
+    /// (/var/log/containers by default).
+    pub container_logs_directory: String,
+    /// The DNS servers that pods with dnsPolicy ClusterFirst are given. Empty: the host's own.
+    #[serde(rename = "clusterDNS")]
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain, for the search list of pods with dnsPolicy ClusterFirst.
+    pub cluster_domain: String,
+    /// The file with the host's resolver settings, for pods with dnsPolicy Default.
+    pub resolv_conf: String,
+}
+
+impl Default for Edged {
+    fn default() -> Self {
+        Self {
+            hostname_override: String::new(),
+            node_ip: String::new(),
+            node_labels: BTreeMap::new(),
+            register_schedulable: true,
+            node_status_update_frequency: 10,
+            remote_runtime_endpoint: "unix:///run/containerd/containerd.sock".to_owned(),
+            cgroup_driver: CgroupDriver::Auto,
+            pod_sandbox_image: String::new(),
+            max_pods: 110,
+            memory_capacity: None,
+            cpu_frequency: None,
+            root_directory: String::new(),
+            pod_logs_directory: String::new(),
+            container_logs_directory: String::new(),
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            resolv_conf: "/etc/resolv.conf".to_owned(),
+        }
+    }
+}
+
+impl EdgeCoreConfig {
+    /// Checks what the types alone do not, and reports every fault.
+    pub fn validate(&self) -> Result<(), Vec<Fault>> {
+        let mut faults = Faults::default();
+        faults.identity((&self.api_version, API_VERSIONS), (&self.kind, KIND));
+        faults.check(!self.log_level.is_empty(), "logLevel", || "is empty; the default is info".to_owned());
+        faults.check(self.root_directory.starts_with('/'), "rootDirectory", || {
+            format!("{:?} is not an absolute path", self.root_directory)
+        });
+        let bind_address = &self.common_config.monitor_server.bind_address;
+        if !bind_address.is_empty() {
+            faults.listener("commonConfig.monitorServer.bindAddress", bind_address);
+        }
+        absolute(&mut faults, "database.dataSource", &self.database.data_source);
+        self.modules.edge_hub.validate(&mut faults);
+        self.modules.edged.validate(&mut faults);
+        faults.done()
+    }
+
+    /// Where everything of this edgecore is.
+    pub fn paths(&self) -> EdgePaths {
+        EdgePaths::of(self)
+    }
+}
+
+impl EdgeHub {
+    fn validate(&self, faults: &mut Faults) {
+        let key = |name: &str| format!("modules.edgeHub.{name}");
+        faults.at_least(&key("heartbeat"), self.heartbeat.into(), 1, "it is in seconds");
+        absolute(faults, &key("tlsCaFile"), &self.tls_ca_file);
+        absolute(faults, &key("tlsCertFile"), &self.tls_cert_file);
+        absolute(faults, &key("tlsPrivateKeyFile"), &self.tls_private_key_file);
+        faults.check(self.websocket.enable, &key("websocket.enable"), || {
+            "is false, but the WebSocket is the only transport so far: the node could not connect".to_owned()
+        });
+        faults.endpoint(&key("websocket.server"), &self.websocket.server);
+        let timeout = self.websocket.handshake_timeout.into();
+        faults.at_least(&key("websocket.handshakeTimeout"), timeout, 1, "it is in seconds");
+        let deadline = self.websocket.write_deadline.into();
+        faults.at_least(&key("websocket.writeDeadline"), deadline, 1, "it is in seconds");
+    }
+}
+
+impl Edged {
+    fn validate(&self, faults: &mut Faults) {
+        let key = |name: &str| format!("modules.edged.{name}");
+        let name = &self.hostname_override;
+        faults.check(name.is_empty() || is_dns_name(name), &key("hostnameOverride"), || {
+            format!("{name:?} cannot name a node: use lower-case letters, digits, - and .")
+        });
+        let ip = &self.node_ip;
+        faults.check(ip.is_empty() || ip.parse::<IpAddr>().is_ok(), &key("nodeIP"), || {
+            format!("{ip:?} is not an IP address")
+        });
+        for (label, value) in &self.node_labels {
+            faults.check(is_label(label, value), &key("nodeLabels"), || {
+                format!("{label}={value} is not a label that Kubernetes takes")
+            });
+        }
+        let every = self.node_status_update_frequency.into();
+        faults.at_least(&key("nodeStatusUpdateFrequency"), every, 1, "it is in seconds");
+        let socket = self.remote_runtime_endpoint.strip_prefix("unix://");
+        faults.check(socket.is_some_and(|path| path.starts_with('/')), &key("remoteRuntimeEndpoint"), || {
+            let endpoint = &self.remote_runtime_endpoint;
+            format!("{endpoint:?} is not unix:///PATH, as in unix:///run/containerd/containerd.sock")
+        });
+        faults.at_least(&key("maxPods"), self.max_pods.into(), 1, "the node could run nothing");
+        if let Some(memory) = &self.memory_capacity {
+            let why = "no pod could run; leave the key out to offer all of the machine's";
+            faults.at_least(&key("memoryCapacity"), memory.bytes(), 1 << 20, why);
+        }
+        if let Some(cpu) = self.cpu_frequency {
+            let why = "no pod could run; leave the key out to offer all cores";
+            faults.at_least(&key("cpuFrequency"), cpu.into(), 1, why);
+        }
+        absolute(faults, &key("rootDirectory"), &self.root_directory);
+        absolute(faults, &key("podLogsDirectory"), &self.pod_logs_directory);
+        absolute(faults, &key("containerLogsDirectory"), &self.container_logs_directory);
+        let domain = &self.cluster_domain;
+        faults.check(is_dns_name(domain), &key("clusterDomain"), || format!("{domain:?} is not a DNS name"));
+        faults.check(self.resolv_conf.starts_with('/'), &key("resolvConf"), || {
+            format!("{:?} is not an absolute path", self.resolv_conf)
+        });
+    }
+}
+
+/// A path that may be left empty.
+fn absolute(faults: &mut Faults, key: &str, path: &str) {
+    let ok = path.is_empty() || path.starts_with('/');
+    faults.check(ok, key, || format!("{path:?} is not an absolute path"));
+}

@@ -1,0 +1,1 @@
+//! The documentation of a configuration's keys, read from its types.
