@@ -8,6 +8,7 @@
 pub mod api;
 pub mod cache;
 pub mod index;
+pub mod key_set;
 pub mod lanes;
 pub mod lease;
 pub mod objects;

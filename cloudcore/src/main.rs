@@ -34,7 +34,9 @@ fn start() -> anyhow::Result<ExitCode> {
     tls::install_provider();
     let raw = runtime::config::load(&args.config, CloudCoreConfig::validate)?;
     let config = Config::from(raw);
-    let log_level = telemetry::init(&config.log_level, config.log_format)?;
+    // kube logs an error of its own for each attempt to connect, beside ours.
+    let filter = format!("{},kube_client::client::builder=off", config.log_level);
+    let log_level = telemetry::init(&filter, config.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

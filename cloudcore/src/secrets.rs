@@ -17,7 +17,10 @@ use serde_json::{Value, json};
 use tokio::time;
 use tracing::{info, warn};
 
-use crate::edgecontroller::api::{self, Failure};
+use crate::edgecontroller::{
+    api::{self, Failure},
+    index::Index,
+};
 
 pub const NAMESPACE: &str = "kubeedge";
 const CA_SECRET: &str = "casecret";
@@ -46,7 +49,7 @@ pub enum SecretError {
 type Data = BTreeMap<String, Vec<u8>>;
 
 /// The key of the Secret with the token signing keys.
-pub fn token_key() -> ResourceKey {
+fn token_key() -> ResourceKey {
     ResourceKey::new("Secret", NAMESPACE, TOKEN_SECRET).expect("constant names make a key")
 }
 
@@ -87,7 +90,10 @@ async fn get_or_create(
             Ok(None) => {}
             Err(SecretError::Access { source, .. }) if source.is_retryable() => {
                 let delay = backoff.next_delay();
-                warn!(error = %runtime::chain(&source), ?delay, "waiting for the API server");
+                // Once a few minutes: enough for who looks, not enough to fill a disk.
+                if backoff.attempts() % 16 == 1 {
+                    warn!(error = %runtime::chain(&source), "waiting for the API server");
+                }
                 time::sleep(delay).await;
             }
             Err(error) => return Err(error),
@@ -131,11 +137,18 @@ async fn attempt(
     }
 }
 
-/// Values that are not base64 count as missing.
+/// `data` of a Secret; values that are not base64 count as missing.
 fn decode(secret: &Value) -> Data {
     let data = secret["data"].as_object();
     data.into_iter()
         .flatten()
         .filter_map(|(key, value)| Some((key.clone(), BASE64_STANDARD.decode(value.as_str()?).ok()?)))
         .collect()
+}
+
+/// The signing keys in the cached Secret, if it is there and usable.
+pub fn signing_keys(index: &Index) -> Option<SigningKeys> {
+    let secret = index.get(&token_key())?;
+    let secret: Value = serde_json::from_slice(&secret.bytes).ok()?;
+    SigningKeys::from_secret(&decode(&secret)).ok()
 }

@@ -54,7 +54,9 @@ impl Faults {
         let (got, known) = api_version;
         self.check(known.contains(&got), "apiVersion", || format!("{got:?} is not {}", known.join(" or ")));
         let (got, want) = kind;
-        self.check(got == want, "kind", || format!("{got:?} is not {want}: is this the other program's file?"));
+        self.check(got == want, "kind", || {
+            format!("{got:?} is not {want}: is this the other program's file?")
+        });
     }
 
     /// `HOST:PORT`, where the host may be a name.
@@ -85,9 +87,8 @@ pub fn is_endpoint(text: &str) -> bool {
     if text.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0) {
         return true;
     }
-    text.rsplit_once(':').is_some_and(|(host, port)| {
-        is_dns_name(host) && port.parse::<u16>().is_ok_and(|port| port != 0)
-    })
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| is_dns_name(host) && port.parse::<u16>().is_ok_and(|port| port != 0))
 }
 
 /// Whether `name` is a DNS-1123 subdomain, which is what Kubernetes asks of a node's name.

@@ -4,5 +4,6 @@
 
 pub mod componentconfig;
 pub mod devices;
+pub mod generated;
 
 pub use devices::custom_resource_definitions;

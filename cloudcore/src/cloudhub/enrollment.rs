@@ -12,17 +12,11 @@ use crds::componentconfig::is_dns_name;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use runtime::{
-    tls::{CertificateAuthority, CsrError},
-    token::SigningKeys,
-};
+use runtime::tls::{CertificateAuthority, CsrError};
 use tracing::{info, warn};
 
 use super::listener::text;
-use crate::{
-    edgecontroller::index::{Index, secret_data},
-    secrets,
-};
+use crate::{edgecontroller::index::Index, secrets};
 
 /// A signing request is about 400 bytes.
 const MAX_CSR: usize = 64 << 10;
@@ -84,7 +78,10 @@ impl Enrollment {
         let bearer = value(header::AUTHORIZATION.as_str())
             .and_then(|value| value.strip_prefix("Bearer "))
             .ok_or_else(|| unauthorized("no token"))?;
-        let keys = self.keys()?;
+        let keys = secrets::signing_keys(&self.index).ok_or_else(|| {
+            let reason = "cloudcore has no token signing keys yet; try again, or look at its log";
+            (StatusCode::SERVICE_UNAVAILABLE, reason.to_owned())
+        })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         keys.verify(bearer.trim(), now).map_err(|error| unauthorized(&error.to_string()))?;
         let node = value("NodeName").unwrap_or_default();
@@ -92,14 +89,5 @@ impl Enrollment {
             return Err((StatusCode::BAD_REQUEST, "header NodeName holds no valid node name".to_owned()));
         }
         Ok(node.to_owned())
-    }
-
-    fn keys(&self) -> Result<SigningKeys, Refusal> {
-        let not_ready =
-            || (StatusCode::SERVICE_UNAVAILABLE, "cloudcore is not ready yet; try again".to_owned());
-        let key = secrets::token_key();
-        let secret = self.index.get(&key).ok_or_else(not_ready)?;
-        let data = secret_data(&secret).ok_or_else(not_ready)?;
-        SigningKeys::from_secret(&data).map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
     }
 }

@@ -194,7 +194,6 @@ impl Hub {
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
-            .keep_alive(false)
             .max_headers(64)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
@@ -292,5 +291,7 @@ fn switching(key: &str) -> Answer {
 pub(super) fn text(code: StatusCode, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = code;
+    // One request a connection. Not hyper's `keep_alive(false)`: that would say so in the answer to an upgrade as well.
+    answer.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     answer
 }

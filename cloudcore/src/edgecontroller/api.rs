@@ -30,6 +30,8 @@ pub enum Failure {
     Build(#[source] http::Error),
     #[error("request cannot be encoded")]
     Encode(#[source] serde_json::Error),
+    #[error("API server's answer is not JSON")]
+    Decode(#[source] serde_json::Error),
 }
 
 impl Failure {
@@ -41,7 +43,9 @@ impl Failure {
     pub fn code(&self) -> Option<u16> {
         match self {
             Self::Refused { code, .. } | Self::Later { code, .. } => Some(*code),
-            Self::Unreachable(_) | Self::TimedOut | Self::Build(_) | Self::Encode(_) => None,
+            Self::Unreachable(_) | Self::TimedOut | Self::Build(_) | Self::Encode(_) | Self::Decode(_) => {
+                None
+            }
         }
     }
 
@@ -126,8 +130,10 @@ async fn send(
         .header(http::header::CONTENT_TYPE, content_type)
         .body(body)
         .map_err(Failure::Build)?;
-    match time::timeout(DEADLINE, client.request::<Value>(request)).await {
-        Ok(answer) => answer.map_err(Failure::from_kube),
+    // Not `request`: it logs the body when it does not parse, and that may be a Secret's.
+    match time::timeout(DEADLINE, client.request_text(request)).await {
+        Ok(Ok(text)) => serde_json::from_str(&text).map_err(Failure::Decode),
+        Ok(Err(error)) => Err(Failure::from_kube(error)),
         Err(_) => Err(Failure::TimedOut),
     }
 }

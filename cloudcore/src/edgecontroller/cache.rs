@@ -27,8 +27,10 @@ use super::{
 const PAGE: u32 = 500;
 /// A page that takes longer is asked for again.
 const LIST_DEADLINE: Duration = Duration::from_mins(1);
-/// The API server ends a watch after this, and we give it up a little later: bookmarks come every minute.
+/// The API server ends a watch after this.
 const WATCH_SECONDS: u64 = 290;
+/// Bookmarks come every minute or so: a watch with nothing for this long has lost its connection.
+const QUIET: Duration = Duration::from_secs(150);
 /// A watch that ends sooner is a failure, to be backed off from.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
@@ -130,11 +132,11 @@ impl Reflector {
                     }
                     let delay = backoff.next_delay();
                     let kind = self.kind.key;
-                    // The first failure of a row says it all.
-                    if backoff.attempts() == 1 {
-                        debug!(kind, error = %runtime::chain(&error), "watch interrupted; resuming");
+                    // A single failure heals itself; then one line says it, and one line every few minutes.
+                    if backoff.attempts() % 16 == 2 {
+                        warn!(kind, error = %runtime::chain(&error), "cannot list or watch; trying again");
                     } else {
-                        warn!(kind, error = %runtime::chain(&error), ?delay, "cannot list or watch; trying again");
+                        debug!(kind, error = %runtime::chain(&error), ?delay, "cannot list or watch; trying again");
                     }
                     tokio::select! {
                         // Nothing to lose.
@@ -203,12 +205,11 @@ impl Reflector {
             .map_err(|source| WatchError::Start(Box::new(source)))?;
         let mut lines = std::pin::pin!(stream.lines());
         let start = time::Instant::now();
-        let end = start + Duration::from_secs(WATCH_SECONDS + 10);
         loop {
-            let line = match time::timeout_at(end, lines.next()).await {
+            let line = match time::timeout(QUIET, lines.next()).await {
                 Ok(Some(line)) => line.map_err(WatchError::Broken)?,
                 Ok(None) if start.elapsed() < SHORTEST_WATCH => return Err(WatchError::Short),
-                // The server ended the watch, or its end was lost on the way.
+                // The server ended the watch, or the connection is dead; resuming costs next to nothing.
                 Ok(None) | Err(_) => return Ok(()),
             };
             let seen = self.handle(&line)?;

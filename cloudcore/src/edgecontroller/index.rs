@@ -6,75 +6,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use bytes::Bytes;
 use proto::{Digest, Object, ResourceKey, session::View};
-use serde_json::Value;
-use tokio::sync::Notify;
 
-use super::objects::{Cached, Facts, KINDS, Kind, NodeFacts, PodFacts};
+use super::{
+    key_set::KeySet,
+    objects::{Cached, Facts, KINDS, Kind, NodeFacts, PodFacts},
+};
 
 /// Keys that changed while a session was busy. A node that falls further behind is better served by a new session,
 /// which compares inventories.
 const MAX_DIRTY: usize = 50_000;
-
-/// Keys that wait for someone, each once.
-#[derive(Debug, Default)]
-pub struct KeySet {
-    keys: Mutex<BTreeSet<ResourceKey>>,
-    bound: Option<usize>,
-    overflowed: AtomicBool,
-    notify: Notify,
-}
-
-impl KeySet {
-    fn bounded(bound: usize) -> Self {
-        Self { bound: Some(bound), ..Self::default() }
-    }
-
-    /// Keys beyond the bound are not kept: [`has_overflowed`](Self::has_overflowed) says so for good.
-    pub fn mark(&self, key: &ResourceKey) {
-        let mut keys = self.lock();
-        if !keys.contains(key) {
-            if self.bound.is_some_and(|bound| keys.len() >= bound) {
-                self.overflowed.store(true, Ordering::Relaxed);
-            } else {
-                keys.insert(key.clone());
-            }
-        }
-        drop(keys);
-        self.notify.notify_one();
-    }
-
-    /// Wakes whoever waits, without a key.
-    fn wake(&self) {
-        self.notify.notify_one();
-    }
-
-    /// Returns once something was marked since the last return. Safe to cancel; for one waiter.
-    pub async fn marked(&self) {
-        self.notify.notified().await;
-    }
-
-    pub fn pop(&self) -> Option<ResourceKey> {
-        self.lock().pop_first()
-    }
-
-    /// A key was lost: whoever follows this set has to start over.
-    pub fn has_overflowed(&self) -> bool {
-        self.overflowed.load(Ordering::Relaxed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<ResourceKey>> {
-        // A set of keys is whole whatever panicked beside it.
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// The shared index.
 pub struct Index {
@@ -513,16 +458,6 @@ impl View for NodeSubscription {
         let kind = state.kinds.get(key.kind());
         kind.is_some_and(|kind| kind.listed && kind.newest >= resource_version)
     }
-}
-
-/// `data` of a Secret in the cache.
-pub fn secret_data(object: &Object) -> Option<BTreeMap<String, Vec<u8>>> {
-    use base64::{Engine, prelude::BASE64_STANDARD};
-    let secret: Value = serde_json::from_slice(&object.bytes).ok()?;
-    let decode = |(name, value): (&String, &Value)| {
-        Some((name.clone(), BASE64_STANDARD.decode(value.as_str()?).ok()?))
-    };
-    secret["data"].as_object()?.iter().map(decode).collect()
 }
 
 #[cfg(test)]

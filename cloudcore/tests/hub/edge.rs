@@ -216,6 +216,12 @@ impl Edge {
         self.json(key).is_some()
     }
 
+    /// Keeps the session alive for some heartbeats.
+    pub(crate) async fn idle_for_heartbeats(&mut self, count: u32) -> Result<()> {
+        let end = Instant::now() + HEARTBEAT * count;
+        self.until("idling", |_| Instant::now() >= end).await
+    }
+
     /// Waits for the ack of a report; `Ok(reason)` is empty if it was taken.
     pub(crate) async fn ack(&mut self, id: u64) -> Result<String> {
         self.until("ack of a report", |edge| edge.acks.iter().any(|ack| ack.id == id)).await?;

@@ -1,7 +1,15 @@
 //! Configuration files as text.
 
+use std::fmt::Write;
+
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
+
+use super::explain::{Key, keys};
+
+/// Comments are broken before this column.
+const WIDTH: usize = 110;
 
 /// The keys that differ from the defaults, with apiVersion and kind: short, and a later version's better defaults apply.
 pub fn minimal<T: Serialize + Default>(config: &T) -> Result<String, serde_saphyr::ser::Error> {
@@ -29,10 +37,56 @@ fn prune(value: &mut Value, defaults: &Value) {
     });
 }
 
+/// The whole default configuration, each key below a comment that says what it is for.
+pub fn annotated<T: JsonSchema + Serialize + Default>() -> Result<String, serde_saphyr::ser::Error> {
+    let mut text = String::new();
+    for key in keys::<T>()? {
+        annotate(&mut text, &key);
+    }
+    Ok(text)
+}
+
+fn annotate(text: &mut String, key: &Key) {
+    let depth = key.path.matches('.').count();
+    let indent = "  ".repeat(depth);
+    let name = key.path.rsplit('.').next().unwrap_or(&key.path);
+    let mut line = format!("{indent}#");
+    for word in key.description.split_whitespace() {
+        if line.len() + 1 + word.len() > WIDTH {
+            text.push_str(&line);
+            text.push('\n');
+            line = format!("{indent}#");
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    if !key.description.is_empty() {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    // JSON is YAML.
+    let written = match &key.default {
+        _ if key.is_section() => writeln!(text, "{indent}{name}:"),
+        Value::Null => writeln!(text, "{indent}# {name}:"),
+        value => writeln!(text, "{indent}{name}: {value}"),
+    };
+    written.expect("a String takes all that is written");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::componentconfig::edgecore::EdgeCoreConfig;
+    use crate::componentconfig::{cloudcore::CloudCoreConfig, edgecore::EdgeCoreConfig};
+
+    #[test]
+    fn the_annotated_file_is_the_defaults() {
+        let edge = annotated::<EdgeCoreConfig>().unwrap();
+        assert_eq!(serde_saphyr::from_str::<EdgeCoreConfig>(&edge).unwrap(), EdgeCoreConfig::default());
+        assert!(edge.contains("    # memoryCapacity:\n"), "{edge}");
+        let cloud = annotated::<CloudCoreConfig>().unwrap();
+        assert_eq!(serde_saphyr::from_str::<CloudCoreConfig>(&cloud).unwrap(), CloudCoreConfig::default());
+        assert!(cloud.lines().all(|line| line.len() <= WIDTH));
+    }
 
     #[test]
     fn the_minimal_file_is_short_and_reads_back() {

@@ -19,7 +19,11 @@ impl std::error::Error for NotMemory {}
 
 impl fmt::Display for NotMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is not an amount of memory; write bytes, or a number with k, M, G, T, Ki, Mi, Gi, Ti", self.0)
+        write!(
+            f,
+            "{:?} is not an amount of memory; write bytes, or a number with k, M, G, T, Ki, Mi, Gi, Ti",
+            self.0
+        )
     }
 }
 

@@ -1,0 +1,110 @@
+//! What a node, or somebody who would like to be one, must not get away with.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use harness::{Bench, ClusterOptions};
+use proto::{
+    limits::MAX_FRAME,
+    message::{Answer, GoodbyeReason, Question, ReportKind, TokenQuestion},
+};
+use runtime::{
+    tls,
+    token::{SigningKeys, Token},
+};
+use serde_json::json;
+
+use crate::{
+    cloud::{Cloud, get, join, node_report, now, pod, prepare, request, running, secret, token},
+    edge::{Edge, LONG, post_csr},
+};
+
+pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
+    let cluster = bench.cluster(&ClusterOptions::default()).await?;
+    let client = cluster.client();
+    prepare(&client).await?;
+    let cloud = Cloud::start(cluster.kubeconfig()).await?;
+    let good = token(&client).await?;
+    let mine = join(&client, cloud.address, "edge-1").await?;
+
+    // Tokens.
+    let keys = SigningKeys::from_secret(&secret(&client, "tokensecret").await?)?;
+    let ca = secret(&client, "casecret").await?;
+    let (_, csr) = tls::node_csr("edge-2")?;
+    let expired = Token::parse(&keys.sign(&ca["cadata"], Duration::from_secs(1), now() - 100)?)?;
+    let (code, body, _) = post_csr(cloud.address, &expired, "edge-2", csr.clone()).await?;
+    ensure!(code == 401 && String::from_utf8_lossy(&body).contains("expired"), "{code} {body:?}");
+    let foreign = Token::parse(&SigningKeys::generate(now())?.sign(&ca["cadata"], LONG, now())?)?;
+    let (code, body, _) = post_csr(cloud.address, &foreign, "edge-2", csr.clone()).await?;
+    ensure!(code == 401 && String::from_utf8_lossy(&body).contains("not issued"), "{code} {body:?}");
+    let elsewhere = Token { ca_hash: [7; 32], ..good.clone() };
+    let error = post_csr(cloud.address, &elsewhere, "edge-2", csr.clone()).await.err().context("pin")?;
+    ensure!(format!("{error:#}").contains("OtherCa"), "{error:#}");
+    // Signing requests.
+    for (node, csr) in [
+        ("edge-3", csr.clone()),
+        ("edge-2", b"garbage".to_vec()),
+        ("../x", csr.clone()),
+        ("edge-2", vec![0; 70_000]),
+    ] {
+        let (code, body, _) = post_csr(cloud.address, &good, node, csr).await?;
+        ensure!(code == 400, "{node}: {code} {body:?}");
+    }
+
+    // A certificate of another node.
+    let mut edge = Edge::connect_as(cloud.address, &mine, "edge-2", BTreeMap::new()).await?;
+    let refused = edge.until("refusal", |edge| edge.goodbye == Some(GoodbyeReason::Forbidden)).await;
+    refused?;
+    // Garbage and oversized frames end the session, and cloudcore lives on.
+    for frame in [vec![0xff; 100], vec![1, 2, 3], Vec::new(), vec![0; MAX_FRAME + 1]] {
+        let mut edge = Edge::connect(cloud.address, &mine, BTreeMap::new()).await?;
+        edge.until("first sync", |edge| edge.synced).await?;
+        // A link that is already torn down is what is wanted.
+        drop(edge.send_raw(frame.into()).await);
+        let ended = edge.until("goodbye", |edge| edge.goodbye == Some(GoodbyeReason::Violation)).await;
+        ensure!(ended.is_ok() || edge.goodbye.is_none(), "the link is cut, or closed with a reason");
+    }
+
+    // Another node's objects.
+    let theirs =
+        request(&client, "POST", "/api/v1/namespaces/default/pods", Some(&pod("theirs", "edge-2"))).await?;
+    let uid = &theirs["metadata"]["uid"];
+    let mut edge = Edge::connect(cloud.address, &mine, BTreeMap::new()).await?;
+    edge.until("first sync", |edge| edge.synced).await?;
+    let event = |kind: &str, namespace: &str, name: &str| json!({"involvedObject": {"kind": kind, "namespace": namespace, "name": name, "uid": uid}, "reason": "R", "type": "Normal"});
+    for (kind, key, payload) in [
+        (ReportKind::NodeStatus, "Node//edge-2", node_report("edge-2")),
+        (ReportKind::NodeStatus, "Node//edge-1", node_report("edge-2")),
+        (ReportKind::PodStatus, "Pod/default/theirs", running(uid)),
+        (ReportKind::PodStatus, "Pod/default/theirs%2fstatus", running(uid)),
+        (ReportKind::PodTerminated, "Pod/default/theirs", json!({"uid": uid})),
+        (ReportKind::Event, "Event/default/e1", event("Pod", "default", "theirs")),
+        (ReportKind::Event, "Event/default/e2", event("Node", "", "edge-2")),
+        (ReportKind::Event, "Event/default/e3", event("Secret", "default", "x")),
+    ] {
+        let id = edge.report(kind, key, &payload);
+        ensure!(!edge.ack(id).await?.is_empty(), "{kind:?} {key} was taken");
+    }
+    let id = edge.ask(Question::ServiceAccountToken(TokenQuestion {
+        namespace: "default".to_owned(),
+        service_account: "default".to_owned(),
+        pod_name: "theirs".to_owned(),
+        pod_uid: uid.as_str().unwrap_or_default().to_owned(),
+        audiences: Vec::new(),
+        expiration_seconds: 3600,
+    }));
+    edge.until("answer", |edge| edge.answers.iter().any(|(of, _)| *of == id)).await?;
+    ensure!(matches!(edge.answers[0].1, Answer::Refused(_)));
+    ensure!(edge.store.keys().all(|key| key.kind() == "Node"), "{:?}", edge.store.keys());
+    let theirs = get(&client, "/api/v1/namespaces/default/pods/theirs").await?;
+    ensure!(theirs["status"]["phase"] == "Pending");
+
+    // A newer session takes over, and the older one's end does not take it away.
+    let mut newer = Edge::connect(cloud.address, &mine, BTreeMap::new()).await?;
+    newer.until("first sync", |edge| edge.synced).await?;
+    edge.until("goodbye", |edge| edge.goodbye == Some(GoodbyeReason::Superseded)).await?;
+    drop(edge);
+    request(&client, "POST", "/api/v1/namespaces/default/pods", Some(&pod("mine", "edge-1"))).await?;
+    newer.until("the pod", |edge| edge.holds("Pod/default/mine")).await?;
+    cloud.stop().await
+}

@@ -1,0 +1,88 @@
+//! A node that is cut off for longer than the eviction time keeps its pods, but for those that asked to be evicted.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Result, ensure};
+use harness::{Bench, ClusterOptions, HeartbeatNodes, wait};
+use proto::message::ReportKind;
+
+use crate::{
+    cloud::{Cloud, get, join, node_report, pod, prepare, ready, request, running},
+    edge::{Edge, LONG},
+};
+
+pub(crate) async fn eviction(bench: &Bench) -> Result<()> {
+    let cluster = bench.cluster(&ClusterOptions::default()).await?;
+    let client = cluster.client();
+    prepare(&client).await?;
+    // Without healthy nodes beside it the controller manager would never evict.
+    let _healthy = HeartbeatNodes::start(&client, 2).await?;
+    let cloud = Cloud::start(cluster.kubeconfig()).await?;
+    let identity = join(&client, cloud.address, "edge-1").await?;
+    let mut edge = Edge::connect(cloud.address, &identity, BTreeMap::new()).await?;
+    let id = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
+    ensure!(edge.ack(id).await?.is_empty());
+
+    let pods = "/api/v1/namespaces/default/pods";
+    let kept = request(&client, "POST", pods, Some(&pod("kept", "edge-1"))).await?;
+    let mut opted_out = pod("opted-out", "edge-1");
+    opted_out["metadata"]["annotations"]["skerry.io/evict-when-unreachable"] = "true".into();
+    request(&client, "POST", pods, Some(&opted_out)).await?;
+    edge.until("protection", |edge| {
+        let kept = edge.json("Pod/default/kept").unwrap_or_default();
+        let tolerations = kept["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+        !tolerations.is_empty()
+            && tolerations.iter().all(|toleration| toleration.get("tolerationSeconds").is_none())
+    })
+    .await?;
+    let uid = kept["metadata"]["uid"].clone();
+    let id = edge.report(ReportKind::PodStatus, "Pod/default/kept", &running(&uid));
+    ensure!(edge.ack(id).await?.is_empty());
+
+    let store = std::mem::take(&mut edge.store);
+    drop(edge);
+    let eviction = Duration::from_mins(1);
+    wait::until("the opted-out pod is evicted", eviction, async || {
+        let pod = get(&client, &format!("{pods}/opted-out")).await?;
+        ensure!(pod["metadata"]["deletionTimestamp"].is_string(), "{}", pod["spec"]["tolerations"]);
+        Ok(())
+    })
+    .await?;
+    ensure!(ready(&client, "edge-1").await? == "Unknown");
+    wait::holds("the other pod stays", Duration::from_secs(10), async || {
+        let pod = get(&client, &format!("{pods}/kept")).await?;
+        ensure!(pod["metadata"]["deletionTimestamp"].is_null() && pod["metadata"]["uid"] == uid, "{pod}");
+        Ok(())
+    })
+    .await?;
+
+    // The line is back: Ready within 10 s, and the pod that the control plane called not ready is again.
+    let mut edge = Edge::connect(cloud.address, &identity, store).await?;
+    let node = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
+    let status = edge.report(ReportKind::PodStatus, "Pod/default/kept", &running(&uid));
+    ensure!(edge.ack(node).await?.is_empty() && edge.ack(status).await?.is_empty());
+    wait::until("Ready again", Duration::from_secs(10), async || {
+        let ready = ready(&client, "edge-1").await?;
+        ensure!(ready == "True", "{ready}");
+        Ok(())
+    })
+    .await?;
+    let kept = get(&client, &format!("{pods}/kept")).await?;
+    let conditions = kept["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    ensure!(
+        conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True"),
+        "{conditions:?}"
+    );
+    edge.until("the eviction's deletion", |edge| {
+        edge.json("Pod/default/opted-out").is_some_and(|pod| pod["metadata"]["deletionTimestamp"].is_string())
+    })
+    .await?;
+    // The taints that the outage brought are gone, and the session lives on.
+    wait::until("no taint is left", LONG, async || {
+        let node = get(&client, "/api/v1/nodes/edge-1").await?;
+        ensure!(node["spec"]["taints"].as_array().is_none_or(Vec::is_empty), "{}", node["spec"]["taints"]);
+        Ok(())
+    })
+    .await?;
+    cloud.stop().await
+}

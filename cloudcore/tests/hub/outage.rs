@@ -1,0 +1,91 @@
+//! The API server out of reach: before cloudcore starts, and while it runs.
+
+use std::{collections::BTreeMap, fs, net::Ipv4Addr};
+
+use anyhow::{Context, Result, ensure};
+use harness::{Bench, ClusterOptions, wait};
+use proto::message::ReportKind;
+use serde_json::json;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use crate::{
+    cloud::{Cloud, get, join, node_report, pod, prepare, request, running},
+    edge::{Edge, LONG},
+};
+
+/// The line between cloudcore and the API server; cut when dropped.
+struct Line {
+    _tasks: JoinSet<()>,
+}
+
+impl Line {
+    async fn up(from: u16, to: u16) -> Result<Self> {
+        let listener = wait::until("the line's port", LONG, async || {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, from)).await
+        })
+        .await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                connections.spawn(async move {
+                    if let Ok(mut far) = TcpStream::connect((Ipv4Addr::LOCALHOST, to)).await {
+                        drop(copy_bidirectional(&mut near, &mut far).await);
+                    }
+                });
+            }
+        });
+        Ok(Self { _tasks: tasks })
+    }
+}
+
+pub(crate) async fn outage(bench: &Bench) -> Result<()> {
+    let cluster = bench.cluster(&ClusterOptions::default()).await?;
+    let client = cluster.client();
+    prepare(&client).await?;
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?.port();
+    let kubeconfig = fs::read_to_string(cluster.kubeconfig())?;
+    let through = kubeconfig.replace(&format!(":{}", cluster.port()), &format!(":{port}"));
+    ensure!(through != kubeconfig, "the kubeconfig names the port");
+    let path = cluster.dir().join("through-the-line.kubeconfig");
+    fs::write(&path, through)?;
+
+    // It starts before the API server is in reach, and waits.
+    let cloud = Cloud::start(&path).await?;
+    let error =
+        get(&client, "/api/v1/namespaces/kubeedge/secrets/casecret").await.err().context("no CA yet")?;
+    ensure!(error.to_string().contains("not found"), "{error:#}");
+    let line = Line::up(port, cluster.port()).await?;
+    let identity = join(&client, cloud.address, "edge-1").await?;
+    let mut edge = Edge::connect(cloud.address, &identity, BTreeMap::new()).await?;
+    let id = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
+    ensure!(edge.ack(id).await?.is_empty());
+    let made =
+        request(&client, "POST", "/api/v1/namespaces/default/pods", Some(&pod("web", "edge-1"))).await?;
+    edge.until("the pod", |edge| edge.holds("Pod/default/web") && edge.holds("ConfigMap/default/settings"))
+        .await?;
+
+    // While it is away, the node stays connected, nothing is taken from it, and a report waits without an ack.
+    drop(line);
+    let id = edge.report(ReportKind::PodStatus, "Pod/default/web", &running(&made["metadata"]["uid"]));
+    let held = edge.store.len();
+    let change = json!({"data": {"k": "2"}});
+    request(&client, "PATCH", "/api/v1/namespaces/default/configmaps/settings", Some(&change)).await?;
+    edge.idle_for_heartbeats(2).await?;
+    ensure!(edge.store.len() == held && edge.acks.iter().all(|ack| ack.id != id));
+
+    // Back: the watch resumes, and the report lands.
+    let _line = Line::up(port, cluster.port()).await?;
+    edge.until("the change", |edge| {
+        edge.json("ConfigMap/default/settings").is_some_and(|settings| settings["data"]["k"] == "2")
+    })
+    .await?;
+    ensure!(edge.ack(id).await?.is_empty());
+    let web = get(&client, "/api/v1/namespaces/default/pods/web").await?;
+    ensure!(web["status"]["phase"] == "Running");
+    cloud.stop().await
+}

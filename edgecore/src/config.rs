@@ -1,0 +1,135 @@
+//! The configuration as the components take it, made once from the file's types. The file is taken apart with no `..`, so
+//! that a new key does not compile until something uses it.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use crds::componentconfig::{
+    LogFormat as RawLogFormat,
+    edgecore::{
+        CgroupDriver, CommonConfig, Database, EdgeCoreConfig, EdgeHub, EdgeHubWebSocket, Edged, Modules,
+        MonitorServer,
+    },
+};
+use runtime::telemetry::LogFormat;
+
+use crate::{
+    edged::{EdgedConfig, node_status::NodeStatusConfig},
+    edgehub::{HubConfig, IdentityPaths},
+};
+
+/// The whole of edgecore's configuration, checked.
+pub struct Config {
+    pub log_level: String,
+    pub log_format: LogFormat,
+    pub admin_address: String,
+    pub store_dir: PathBuf,
+    pub pid_file: PathBuf,
+    pub hub: HubConfig,
+    pub edged: EdgedConfig,
+}
+
+impl From<EdgeCoreConfig> for Config {
+    fn from(raw: EdgeCoreConfig) -> Self {
+        let paths = raw.paths();
+        let EdgeCoreConfig {
+            api_version: _,
+            kind: _,
+            log_level,
+            log_format,
+            // Paths have taken these in.
+            root_directory: _,
+            common_config: CommonConfig { monitor_server: MonitorServer { bind_address: _ } },
+            database: Database { data_source: _ },
+            modules: Modules { edge_hub, edged },
+        } = raw;
+        let EdgeHub {
+            heartbeat,
+            token,
+            tls_ca_file: _,
+            tls_cert_file: _,
+            tls_private_key_file: _,
+            websocket: EdgeHubWebSocket { enable: _, server, handshake_timeout, write_deadline },
+        } = edge_hub;
+        let Edged {
+            hostname_override,
+            node_ip,
+            node_labels,
+            register_schedulable,
+            node_status_update_frequency,
+            remote_runtime_endpoint,
+            cgroup_driver,
+            pod_sandbox_image,
+            max_pods,
+            memory_capacity,
+            cpu_frequency,
+            root_directory: _,
+            pod_logs_directory: _,
+            container_logs_directory: _,
+            cluster_dns,
+            cluster_domain,
+            resolv_conf,
+        } = edged;
+        let node = if hostname_override.is_empty() { hostname() } else { hostname_override };
+        // The configuration's check has parsed it.
+        let node_ip: Option<IpAddr> = node_ip.parse().ok();
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let node_status = NodeStatusConfig {
+            node: node.clone(),
+            node_ip,
+            cloud: server.clone(),
+            labels: node_labels,
+            schedulable: register_schedulable,
+            max_pods,
+            memory_capacity: memory_capacity.map(|memory| memory.bytes()),
+            cpu_millis: cpu_frequency,
+            every: seconds(node_status_update_frequency),
+            pods_dir: paths.pods_dir.clone(),
+        };
+        Self {
+            log_level,
+            log_format: match log_format {
+                RawLogFormat::Text => LogFormat::Text,
+                RawLogFormat::Json => LogFormat::Json,
+            },
+            admin_address: paths.admin_address,
+            store_dir: paths.store_dir,
+            pid_file: paths.pid_file,
+            hub: HubConfig {
+                node: node.clone(),
+                server,
+                heartbeat: seconds(heartbeat),
+                handshake_timeout: seconds(handshake_timeout),
+                write_deadline: seconds(write_deadline),
+                identity: IdentityPaths {
+                    ca: paths.ca_file,
+                    certificate: paths.cert_file,
+                    key: paths.key_file,
+                },
+                token_file: paths.bootstrap_token_file,
+                token,
+            },
+            edged: EdgedConfig {
+                node,
+                node_status,
+                runtime_endpoint: remote_runtime_endpoint,
+                cgroup_driver: match cgroup_driver {
+                    CgroupDriver::Auto => None,
+                    CgroupDriver::Cgroupfs => Some(proto::cri::v1::CgroupDriver::Cgroupfs),
+                    CgroupDriver::Systemd => Some(proto::cri::v1::CgroupDriver::Systemd),
+                },
+                sandbox_image: pod_sandbox_image,
+                pods_dir: paths.pods_dir,
+                pod_logs_dir: paths.pod_logs_dir,
+                container_logs_dir: paths.container_logs_dir,
+                cluster_dns,
+                cluster_domain,
+                resolv_conf: PathBuf::from(resolv_conf),
+            },
+        }
+    }
+}
+
+/// As the kubelet: lower case.
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().to_lowercase()
+}

@@ -1,0 +1,453 @@
+//! One task a pod: it looks at what is desired and what is there, lets [`pod_state::decide`] say what to do, does it,
+//! looks again, and reports the status when it changed. No pod waits for another.
+//!
+//! In: [`Input`] by a watch, always the newest. Out: reports into the store. What it remembers may be lost at any
+//! time: a new worker adopts what the runtime shows.
+
+mod cleanup;
+mod observe;
+mod start;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodStatus;
+use proto::{cri::v1, message::ReportKind};
+use tokio::{
+    sync::{OnceCell, watch},
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    cri::{CriError, Runtime},
+    dns::DnsSettings,
+    env::Capacity,
+    events::Events,
+    logs::LogPaths,
+    next_session,
+    pod::DesiredPod,
+    pod_state::{self, Action, Course, Intent, Memory, Observed, Stop, Waiting},
+    probes::Probes,
+    relist::{Listed, Poke},
+    sources::Sources,
+    status::{NodeFacts, View},
+    tokens::Tokens,
+    unsupported,
+    volumes::{Mounted, Volumes},
+};
+use crate::{
+    edgehub::HubState,
+    metamanager::{Store, StoreError},
+};
+
+/// Rounds of deciding and acting before the worker draws breath; a pod of ten containers needs about five.
+const ROUNDS: usize = 64;
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_CAP: Duration = Duration::from_secs(30);
+/// A wall clock that is set may make any timer wrong.
+const LONGEST_SLEEP: Duration = Duration::from_mins(10);
+
+/// What all workers share.
+pub struct Shared {
+    pub runtime: Runtime,
+    pub store: Store,
+    pub sources: Sources,
+    pub volumes: Volumes,
+    pub tokens: Tokens,
+    pub events: Events,
+    pub logs: LogPaths,
+    pub dns: DnsSettings,
+    /// The API server as pods reach it.
+    pub api_server: Option<(String, u16)>,
+    pub capacity: Capacity,
+    pub node: watch::Receiver<NodeFacts>,
+    /// From the configuration, or asked once.
+    pub cgroup_driver: OnceCell<v1::CgroupDriver>,
+    /// The runtime refused a negative OOM score: said once.
+    pub oom_refused: AtomicBool,
+    pub poke: Poke,
+    pub hub: watch::Receiver<HubState>,
+}
+
+/// What a worker is to do now.
+#[derive(Clone)]
+pub struct Input {
+    pub pod: Arc<DesiredPod>,
+    pub intent: Intent,
+    /// What the runtime had, and when it was asked.
+    pub listed: Option<(Instant, Listed)>,
+    /// Grows when something that the pod refers to has changed.
+    pub references: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum WorkError {
+    #[error(transparent)]
+    Runtime(#[from] CriError),
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    #[error("a report does not serialize")]
+    Report(#[from] serde_json::Error),
+    #[error("failed to clean up")]
+    Cleanup(#[from] std::io::Error),
+}
+
+pub struct PodWorker {
+    shared: Arc<Shared>,
+    /// The shared connection with a counter of this pod's own.
+    runtime: Runtime,
+    input: watch::Receiver<Input>,
+    current: Input,
+    memory: Memory,
+    probes: Probes,
+    observed: Observed,
+    /// Of containers in the state they were in: what has started or ended does not change.
+    statuses: HashMap<String, v1::ContainerStatus>,
+    /// Addresses, and the sandbox that has them.
+    addresses: Option<(String, Vec<String>)>,
+    mounted: Option<Mounted>,
+    references_mounted: u64,
+    /// A listing asked for before this does not show what was done.
+    acted_at: Option<Instant>,
+    failures: u32,
+    first_seen: Timestamp,
+    reported: Option<PodStatus>,
+    reported_in_session: bool,
+    terminated_reported: bool,
+    /// When the pod came in, until it first ran: what edgecore adds is measured from it.
+    arrived: Option<Instant>,
+}
+
+/// How the worker goes on.
+enum Next {
+    Wait(Option<Instant>),
+    /// Nothing of the pod is left.
+    Finished,
+}
+
+impl PodWorker {
+    /// `fresh`: what was listed before now may lack what a worker before this one did.
+    pub fn new(shared: Arc<Shared>, mut input: watch::Receiver<Input>, fresh: bool) -> Self {
+        let current = input.borrow_and_update().clone();
+        let runtime = shared.runtime.metered();
+        Self {
+            probes: Probes::new(runtime.clone()),
+            runtime,
+            shared,
+            input,
+            current,
+            memory: Memory::default(),
+            observed: Observed::default(),
+            statuses: HashMap::new(),
+            addresses: None,
+            mounted: None,
+            references_mounted: 0,
+            acted_at: fresh.then(Instant::now),
+            failures: 0,
+            first_seen: Timestamp::now(),
+            reported: None,
+            reported_in_session: false,
+            terminated_reported: false,
+            arrived: Some(Instant::now()),
+        }
+    }
+
+    /// Ends when nothing of the pod is left, or when edgecore stops: its containers then go on.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut hub = self.shared.hub.clone();
+        let mut session = hub.borrow_and_update().sessions;
+        if let Err(error) = self.recall() {
+            tracing::warn!(error = %runtime::chain(&error), "what was kept of the pod cannot be read");
+        }
+        loop {
+            let next = tokio::select! {
+                // Whatever was half done is found and finished by the next worker. On the heap, so that a pod at rest
+                // holds nothing of it.
+                () = stop.cancelled() => return,
+                next = Box::pin(self.pass()) => next,
+            };
+            let wake = match next {
+                Ok(Next::Finished) => return,
+                Ok(Next::Wait(wake)) => {
+                    self.failures = 0;
+                    wake
+                }
+                Err(error) => Some(self.retry_later(&error)),
+            };
+            let limit = Instant::now() + LONGEST_SLEEP;
+            // Every arm only waits: the next pass looks at everything anew.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = self.input.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = time::sleep_until(wake.map_or(limit, |wake| wake.min(limit))) => {}
+                verdict = self.probes.next() => {
+                    self.probes.note(&verdict, &mut self.memory);
+                    if !verdict.passed {
+                        let message = format!("{:?} probe of container {} failed: {}", verdict.kind, verdict.container, verdict.message);
+                        self.shared.events.warn(&self.current.pod, "Unhealthy", &message).await;
+                    }
+                }
+                new = next_session(&mut hub, session) => {
+                    session = new;
+                    self.reported_in_session = false;
+                    self.terminated_reported = false;
+                }
+            }
+        }
+    }
+
+    fn retry_later(&mut self, error: &WorkError) -> Instant {
+        let delay = RETRY_FIRST.saturating_mul(1 << self.failures.min(5)).min(RETRY_CAP);
+        self.failures = self.failures.saturating_add(1);
+        let error = runtime::chain(error).to_string();
+        tracing::warn!(pod = %self.current.pod.key, error, retry_s = delay.as_secs(), "pod is not as it should be");
+        Instant::now() + delay
+    }
+
+    fn take_input(&mut self) {
+        let input = self.input.borrow_and_update().clone();
+        if input.references != self.current.references {
+            // What was missing may be there now.
+            for memory in self.memory.containers.values_mut() {
+                memory.failure = None;
+            }
+            self.memory.hold = None;
+        }
+        self.current = input;
+    }
+
+    async fn pass(&mut self) -> Result<Next, WorkError> {
+        for _ in 0..ROUNDS {
+            self.take_input();
+            self.observe().await?;
+            let now = Instant::now();
+            let pod = self.current.pod.clone();
+            if self.current.intent == Intent::Run
+                && self.memory.terminal.is_none()
+                && let Some(field) = unsupported::find(&pod)
+            {
+                return self.refuse(&field).await;
+            }
+            self.memory.note(&pod, &self.observed, now, Timestamp::now());
+            if self.current.intent != Intent::Run {
+                self.memory.stopping_since.get_or_insert(now);
+            }
+            let plan = pod_state::decide(&pod, self.current.intent, &self.observed, &self.memory, now);
+            if plan.actions.is_empty() {
+                return self.settle(plan).await;
+            }
+            tracing::debug!(pod = %pod.key, actions = ?plan.actions, "acting");
+            for action in plan.actions {
+                if !self.act(&pod, action).await? {
+                    break;
+                }
+            }
+            self.acted_at = Some(Instant::now());
+            self.shared.poke.poke();
+        }
+        self.report(false).await?;
+        Ok(Next::Wait(Some(Instant::now() + RETRY_FIRST)))
+    }
+
+    /// False: what follows makes no sense any more, decide again.
+    async fn act(&mut self, pod: &DesiredPod, action: Action) -> Result<bool, WorkError> {
+        match action {
+            Action::StopContainers(stops) => return self.stop_containers(stops).await,
+            Action::StopSandbox { id } => self.runtime.stop_sandbox(&id).await?,
+            Action::RemoveSandbox { id } => {
+                self.runtime.stop_sandbox(&id).await?;
+                self.runtime.remove_sandbox(&id).await?;
+            }
+            Action::RemoveContainer { id } => self.remove_container(pod, &id).await?,
+            Action::CreateSandbox { attempt } => return Box::pin(self.create_sandbox(pod, attempt)).await,
+            Action::StartContainer { name, attempt, .. } => {
+                return Box::pin(self.start_container(pod, &name, attempt)).await;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn stop_containers(&mut self, stops: Vec<Stop>) -> Result<bool, WorkError> {
+        for stop in &stops {
+            tracing::info!(pod = %self.current.pod.key, container = stop.name, why = stop.why, "stopping container");
+            self.probes.forget(&stop.name);
+        }
+        let runtime = self.runtime.clone();
+        let work = future::join_all(stops.iter().map(|stop| runtime.stop_container(&stop.id, stop.grace)));
+        let (before, grace) = (self.current.intent, self.current.pod.grace());
+        let urgent = async {
+            // A shorter grace period, or the object itself gone, does not wait for the longer one.
+            loop {
+                if self.input.changed().await.is_err() {
+                    return future::pending().await;
+                }
+                let input = self.input.borrow_and_update();
+                if input.intent != before || input.pod.grace() != grace {
+                    return;
+                }
+            }
+        };
+        let results = tokio::select! {
+            // The runtime goes on with what it began; the next decision asks it again, with what is left of the time.
+            results = work => results,
+            () = urgent => return Ok(false),
+        };
+        results.into_iter().collect::<Result<Vec<()>, _>>()?;
+        for stop in stops {
+            if let Some(memory) = self.memory.containers.get_mut(&stop.name) {
+                memory.unhealthy = None;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Nothing is left to be done now.
+    async fn settle(&mut self, plan: pod_state::Plan) -> Result<Next, WorkError> {
+        let mut wake = plan.wake;
+        match plan.course {
+            Course::Removed => {
+                self.clean_up().await?;
+                return Ok(Next::Finished);
+            }
+            Course::Stopped => {
+                self.report(false).await?;
+                self.report_terminated().await?;
+                return Ok(Next::Wait(None));
+            }
+            Course::Ended(terminal) => {
+                if self.memory.terminal.is_none() {
+                    self.keep_terminal(&terminal).await?;
+                    self.memory.terminal = Some(terminal);
+                }
+                self.probes.clear();
+            }
+            Course::Going => {
+                if self.memory.hold.is_none_or(|hold| hold <= Instant::now()) {
+                    self.memory.waiting = None;
+                    let refresh = self.refresh_volumes().await;
+                    wake = earlier(wake, refresh);
+                    let address = self.address();
+                    self.probes.keep_up(
+                        &self.current.pod,
+                        &self.observed,
+                        address.as_deref(),
+                        &mut self.memory,
+                    );
+                    wake = earlier(wake, self.enforce_deadline());
+                }
+            }
+        }
+        self.report(false).await?;
+        Ok(Next::Wait(wake))
+    }
+
+    /// activeDeadlineSeconds. Answers when to look again.
+    fn enforce_deadline(&mut self) -> Option<Instant> {
+        let seconds = self.current.pod.spec.active_deadline_seconds?;
+        let start = self.observed.pod_start().unwrap_or(self.first_seen);
+        let passed = Duration::try_from(Timestamp::now().duration_since(start)).unwrap_or_default();
+        let left = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).saturating_sub(passed);
+        if !left.is_zero() {
+            return Some(Instant::now() + left);
+        }
+        self.memory.terminal = Some(pod_state::Terminal {
+            succeeded: false,
+            reason: Some("DeadlineExceeded".to_owned()),
+            message: Some("Pod was active on the node longer than the specified deadline".to_owned()),
+        });
+        Some(Instant::now())
+    }
+
+    /// A pod that asks for what edged cannot do waits, and says for what.
+    async fn refuse(&mut self, field: &str) -> Result<Next, WorkError> {
+        let message = format!("{field} is not supported by edged");
+        self.memory.waiting = Some(Waiting { reason: "Unsupported".to_owned(), message: message.clone() });
+        self.shared.events.warn(&self.current.pod, "Unsupported", &message).await;
+        self.report(false).await?;
+        Ok(Next::Wait(None))
+    }
+
+    fn address(&self) -> Option<String> {
+        if self.current.pod.host_network() {
+            return self.shared.node.borrow().ips.first().cloned();
+        }
+        self.addresses.as_ref().and_then(|(_, ips)| ips.first().cloned())
+    }
+
+    /// Reports the status if it is not the one that was reported last. `early`: more is about to come, so only if
+    /// nothing was reported yet.
+    async fn report(&mut self, early: bool) -> Result<(), WorkError> {
+        if self.current.intent == Intent::Remove || (early && self.reported.is_some()) {
+            return Ok(());
+        }
+        let node = self.shared.node.borrow().clone();
+        let pod = &self.current.pod;
+        let empty = Vec::new();
+        let view = View {
+            pod,
+            intent: self.current.intent,
+            observed: &self.observed,
+            memory: &self.memory,
+            pod_ips: self.addresses.as_ref().map_or(&empty, |(_, ips)| ips),
+            node: &node,
+            first_seen: self.first_seen,
+            before: self.reported.as_ref(),
+            now: Instant::now(),
+        };
+        let status = view.status();
+        if self.reported_in_session && self.reported.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        let payload = serde_json::to_vec(&serde_json::json!({ "uid": pod.uid.as_str(), "status": status }))?;
+        self.shared.store.report(ReportKind::PodStatus, &pod.key, Bytes::from(payload)).await?;
+        let phase = status.phase.as_deref().unwrap_or_default();
+        tracing::debug!(pod = %pod.key, phase, "status reported");
+        if phase == "Running"
+            && let Some(arrived) = self.arrived.take()
+        {
+            let (whole, inside) = (arrived.elapsed(), self.runtime.take_spent());
+            let added = whole.saturating_sub(inside);
+            tracing::info!(
+                pod = %pod.key,
+                uid = %pod.uid,
+                total_ms = whole.as_millis(),
+                runtime_ms = inside.as_millis(),
+                added_micros = added.as_micros(),
+                "pod runs"
+            );
+        }
+        self.reported = Some(status);
+        self.reported_in_session = true;
+        Ok(())
+    }
+
+    async fn report_terminated(&mut self) -> Result<(), WorkError> {
+        if self.terminated_reported || self.current.intent != Intent::Stop {
+            return Ok(());
+        }
+        let pod = &self.current.pod;
+        let payload = serde_json::to_vec(&serde_json::json!({ "uid": pod.uid.as_str() }))?;
+        self.shared.store.report(ReportKind::PodTerminated, &pod.key, Bytes::from(payload)).await?;
+        tracing::info!(pod = %pod.key, uid = %pod.uid, "pod has ended");
+        self.terminated_reported = true;
+        Ok(())
+    }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

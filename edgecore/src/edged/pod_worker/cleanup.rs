@@ -1,0 +1,65 @@
+//! What a pod leaves behind, and what is kept of one that has come to its end.
+
+use std::{fs, io, path::Path};
+
+use bytes::Bytes;
+
+use super::{PodWorker, WorkError};
+use crate::edged::{pod::DesiredPod, pod_state::Terminal, resources};
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+impl PodWorker {
+    /// The end of a pod outlives the runtime's memory of its containers: a job that is done is not done again.
+    pub(super) async fn keep_terminal(&self, terminal: &Terminal) -> Result<(), WorkError> {
+        let value = serde_json::to_vec(terminal)?;
+        self.shared.store.put_local(&self.terminal_key(), Bytes::from(value)).await?;
+        Ok(())
+    }
+
+    pub(super) fn recall(&mut self) -> Result<(), WorkError> {
+        if let Some(value) = self.shared.store.local(&self.terminal_key())? {
+            self.memory.terminal = Some(serde_json::from_slice(&value)?);
+        }
+        Ok(())
+    }
+
+    fn terminal_key(&self) -> String {
+        format!("terminal/{}", self.current.pod.uid)
+    }
+
+    pub(super) async fn remove_container(&mut self, pod: &DesiredPod, id: &str) -> Result<(), WorkError> {
+        self.runtime.remove_container(id).await?;
+        if let Some(container) = self.observed.containers.iter().find(|container| container.id == id) {
+            let (name, attempt) = (&container.name, container.attempt);
+            self.shared.logs.remove_container(pod, name, attempt, id)?;
+            gone(fs::remove_file(self.termination_file(pod, name, attempt)))?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn clean_up(&mut self) -> Result<(), WorkError> {
+        self.probes.clear();
+        let pod = self.current.pod.clone();
+        self.shared.volumes.remove(&pod.uid)?;
+        self.shared.logs.remove_pod(&pod)?;
+        self.shared.tokens.forget(&pod.uid).await?;
+        if self.memory.terminal.is_some() {
+            self.shared.store.delete_local(&self.terminal_key()).await?;
+        }
+        for directory in resources::cgroup_directories(Path::new(CGROUPS), &pod.uid) {
+            if let Err(error) = fs::remove_dir(&directory) {
+                tracing::debug!(%error, directory = %directory.display(), "cgroup not removed");
+            }
+        }
+        tracing::info!(pod = %pod.key, uid = %pod.uid, "pod removed");
+        Ok(())
+    }
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,249 @@
+//! Requests and limits as the kernel's numbers: QoS class, CPU shares and quota, memory limit, OOM score, cgroups.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use k8s_openapi::{
+    api::core::v1::{Container, PodSpec, ResourceRequirements},
+    apimachinery::pkg::api::resource::Quantity,
+};
+use proto::cri::v1::{CgroupDriver, LinuxContainerResources};
+
+use super::pod::PodUid;
+
+const MIN_SHARES: i64 = 2;
+const MAX_SHARES: i64 = 262_144;
+const QUOTA_PERIOD: i64 = 100_000;
+/// The kernel's smallest quota.
+const MIN_QUOTA: i64 = 1_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QosClass {
+    Guaranteed,
+    Burstable,
+    BestEffort,
+}
+
+impl QosClass {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+}
+
+impl fmt::Display for QosClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A quantity in thousandths (`100m` is 100, `1Gi` is 2^30 * 1000); `None` for what is no quantity.
+pub fn milli(quantity: &Quantity) -> Option<i128> {
+    let text = quantity.0.trim();
+    let digits =
+        text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let (power_of_ten, power_of_two) = match suffix {
+        "n" => (-9, 0),
+        "u" => (-6, 0),
+        "m" => (-3, 0),
+        "" => (0, 0),
+        "k" => (3, 0),
+        "M" => (6, 0),
+        "G" => (9, 0),
+        "T" => (12, 0),
+        "P" => (15, 0),
+        "E" => (18, 0),
+        "Ki" => (0, 10),
+        "Mi" => (0, 20),
+        "Gi" => (0, 30),
+        "Ti" => (0, 40),
+        "Pi" => (0, 50),
+        "Ei" => (0, 60),
+        _ => (suffix.strip_prefix(['e', 'E'])?.parse::<i32>().ok()?, 0),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let negative = whole.starts_with('-');
+    let digits = format!("{}{fraction}", whole.trim_start_matches(['+', '-']));
+    if digits.is_empty() || digits.len() > 24 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let mut value: i128 = digits.parse().ok()?;
+    value = value.checked_mul(1 << power_of_two)?;
+    // In thousandths, without the digits behind the point.
+    let exponent = power_of_ten + 3 - i32::try_from(fraction.len()).ok()?;
+    let scale = 10_i128.checked_pow(exponent.unsigned_abs())?;
+    value = if exponent >= 0 { value.checked_mul(scale)? } else { (value + scale - 1) / scale };
+    Some(if negative { -value } else { value })
+}
+
+/// Whole units, rounded up.
+pub fn units(quantity: &Quantity) -> Option<i64> {
+    i64::try_from((milli(quantity)? + 999).div_euclid(1000)).ok()
+}
+
+fn get<'a>(map: Option<&'a BTreeMap<String, Quantity>>, name: &str) -> Option<&'a Quantity> {
+    map?.get(name)
+}
+
+fn limit<'a>(resources: Option<&'a ResourceRequirements>, name: &str) -> Option<&'a Quantity> {
+    get(resources?.limits.as_ref(), name)
+}
+
+/// A request that is not given is the limit.
+fn request<'a>(resources: Option<&'a ResourceRequirements>, name: &str) -> Option<&'a Quantity> {
+    get(resources?.requests.as_ref(), name).or_else(|| limit(resources, name))
+}
+
+fn positive(quantity: Option<&Quantity>) -> Option<i128> {
+    quantity.and_then(milli).filter(|milli| *milli > 0)
+}
+
+pub fn qos_class(spec: &PodSpec) -> QosClass {
+    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let asks = |container: &Container| {
+        let resources = container.resources.as_ref();
+        ["cpu", "memory"].iter().any(|name| {
+            positive(request(resources, name)).is_some() || positive(limit(resources, name)).is_some()
+        })
+    };
+    if !containers().any(asks) {
+        return QosClass::BestEffort;
+    }
+    let guaranteed = containers().all(|container| {
+        let resources = container.resources.as_ref();
+        ["cpu", "memory"].iter().all(|name| {
+            let limit = positive(limit(resources, name));
+            limit.is_some() && limit == positive(request(resources, name))
+        })
+    });
+    if guaranteed { QosClass::Guaranteed } else { QosClass::Burstable }
+}
+
+/// What the container's cgroup gets. `node_memory` is the node's capacity in bytes, for the OOM score.
+pub fn container_resources(
+    spec: &PodSpec,
+    container: &Container,
+    node_memory: u64,
+) -> LinuxContainerResources {
+    let resources = container.resources.as_ref();
+    let cpu_limit = positive(limit(resources, "cpu"));
+    let cpu_request = positive(request(resources, "cpu"));
+    LinuxContainerResources {
+        cpu_period: QUOTA_PERIOD,
+        cpu_quota: cpu_limit.map_or(0, to_quota),
+        cpu_shares: cpu_request.map_or(MIN_SHARES, to_shares),
+        memory_limit_in_bytes: limit(resources, "memory")
+            .and_then(units)
+            .filter(|bytes| *bytes > 0)
+            .unwrap_or(0),
+        oom_score_adj: oom_score(qos_class(spec), request(resources, "memory").and_then(units), node_memory),
+        ..Default::default()
+    }
+}
+
+fn to_quota(milli: i128) -> i64 {
+    i64::try_from(milli * i128::from(QUOTA_PERIOD) / 1000).unwrap_or(i64::MAX).max(MIN_QUOTA)
+}
+
+fn to_shares(milli: i128) -> i64 {
+    i64::try_from(milli * 1024 / 1000).unwrap_or(MAX_SHARES).clamp(MIN_SHARES, MAX_SHARES)
+}
+
+/// The kernel kills the highest first: BestEffort, then Burstable by how little of the node they asked for.
+fn oom_score(class: QosClass, memory_request: Option<i64>, node_memory: u64) -> i64 {
+    match class {
+        QosClass::Guaranteed => -997,
+        QosClass::BestEffort => 1000,
+        QosClass::Burstable => {
+            let request = i128::from(memory_request.unwrap_or(0));
+            let score = 1000 - 1000 * request / i128::from(node_memory.max(1));
+            // Above Guaranteed, below BestEffort.
+            i64::try_from(score).unwrap_or(999).clamp(3, 999)
+        }
+    }
+}
+
+/// Where the pod's cgroup goes, in the words of the driver: a path, or the name of a systemd slice.
+pub fn cgroup_parent(driver: CgroupDriver, class: QosClass, uid: &PodUid) -> String {
+    match driver {
+        CgroupDriver::Cgroupfs => match class {
+            QosClass::Guaranteed => format!("/kubepods/pod{uid}"),
+            QosClass::Burstable => format!("/kubepods/burstable/pod{uid}"),
+            QosClass::BestEffort => format!("/kubepods/besteffort/pod{uid}"),
+        },
+        CgroupDriver::Systemd => {
+            // A dash is a level of the tree in a slice's name.
+            let uid = uid.as_str().replace('-', "_");
+            match class {
+                QosClass::Guaranteed => format!("kubepods-pod{uid}.slice"),
+                QosClass::Burstable => format!("kubepods-burstable-pod{uid}.slice"),
+                QosClass::BestEffort => format!("kubepods-besteffort-pod{uid}.slice"),
+            }
+        }
+    }
+}
+
+/// The directories that the runtime made for a pod's cgroup and leaves behind, one a hierarchy.
+pub fn cgroup_directories(root: &std::path::Path, uid: &PodUid) -> Vec<PathBuf> {
+    let classes = ["kubepods", "kubepods/burstable", "kubepods/besteffort"];
+    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    // Version 2 has its tree at the root itself.
+    std::iter::once(root.to_owned())
+        .chain(hierarchies)
+        .flat_map(|hierarchy| classes.map(|class| hierarchy.join(class).join(format!("pod{uid}"))))
+        .filter(|directory| directory.is_dir())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities() {
+        let cases = [
+            ("100m", Some(100)),
+            ("1", Some(1000)),
+            ("0.5", Some(500)),
+            ("1.5Gi", Some(3 * (1 << 29) * 1000)),
+            ("128Mi", Some(128 * (1 << 20) * 1000)),
+            ("1e3", Some(1_000_000)),
+            ("100k", Some(100_000_000)),
+            ("1n", Some(1)),
+            ("", None),
+            ("x", None),
+            ("1Zi", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(milli(&Quantity(text.to_owned())), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn classes_and_numbers() {
+        let spec = |json: serde_json::Value| -> PodSpec {
+            serde_json::from_value(serde_json::json!({"containers": [{"name": "a", "resources": json}]}))
+                .unwrap()
+        };
+        let best = spec(serde_json::json!({}));
+        assert_eq!(qos_class(&best), QosClass::BestEffort);
+        let numbers = container_resources(&best, &best.containers[0], 1 << 30);
+        assert_eq!((numbers.cpu_shares, numbers.cpu_quota, numbers.oom_score_adj), (2, 0, 1000));
+
+        let burst = spec(serde_json::json!({"requests": {"cpu": "250m", "memory": "512Mi"}}));
+        assert_eq!(qos_class(&burst), QosClass::Burstable);
+        let numbers = container_resources(&burst, &burst.containers[0], 1 << 30);
+        assert_eq!((numbers.cpu_shares, numbers.memory_limit_in_bytes, numbers.oom_score_adj), (256, 0, 500));
+
+        let sure = spec(serde_json::json!({"limits": {"cpu": "1", "memory": "64Mi"}}));
+        assert_eq!(qos_class(&sure), QosClass::Guaranteed);
+        let numbers = container_resources(&sure, &sure.containers[0], 1 << 30);
+        assert_eq!(
+            (numbers.cpu_quota, numbers.memory_limit_in_bytes, numbers.oom_score_adj),
+            (100_000, 64 << 20, -997)
+        );
+    }
+}

@@ -1,0 +1,349 @@
+//! Drives one [`EdgeSession`] over one [`Link`]: the only place where the protocol meets sockets, the store and the clock.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use proto::{
+    ResourceKey,
+    codec::{self, DecodeError, EncodeError},
+    message::{Answer, GoodbyeReason, ReportAck, ReportKind},
+    session::{Dead, EdgeEvent, EdgeSession, Violation, edge::Desired},
+};
+use runtime::link::{FrameSender, Link, LinkError};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Ask, HubConfig, HubError, HubState};
+use crate::metamanager::{DesiredChange, Store, StoreError};
+
+/// Frames handed to the writer and not yet on the wire: enough to keep it busy, few enough that a heartbeat is not late.
+const WRITE_QUEUE: usize = 4;
+/// Questions under way: one a pod that starts.
+const MAX_QUESTIONS: usize = 256;
+/// Time for a goodbye before the link is dropped.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Dead(#[from] Dead),
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    #[error("cloud sent a frame that cannot be decoded")]
+    Decode(#[from] DecodeError),
+    #[error("frame cannot be encoded")]
+    Encode(#[from] EncodeError),
+    #[error("cloud closed the link")]
+    Closed,
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("a frame could not be written within {0:?}")]
+    Stuck(Duration),
+    #[error("store failed")]
+    Store(#[from] StoreError),
+}
+
+pub(super) struct Driver<'a> {
+    pub(super) config: &'a HubConfig,
+    pub(super) store: &'a Store,
+    pub(super) asks: &'a mut mpsc::Receiver<Ask>,
+    pub(super) state: &'a watch::Sender<HubState>,
+}
+
+/// What goes on during a session beside the protocol's own state.
+struct Work {
+    /// Changes handed out by the session and not yet given to the store.
+    queued: VecDeque<(u64, Vec<Desired>)>,
+    /// The store at work, with the last batch of the group.
+    commit: Option<(u64, BoxFuture<'static, Result<(), StoreError>>)>,
+    questions: HashMap<u64, oneshot::Sender<Result<Answer, String>>>,
+    /// The newest report sent in this session.
+    reported: u64,
+    /// The newest node status sent and not yet acked.
+    node_report: Option<u64>,
+    outbox_changed: bool,
+    /// Synced came; true once what it covers is stored.
+    synced_after: Option<u64>,
+    received: u64,
+}
+
+impl Driver<'_> {
+    /// Returns `Ok` only when `stop` was cancelled.
+    pub(super) async fn run(mut self, link: Link, stop: &CancellationToken) -> Result<(), HubError> {
+        let Link { sender, mut receiver, .. } = link;
+        let (frames, queue) = mpsc::channel(WRITE_QUEUE);
+        let mut writer = JoinSet::new();
+        writer.spawn(write(sender, queue, self.config.write_deadline));
+        let software = concat!("edgecore v", env!("CARGO_PKG_VERSION"));
+        let now = Instant::now().into_std();
+        let heartbeat = self.config.heartbeat;
+        let mut session = EdgeSession::new(&self.config.node, software, self.store.digest(), heartbeat, now);
+        let mut outbox = self.store.outbox_changes();
+        let mut work = Work {
+            queued: VecDeque::new(),
+            commit: None,
+            questions: HashMap::new(),
+            reported: 0,
+            node_report: None,
+            outbox_changed: true,
+            synced_after: None,
+            received: 0,
+        };
+        let mut frames = Some(frames);
+        let ended = loop {
+            if let Err(error) = self.advance(&mut session, &mut work, frames.as_ref()).await {
+                break Err(error);
+            }
+            let deadline = Instant::from_std(session.deadline());
+            let asking = session.is_connected() && work.questions.len() < MAX_QUESTIONS;
+            let step = tokio::select! {
+                // Safe to cancel by contract.
+                received = receiver.receive() => match received.map_err(SessionError::from) {
+                    Ok(Some(frame)) => self.handle_frame(&mut session, frame),
+                    Ok(None) => Err(SessionError::Closed.into()),
+                    Err(error) => Err(error.into()),
+                },
+                // Polled by reference: the commit goes on when another arm wins.
+                stored = committed(&mut work.commit) => match stored {
+                    Ok(seq) => { session.committed(seq); Ok(()) }
+                    Err(error) => Err(SessionError::from(error).into()),
+                },
+                // A watch only marks that something changed.
+                _ = outbox.changed() => { work.outbox_changed = true; Ok(()) }
+                Some(ask) = self.asks.recv(), if asking => {
+                    let id = session.ask(ask.question);
+                    work.questions.insert(id, ask.answer);
+                    Ok(())
+                }
+                () = time::sleep_until(deadline) => {
+                    let now = Instant::now().into_std();
+                    session.handle_deadline(now).map_err(|error| SessionError::from(error).into())
+                }
+                // Room in the writer's queue; the permit is given back.
+                () = room(frames.as_ref()), if frames.as_ref().is_some_and(|frames| frames.capacity() == 0) => Ok(()),
+                Some(ended) = writer.join_next() => Err(match ended {
+                    Ok(Err(error)) => error.into(),
+                    Ok(Ok(())) => SessionError::Closed.into(),
+                    Err(error) => SessionError::Violation(Violation(error.to_string())).into(),
+                }),
+                () = stop.cancelled() => {
+                    session.close(GoodbyeReason::ShuttingDown, String::new());
+                    Ok(())
+                }
+            };
+            match step {
+                Ok(()) if stop.is_cancelled() => break Ok(()),
+                Ok(()) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        if let Err(HubError::Session(error)) = &ended {
+            farewell(&mut session, error);
+        }
+        for (_, answer) in work.questions.drain() {
+            drop(answer.send(Err("the line to the cloud went down".to_owned())));
+        }
+        // Last words, if the line still carries them.
+        while let (Some(body), Some(queue)) = (session.poll_frame(), frames.as_ref()) {
+            let Ok(frame) = codec::encode(body) else { break };
+            if queue.try_send(frame).is_err() {
+                break;
+            }
+        }
+        frames = None;
+        drop(frames);
+        if time::timeout(FAREWELL, writer.join_next()).await.is_err() {
+            debug!("the line did not carry the goodbye");
+        }
+        ended
+    }
+
+    fn handle_frame(&mut self, session: &mut EdgeSession, frame: Bytes) -> Result<(), HubError> {
+        let body = codec::decode(frame).map_err(SessionError::from)?;
+        let store = self.store;
+        let held = |key: &ResourceKey| {
+            store.get(key).unwrap_or_else(|error| {
+                // The patch is then refused, and the next session sends the whole object.
+                warn!(%key, error = %runtime::chain(&error), "failed to read the base of a patch");
+                None
+            })
+        };
+        session
+            .handle_frame(body, &held, Instant::now().into_std())
+            .map_err(|error| SessionError::from(error).into())
+    }
+
+    /// Does all that can be done now: events, commits, reports, frames.
+    async fn advance(
+        &mut self,
+        session: &mut EdgeSession,
+        work: &mut Work,
+        frames: Option<&mpsc::Sender<Bytes>>,
+    ) -> Result<(), HubError> {
+        while let Some(event) = session.poll_event() {
+            self.handle_event(session, work, event).await?;
+        }
+        self.start_commit(work);
+        if work
+            .synced_after
+            .is_some_and(|seq| work.commit.is_none() && work.queued.is_empty() && seq <= work.received)
+        {
+            work.synced_after = None;
+            info!(objects = self.store.digest().count, "synced with the cloud");
+            self.state.send_modify(|state| state.synced = true);
+        }
+        if work.outbox_changed {
+            self.send_reports(session, work)?;
+        }
+        while let Some(permit) = frames.and_then(|frames| frames.try_reserve().ok()) {
+            let Some(body) = session.poll_frame() else { break };
+            permit.send(codec::encode(body).map_err(SessionError::from)?);
+        }
+        Ok(())
+    }
+
+    async fn handle_event(
+        &mut self,
+        session: &mut EdgeSession,
+        work: &mut Work,
+        event: EdgeEvent,
+    ) -> Result<(), HubError> {
+        match event {
+            EdgeEvent::Connected { software, unix_ms: _ } => {
+                info!(software, "connected to the cloud");
+                self.state.send_modify(|state| {
+                    state.connected = true;
+                    state.sessions += 1;
+                    state.last_error.clear();
+                });
+                work.outbox_changed = true;
+            }
+            EdgeEvent::InventoryWanted => {
+                let inventory = self.store.inventory().map_err(SessionError::from)?;
+                session.inventory(&inventory);
+            }
+            EdgeEvent::Apply { seq, changes } => {
+                work.received = seq;
+                work.queued.push_back((seq, changes));
+            }
+            EdgeEvent::Synced => work.synced_after = Some(work.received),
+            EdgeEvent::ReportsDone(acks) => self.reports_done(work, acks).await?,
+            EdgeEvent::Answered { id, answer } => {
+                if let Some(asker) = work.questions.remove(&id) {
+                    let answer = match answer {
+                        Answer::Refused(reason) => Err(reason),
+                        answered @ Answer::ServiceAccountToken(_) => Ok(answered),
+                    };
+                    // Whoever asked may have stopped waiting.
+                    drop(asker.send(answer));
+                }
+            }
+            EdgeEvent::Goodbye { reason, detail } => return Err(HubError::Goodbye { reason, detail }),
+        }
+        Ok(())
+    }
+
+    /// One transaction for all that waits: a burst shares one sync.
+    fn start_commit(&self, work: &mut Work) {
+        if work.commit.is_some() {
+            return;
+        }
+        let Some(last) = work.queued.back().map(|(seq, _)| *seq) else { return };
+        let changes = work
+            .queued
+            .drain(..)
+            .flat_map(|(_, changes)| changes)
+            .map(|change| match change {
+                Desired::Put(object) => DesiredChange::Put(object),
+                Desired::Delete(key) => DesiredChange::Delete(key),
+            })
+            .collect();
+        let store = self.store.clone();
+        work.commit = Some((last, async move { store.apply(changes).await }.boxed()));
+    }
+
+    fn send_reports(&self, session: &mut EdgeSession, work: &mut Work) -> Result<(), HubError> {
+        let room = session.report_room();
+        if room == 0 {
+            return Ok(());
+        }
+        let reports = self.store.pending_reports(work.reported, room).map_err(SessionError::from)?;
+        work.outbox_changed = reports.len() == room;
+        let Some(last) = reports.last() else { return Ok(()) };
+        work.reported = last.id;
+        if let Some(node) = reports.iter().rfind(|report| report.kind() == ReportKind::NodeStatus) {
+            work.node_report = Some(node.id);
+        }
+        session.report(reports);
+        Ok(())
+    }
+
+    async fn reports_done(&self, work: &mut Work, acks: Vec<ReportAck>) -> Result<(), HubError> {
+        for ack in &acks {
+            if !ack.refused.is_empty() {
+                warn!(report = ack.id, reason = ack.refused, "the cloud refused a report");
+            }
+            if work.node_report == Some(ack.id) {
+                self.state.send_modify(|state| {
+                    state.node_ready = ack.refused.is_empty();
+                    state.last_error.clone_from(&ack.refused);
+                });
+            }
+        }
+        // The window has room again.
+        work.outbox_changed = true;
+        let ids = acks.iter().map(|ack| ack.id).collect();
+        self.store.reports_done(ids).await.map_err(|error| SessionError::from(error).into())
+    }
+}
+
+/// The group under way, to its end.
+async fn committed(
+    commit: &mut Option<(u64, BoxFuture<'static, Result<(), StoreError>>)>,
+) -> Result<u64, StoreError> {
+    match commit {
+        Some((seq, storing)) => {
+            let (seq, stored) = (*seq, storing.await);
+            *commit = None;
+            stored.map(|()| seq)
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn room(frames: Option<&mpsc::Sender<Bytes>>) {
+    if let Some(frames) = frames {
+        // An error means that the writer ended, which the session notices by itself.
+        drop(frames.reserve().await);
+    }
+}
+
+/// Tells the cloud why we leave, where that helps its operator.
+fn farewell(session: &mut EdgeSession, error: &SessionError) {
+    let reason = match error {
+        SessionError::Violation(_) | SessionError::Decode(_) => GoodbyeReason::Violation,
+        SessionError::Store(_) => GoodbyeReason::Storage,
+        _ => return,
+    };
+    session.close(reason, runtime::chain(error).to_string());
+}
+
+async fn write(
+    mut sender: Box<dyn FrameSender>,
+    mut queue: mpsc::Receiver<Bytes>,
+    deadline: Duration,
+) -> Result<(), SessionError> {
+    while let Some(frame) = queue.recv().await {
+        time::timeout(deadline, sender.send(frame)).await.map_err(|_| SessionError::Stuck(deadline))??;
+    }
+    Ok(time::timeout(deadline, sender.close()).await.map_err(|_| SessionError::Stuck(deadline))??)
+}

@@ -1,0 +1,11 @@
+//! edgecore: the node agent. It keeps what the cloud wants in a local store, runs the pods over CRI, and reports what
+//! is, with or without a cloud in reach. Reading order: [`metamanager`] the store, [`edgehub`] the link, [`edged`]
+//! the pods, [`app`] the wiring.
+
+pub mod edged;
+pub mod edgehub;
+pub mod metamanager;
+
+pub mod app;
+pub mod config;
+mod metrics;

@@ -1,0 +1,544 @@
+//! The thread that owns the journal: it gathers what is asked for at the same time into a group, appends it, syncs
+//! once, applies it to the index, and answers.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use proto::Digest;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+use super::{
+    DesiredChange, Options, StoreError,
+    checkpoint::{self, Counters, WriteError},
+    clean_stop,
+    commands::{Command, Held, Reply, Request, Shared},
+    files::{self, Directory},
+    index::{self, Head, Index, IndexError, Table},
+    journal::{self, FILE_HEADER, Journal},
+    outbox::Outbox,
+    record::Op,
+    recovery::Recovered,
+    replay::{self, Plan},
+    summary::summarize,
+};
+
+/// Requests in one group, and their bytes: a group is held in memory until it is durable.
+const GROUP_REQUESTS: usize = 256;
+const GROUP_BYTES: usize = 1 << 20;
+
+/// After a failed checkpoint with a journal that is still good: how much may be appended until the next attempt.
+const CHECKPOINT_RETRY_BYTES: u64 = 256 << 10;
+
+/// Room that must be left beside a checkpoint for it to be tried.
+const SPARE_BYTES: u64 = 64 << 10;
+
+pub(super) struct Writer {
+    directory: Directory,
+    shared: Arc<Shared>,
+    options: Options,
+    index_number: u64,
+    /// `None` after an error: what the last file holds is not known, so a new epoch has to begin.
+    journal: Option<Journal>,
+    /// Of the last record in the state, and of the last that was synced.
+    sequence: u64,
+    durable: u64,
+    base: u64,
+    highest_epoch: u64,
+    digest: Digest,
+    outbox: Outbox,
+    live_bytes: u64,
+    checkpoint_at: u64,
+    /// Digest and outbox are those of a plan that came to nothing: the index is built again before the next.
+    stale: bool,
+}
+
+/// A group, ready to be written.
+#[derive(Default)]
+struct Planned {
+    answers: Vec<u64>,
+    records: Vec<Vec<Op>>,
+    needs_sync: bool,
+    /// Entries that this group has changed: earlier requests in it are not in the index yet.
+    heads: HashMap<(Table, Vec<u8>), Option<Head>>,
+}
+
+impl Planned {
+    /// Whether the entry is to change; if so, it is noted as changed.
+    fn changes(
+        &mut self,
+        index: &Index,
+        table: Table,
+        key: Vec<u8>,
+        new: Option<Head>,
+    ) -> Result<Change, IndexError> {
+        let place = (table, key);
+        let old = match self.heads.get(&place) {
+            Some(head) => head.clone(),
+            None => index.head(table, &place.1)?,
+        };
+        if old == new {
+            return Ok(Change::None);
+        }
+        self.heads.insert(place, new);
+        Ok(Change::From(old))
+    }
+}
+
+enum Change {
+    None,
+    From(Option<Head>),
+}
+
+impl Writer {
+    pub(super) fn new(directory: Directory, recovered: Recovered, options: Options) -> (Self, Arc<Shared>) {
+        let Recovered {
+            index,
+            index_number,
+            digest,
+            outbox,
+            sequence,
+            base,
+            highest_epoch,
+            journal,
+            live_bytes,
+            clean: _,
+            healed: _,
+        } = recovered;
+        let shared = Arc::new(Shared {
+            held: RwLock::new(Held { index: Some(index), digest, generation: 0 }),
+            desired_changes: watch::Sender::new(0),
+            outbox_changes: watch::Sender::new(0),
+            dropped_reports: AtomicU64::new(outbox.dropped),
+            syncs: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
+        });
+        let mut writer = Self {
+            directory,
+            shared: Arc::clone(&shared),
+            options,
+            index_number,
+            journal,
+            sequence,
+            durable: sequence,
+            base,
+            highest_epoch,
+            digest,
+            outbox,
+            live_bytes,
+            checkpoint_at: options.journal_bytes.max(2 * live_bytes),
+            stale: false,
+        };
+        if writer.journal.is_none()
+            && let Err(error) = writer.rotate()
+        {
+            warn!(error = %runtime::chain(&error), "the store can be read, but takes nothing yet");
+        }
+        (writer, shared)
+    }
+
+    /// Runs until it is told to close, or until nobody is left who could ask for anything.
+    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        while let Some(first) = commands.blocking_recv() {
+            let mut group = Vec::new();
+            let mut bytes = 0;
+            let mut next = Some(first);
+            let mut other = None;
+            while let Some(command) = next.take() {
+                match command {
+                    Command::Write { request, reply } => {
+                        bytes += request.size();
+                        group.push((request, reply));
+                    }
+                    command => other = Some(command),
+                }
+                if other.is_none() && group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
+                    next = commands.try_recv().ok();
+                }
+            }
+            if !group.is_empty() {
+                self.answer(group);
+                self.checkpoint_if_due();
+            }
+            match other {
+                Some(Command::Close { reply }) => {
+                    commands.close();
+                    let closed = self.close();
+                    if reply.send(closed).is_err() {
+                        debug!("nobody waited for the store to close");
+                    }
+                    return;
+                }
+                Some(Command::Heal { generation, reply }) => {
+                    if self.shared.read().generation == generation {
+                        self.heal_or_warn();
+                    }
+                    // The reader may have given up waiting.
+                    reply.try_send(()).unwrap_or_else(|_| debug!("nobody waited for the index"));
+                }
+                #[cfg(test)]
+                Some(Command::FailNextSync) => {
+                    if let Some(journal) = &mut self.journal {
+                        journal.fail_next_sync = true;
+                    }
+                }
+                Some(Command::Write { .. }) | None => {}
+            }
+        }
+        // Not closed: the next start will not trust sled's files.
+        self.drop_index();
+    }
+
+    fn answer(&mut self, group: Vec<(Request, Reply)>) {
+        let (requests, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let committed = self.commit(requests);
+        if let Err(error) = &committed {
+            warn!(error = %runtime::chain(error), "nothing of this group is stored");
+        }
+        for (at, reply) in replies.into_iter().enumerate() {
+            let answer = committed.as_ref().map(|answers| answers[at]).map_err(Clone::clone);
+            if reply.send(answer).is_err() {
+                debug!("nobody waited for the commit");
+            }
+        }
+    }
+
+    /// All or nothing: after an error not one request of the group is in the state.
+    fn commit(&mut self, requests: Vec<Request>) -> Result<Vec<u64>, StoreError> {
+        if self.journal.is_none() {
+            self.rotate()?;
+        }
+        if self.stale {
+            self.heal().map_err(StoreError::checkpoint)?;
+        }
+        let (digest, dropped) = (self.digest, self.outbox.dropped);
+        let planned = match self.plan(&requests) {
+            Ok(planned) => planned,
+            Err(error) => {
+                warn!(error = %runtime::chain(&error), "the index is built again");
+                self.stale = true;
+                self.heal().map_err(|_| StoreError::from(error))?;
+                self.plan(&requests).inspect_err(|_| self.stale = true)?
+            }
+        };
+        drop(requests);
+        if planned.records.is_empty() {
+            self.shared.dropped_reports.store(self.outbox.dropped, Relaxed);
+            return Ok(planned.answers);
+        }
+        if let Err(error) = self.write(&planned) {
+            // What the file holds, or the kernel still has for it, is not known: never again.
+            self.journal = None;
+            self.digest = digest;
+            self.forget_planned(&planned, dropped);
+            return Err(StoreError::journal(error));
+        }
+        self.sequence += planned.records.len() as u64;
+        if planned.needs_sync {
+            self.durable = self.sequence;
+        }
+        self.publish(&planned);
+        Ok(planned.answers)
+    }
+
+    fn plan(&mut self, requests: &[Request]) -> Result<Planned, IndexError> {
+        let shared = Arc::clone(&self.shared);
+        let held = shared.read();
+        let Some(index) = &held.index else { return Ok(Planned::default()) };
+        let mut planned = Planned::default();
+        for request in requests {
+            let mut ops = Vec::new();
+            let mut answer = 0;
+            match request {
+                Request::Apply(changes) => {
+                    for change in changes {
+                        self.plan_desired(index, change, &mut planned, &mut ops)?;
+                    }
+                }
+                Request::Report { kind, key, payload } => {
+                    (answer, ops) = self.outbox.report(*kind, key.as_str().to_owned(), payload.clone());
+                }
+                Request::Done(ids) => {
+                    ops.extend(
+                        ids.iter().filter(|id| self.outbox.remove(**id)).map(|id| Op::RemoveReport(*id)),
+                    );
+                }
+                Request::PutLocal(key, value) => {
+                    let place = index::local_key(key);
+                    let head = Head::new(&place, &[], value);
+                    if let Change::From(_) = planned.changes(index, Table::Local, place, Some(head))? {
+                        ops.push(Op::PutLocal(key.clone(), value.clone()));
+                    }
+                }
+                Request::DeleteLocal(key) => {
+                    if let Change::From(_) =
+                        planned.changes(index, Table::Local, index::local_key(key), None)?
+                    {
+                        ops.push(Op::DeleteLocal(key.clone()));
+                    }
+                }
+            }
+            planned.answers.push(answer);
+            if !ops.is_empty() {
+                planned.needs_sync |= request.needs_sync();
+                planned.records.push(ops);
+            }
+        }
+        Ok(planned)
+    }
+
+    fn plan_desired(
+        &mut self,
+        index: &Index,
+        change: &DesiredChange,
+        planned: &mut Planned,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), IndexError> {
+        let (key, new) = match change {
+            DesiredChange::Put(object) => (&object.key, Some(index::object_head(object))),
+            DesiredChange::Delete(key) => (key, None),
+        };
+        let Change::From(old) = planned.changes(index, Table::Objects, index::object_key(key), new)? else {
+            return Ok(());
+        };
+        if let Some(version) = old.and_then(|old| old.version()) {
+            self.digest.remove(key, version.hash);
+        }
+        ops.push(match change {
+            DesiredChange::Put(object) => {
+                self.digest.add(key, object.version.hash);
+                Op::PutObject(object.clone())
+            }
+            DesiredChange::Delete(key) => Op::DeleteObject(key.clone()),
+        });
+        Ok(())
+    }
+
+    fn write(&mut self, planned: &Planned) -> io::Result<()> {
+        let Some(journal) = &mut self.journal else { return Err(io::Error::other("no journal")) };
+        let mut bytes = Vec::new();
+        for (sequence, ops) in (self.sequence + 1..).zip(&planned.records) {
+            journal::append_ops(&mut bytes, journal.epoch(), sequence, self.durable, ops);
+        }
+        journal.append(&bytes, planned.records.len() as u64)?;
+        self.shared.bytes_written.fetch_add(bytes.len() as u64, Relaxed);
+        if planned.needs_sync {
+            journal.sync()?;
+            self.shared.syncs.fetch_add(1, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Makes a durable group visible.
+    fn publish(&mut self, planned: &Planned) {
+        let ops = || planned.records.iter().flatten();
+        let applied = {
+            let mut held = self.shared.write();
+            held.digest = self.digest;
+            match &mut held.index {
+                Some(index) => ops().try_for_each(|op| index.apply(op)),
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = applied {
+            // It is in the journal, so it is committed: the new index will have it.
+            warn!(error = %runtime::chain(&error), "the index is built again");
+            self.heal_or_warn();
+        }
+        self.shared.dropped_reports.store(self.outbox.dropped, Relaxed);
+        if ops().any(|op| matches!(op, Op::PutObject(_) | Op::DeleteObject(_))) {
+            self.shared.desired_changes.send_modify(|count| *count += 1);
+        }
+        if ops().any(|op| matches!(op, Op::PutReport(_))) {
+            self.shared.outbox_changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Takes back what planning did to the outbox, after a failed write. Ids that were given are not given again.
+    fn forget_planned(&mut self, planned: &Planned, dropped: u64) {
+        self.outbox.dropped = dropped;
+        let touched = |op: &Op| matches!(op, Op::PutReport(_) | Op::RemoveReport(_) | Op::DropReport(_));
+        if !planned.records.iter().flatten().any(touched) {
+            return;
+        }
+        let counters = Counters { next_report: self.outbox.next, dropped_reports: dropped };
+        let summary = {
+            let held = self.shared.read();
+            held.index.as_ref().map(|index| summarize(index, self.options.outbox_bytes, counters))
+        };
+        match summary {
+            Some(Ok(summary)) => self.outbox = summary.outbox,
+            Some(Err(error)) => {
+                warn!(error = %runtime::chain(&error), "the index is built again");
+                self.stale = true;
+                self.heal_or_warn();
+            }
+            None => {}
+        }
+    }
+
+    fn checkpoint_if_due(&mut self) {
+        let Some(length) = self.journal.as_ref().map(Journal::length) else { return };
+        if length < self.checkpoint_at {
+            return;
+        }
+        if let Err(error) = self.rotate() {
+            warn!(error = %runtime::chain(&error), "the journal could not be cut; it goes on growing");
+            self.checkpoint_at = length + CHECKPOINT_RETRY_BYTES;
+        }
+    }
+
+    /// Starts a new epoch: a checkpoint of the state as it is, and an empty journal.
+    fn rotate(&mut self) -> Result<(), StoreError> {
+        let free = self.directory.free_bytes().map_err(StoreError::checkpoint)?;
+        if free < self.live_bytes + SPARE_BYTES {
+            return Err(StoreError::checkpoint(io::ErrorKind::StorageFull.into()));
+        }
+        let (journal, length) = match self.start_epoch() {
+            Err(WriteError::Index(error)) => {
+                warn!(error = %runtime::chain(&error), "the index is built again");
+                self.heal().map_err(StoreError::checkpoint)?;
+                self.start_epoch()
+            }
+            other => other,
+        }
+        .map_err(|error| match error {
+            WriteError::Io(error) => StoreError::checkpoint(error),
+            WriteError::Index(error) => error.into(),
+        })?;
+        // Two syncs for the journal, two for the checkpoint: each the file and the directory.
+        self.shared.syncs.fetch_add(4, Relaxed);
+        self.shared.bytes_written.fetch_add(length + FILE_HEADER as u64, Relaxed);
+        let previous = std::mem::replace(&mut self.base, journal.epoch());
+        self.journal = Some(journal);
+        self.durable = self.sequence;
+        self.live_bytes = length;
+        self.checkpoint_at = self.options.journal_bytes.max(2 * length);
+        self.prune(previous);
+        if self.shared.read().index.as_ref().is_some_and(Index::is_in_memory) {
+            info!("trying to move the state from memory back to sled");
+            self.heal_or_warn();
+        }
+        Ok(())
+    }
+
+    fn start_epoch(&mut self) -> Result<(Journal, u64), WriteError> {
+        self.highest_epoch += 1;
+        let epoch = self.highest_epoch;
+        let counters = Counters { next_report: self.outbox.next, dropped_reports: self.outbox.dropped };
+        // The journal first: a checkpoint without its journal is then always damage.
+        let started = Journal::create(&self.directory, epoch, self.sequence + 1).map_err(WriteError::from);
+        let started = started.and_then(|journal| {
+            let held = self.shared.read();
+            let index = held.index.as_ref().ok_or_else(|| io::Error::other("the store is closed"))?;
+            let length = checkpoint::write(&self.directory, epoch, self.sequence, counters, index)?;
+            Ok((journal, length))
+        });
+        if started.is_err()
+            && let Err(error) = self.abandon(epoch)
+        {
+            // If the checkpoint is there after all, recovery will not look at what the old journal gets from now on.
+            debug!(%error, "files of an unfinished epoch left behind");
+            self.journal = None;
+        }
+        started
+    }
+
+    /// Makes sure that an epoch that could not be started does not exist.
+    fn abandon(&self, epoch: u64) -> io::Result<()> {
+        files::remove(&self.directory.checkpoint(epoch))?;
+        files::remove(&self.directory.journal(epoch))?;
+        self.directory.sync()
+    }
+
+    /// Removes what is older than the last checkpoint but one.
+    fn prune(&self, previous: u64) {
+        let removed = self.directory.inventory().and_then(|found| {
+            let old = |epoch: &&u64| **epoch < previous;
+            found
+                .checkpoints
+                .iter()
+                .filter(old)
+                .try_for_each(|epoch| files::remove(&self.directory.checkpoint(*epoch)))?;
+            found
+                .journals
+                .iter()
+                .filter(old)
+                .try_for_each(|epoch| files::remove(&self.directory.journal(*epoch)))
+        });
+        if let Err(error) = removed {
+            warn!(%error, "old checkpoints are left behind");
+        }
+    }
+
+    fn heal_or_warn(&mut self) {
+        if let Err(error) = self.heal() {
+            warn!(%error, "the index could not be built again");
+        }
+    }
+
+    /// Builds a new index from checkpoint and journal, and puts it in the place of the old one.
+    fn heal(&mut self) -> io::Result<()> {
+        let number = self.index_number + 1;
+        let plan = Plan::of_running(&self.directory, self.base, self.sequence)?;
+        let built = replay::build(&self.directory, &plan, number, self.options.outbox_bytes)?;
+        for note in built.loaded.notes {
+            warn!(note, "found while building the index again");
+        }
+        let next = self.outbox.next;
+        self.stale = false;
+        self.digest = built.summary.digest;
+        self.outbox = built.summary.outbox;
+        self.outbox.next = self.outbox.next.max(next);
+        let old = {
+            let mut held = self.shared.write();
+            held.digest = self.digest;
+            held.generation += 1;
+            held.index.replace(built.index)
+        };
+        if let Some(old) = old {
+            old.discard();
+        }
+        let old_number = std::mem::replace(&mut self.index_number, number);
+        if let Err(error) = files::remove(&self.directory.index(old_number)) {
+            warn!(%error, "an old sled directory is left behind");
+        }
+        Ok(())
+    }
+
+    fn close(mut self) -> Result<(), StoreError> {
+        let checkpointed = match &self.journal {
+            Some(journal) if journal.records() == 0 => Ok(()),
+            _ => self.rotate(),
+        };
+        if checkpointed.is_err() {
+            self.drop_index();
+            return checkpointed;
+        }
+        let Some(index) = self.shared.write().index.take() else { return Ok(()) };
+        let Self { directory, index_number, base, sequence, outbox, .. } = &self;
+        clean_stop::stop_cleanly(directory, index, *index_number, *base, *sequence, outbox).map_err(|error| {
+            match error {
+                WriteError::Io(error) => StoreError::checkpoint(error),
+                WriteError::Index(error) => error.into(),
+            }
+        })
+    }
+
+    fn drop_index(&self) {
+        let index = self.shared.write().index.take();
+        let dropped = index::guarded(move || {
+            drop(index);
+            Ok(())
+        });
+        if let Err(error) = dropped {
+            debug!(error = %runtime::chain(&error), "sled did not close well");
+        }
+    }
+}

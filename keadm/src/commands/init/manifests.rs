@@ -1,0 +1,190 @@
+//! What `keadm init` applies to the cluster.
+
+use serde_json::{Value, json};
+
+use crate::{
+    commands::gettoken::NAMESPACE,
+    kubernetes::{Access, Manifest},
+};
+
+/// The name of the ServiceAccount, the roles and the Deployment.
+pub(crate) const NAME: &str = "cloudcore";
+/// The Secret with the ServiceAccount's token, for a cloudcore beside the cluster.
+pub(crate) const TOKEN_NAME: &str = "cloudcore-token";
+/// Made by kube-controller-manager, and by nobody if none has run yet.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+/// What applying all of it takes.
+pub(crate) fn needed_access() -> Vec<Access> {
+    let on = |verb, group, resource, namespace| Access { verb, group, resource, namespace };
+    vec![
+        on("patch", "apiextensions.k8s.io", "customresourcedefinitions", None),
+        on("patch", "", "namespaces", None),
+        on("patch", "", "serviceaccounts", Some(NAMESPACE)),
+        on("patch", "", "secrets", Some(NAMESPACE)),
+        on("get", "", "secrets", Some(NAMESPACE)),
+        on("patch", RBAC, "clusterroles", None),
+        on("escalate", RBAC, "clusterroles", None),
+        on("bind", RBAC, "clusterroles", None),
+        on("patch", RBAC, "clusterrolebindings", None),
+        on("patch", RBAC, "roles", Some(NAMESPACE)),
+        on("patch", "apps", "deployments", Some(NAMESPACE)),
+    ]
+}
+
+fn meta(namespace: Option<&str>, name: &str) -> Value {
+    let mut meta = json!({ "name": name, "labels": { "app.kubernetes.io/part-of": "kubeedge" } });
+    if let Some(namespace) = namespace {
+        meta["namespace"] = namespace.into();
+    }
+    meta
+}
+
+pub(crate) fn custom_resources() -> Vec<Manifest> {
+    crds::custom_resource_definitions().into_iter().map(Manifest).collect()
+}
+
+pub(crate) fn namespace() -> Manifest {
+    Manifest(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": meta(None, NAMESPACE) }))
+}
+
+pub(crate) fn service_account() -> Manifest {
+    let meta = meta(Some(NAMESPACE), NAME);
+    Manifest(json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta }))
+}
+
+fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
+    json!({ "apiGroups": groups, "resources": resources, "verbs": verbs })
+}
+
+/// What cloudcore may do, and no more.
+pub(crate) fn permissions() -> Vec<Manifest> {
+    const READ: &[&str] = &["get", "list", "watch"];
+    const WRITE: &[&str] = &["get", "update", "patch"];
+    let cluster_rules = json!([
+        // Edge nodes register through cloudcore, and it labels them.
+        rule(&[""], &["nodes"], &["get", "list", "watch", "create", "update", "patch"]),
+        rule(&[""], &["nodes/status"], WRITE),
+        // patch: tolerations, so that a node that is out of reach keeps its pods. delete: a pod that has ended at the edge.
+        rule(&[""], &["pods"], &["get", "list", "watch", "patch", "update", "delete"]),
+        rule(&[""], &["pods/status"], WRITE),
+        // Which of them a node gets is decided by the pods on it, and enforced by cloudcore.
+        rule(&[""], &["configmaps", "secrets"], READ),
+        rule(&[""], &["serviceaccounts/token"], &["create"]),
+        rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
+        rule(&["node.k8s.io"], &["runtimeclasses"], READ),
+        rule(&["devices.kubeedge.io"], &["devices", "devicemodels"], READ),
+        rule(&["devices.kubeedge.io"], &["devices/status"], WRITE),
+    ]);
+    let lease_rules = json!([rule(
+        &["coordination.k8s.io"],
+        &["leases"],
+        &["get", "list", "watch", "create", "update", "patch", "delete"]
+    ),]);
+    // create cannot be limited by name.
+    let own_rules = json!([rule(&[""], &["secrets"], &["get", "create", "update", "patch"])]);
+    let mut manifests =
+        vec![role("ClusterRole", None, &cluster_rules), binding("ClusterRole", None), namespace_of_leases()];
+    for (namespace, rules) in [(LEASE_NAMESPACE, &lease_rules), (NAMESPACE, &own_rules)] {
+        manifests.push(role("Role", Some(namespace), rules));
+        manifests.push(binding("Role", Some(namespace)));
+    }
+    manifests
+}
+
+fn namespace_of_leases() -> Manifest {
+    Manifest(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": LEASE_NAMESPACE } }))
+}
+
+fn role(kind: &str, namespace: Option<&str>, rules: &Value) -> Manifest {
+    let api_version = format!("{RBAC}/v1");
+    Manifest(json!({
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": meta(namespace, NAME),
+        "rules": rules,
+    }))
+}
+
+fn binding(role_kind: &str, namespace: Option<&str>) -> Manifest {
+    let api_version = format!("{RBAC}/v1");
+    Manifest(json!({
+        "apiVersion": api_version,
+        "kind": format!("{role_kind}Binding"),
+        "metadata": meta(namespace, NAME),
+        "roleRef": { "apiGroup": RBAC, "kind": role_kind, "name": NAME },
+        "subjects": [{ "kind": "ServiceAccount", "namespace": NAMESPACE, "name": NAME }],
+    }))
+}
+
+/// A lasting token: a cloudcore beside the cluster has no kubelet that would renew one.
+pub(crate) fn token() -> Manifest {
+    let mut meta = meta(Some(NAMESPACE), TOKEN_NAME);
+    meta["annotations"] = json!({ "kubernetes.io/service-account.name": NAME });
+    Manifest(json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": meta,
+        "type": "kubernetes.io/service-account-token",
+    }))
+}
+
+/// cloudcore in the cluster. On the host's network, so that the port is that of the node and of nothing in between.
+pub(crate) fn deployment(image: &str, config: &str, port: u16) -> Vec<Manifest> {
+    let selector = json!({ "k8s-app": "kubeedge", "kubeedge": NAME });
+    let config_map = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": meta(Some(NAMESPACE), NAME),
+        "data": { "cloudcore.yaml": config },
+    });
+    let mut template = json!({ "metadata": { "labels": selector } });
+    // A changed configuration is a changed template, so the pods are replaced.
+    template["metadata"]["annotations"] = json!({ "node.skerry.io/config": crate::kubernetes::hash(config) });
+    template["spec"] = json!({
+        "serviceAccountName": NAME,
+        "hostNetwork": true,
+        "dnsPolicy": "ClusterFirstWithHostNet",
+        "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{ "matchExpressions": [
+                { "key": "node-role.kubernetes.io/edge", "operator": "DoesNotExist" },
+            ] }],
+        } } },
+        "tolerations": [{ "key": "node-role.kubernetes.io/control-plane", "operator": "Exists" }],
+        "securityContext": { "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": { "type": "RuntimeDefault" } },
+        "containers": [{
+            "name": NAME,
+            "image": image,
+            "command": [NAME],
+            "args": ["--config", "/etc/kubeedge/config/cloudcore.yaml"],
+            "ports": [{ "name": "cloudhub", "containerPort": port, "hostPort": port, "protocol": "TCP" }],
+            "readinessProbe": { "httpGet": { "path": "/healthz", "port": port, "scheme": "HTTPS" }, "periodSeconds": 5 },
+            "resources": { "requests": { "cpu": "50m", "memory": "64Mi" } },
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": { "drop": ["ALL"] },
+            },
+            "volumeMounts": [{ "name": "config", "mountPath": "/etc/kubeedge/config", "readOnly": true }],
+        }],
+        "volumes": [{ "name": "config", "configMap": { "name": NAME } }],
+    });
+    let deployment = json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": meta(Some(NAMESPACE), NAME),
+        // Recreate: on a cluster of one node two of them would want the same port.
+        "spec": { "replicas": 1, "strategy": { "type": "Recreate" }, "selector": { "matchLabels": selector }, "template": template },
+    });
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta(Some(NAMESPACE), NAME),
+        "spec": {
+            "selector": selector,
+            "ports": [{ "name": "cloudhub", "port": port, "targetPort": "cloudhub", "protocol": "TCP" }],
+        },
+    });
+    [config_map, deployment, service].map(Manifest).to_vec()
+}

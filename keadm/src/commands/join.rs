@@ -1,0 +1,172 @@
+//! `keadm join`: this machine becomes an edge node.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use crds::componentconfig::{
+    document,
+    edgecore::{EdgeCoreConfig, EdgePaths},
+};
+use runtime::tls::write_durably;
+use serde::Deserialize;
+use tokio::time::{Duration, Instant, sleep};
+
+use crate::{
+    cli::Join,
+    commands::init::say_outcome,
+    fetch,
+    init_system::Daemon,
+    output, preflight,
+    preflight::{Check, Preflight, Problem},
+};
+
+mod checks;
+pub(crate) mod cri;
+mod settings;
+
+/// A daemon that ends so often while it is waited for will not come up.
+const HOPELESS: u32 = 4;
+
+pub(crate) async fn run(args: Join) -> Result<()> {
+    let Found { config, is_written, program, token } = check(&args).await?;
+    let paths = config.paths();
+    let daemon = daemon(&args.root_dir, &paths, program);
+    let text = document::minimal(&config)?;
+    let write_token = !paths.cert_file.exists();
+    if args.dry_run {
+        output::planned(format_args!("write {}", paths.config_file.display()));
+        if write_token {
+            output::planned(format_args!("write the token to {}", paths.bootstrap_token_file.display()));
+        }
+        output::planned(format_args!("start {}, and wait until the node is Ready", daemon.describe()));
+        return output::data(&text);
+    }
+    if !is_written {
+        write_durably(&paths.config_file, 0o644, text.as_bytes())?;
+        output::done(format_args!("wrote {}", paths.config_file.display()));
+    }
+    if let (true, Some(token)) = (write_token, &token) {
+        write_durably(&paths.bootstrap_token_file, 0o600, token.as_bytes())?;
+    }
+    say_outcome(&daemon, daemon.ensure_running().await?);
+    let name = &config.modules.edged.hostname_override;
+    let waited = output::step(&format!("node {name} is Ready"), ready(&args, &paths, &daemon)).await;
+    if waited.is_err() {
+        output::note(format_args!("the end of edgecore's log:\n{}", daemon.log_tail()?));
+    }
+    waited
+}
+
+pub(crate) fn daemon(root: &Path, paths: &EdgePaths, program: PathBuf) -> Daemon {
+    Daemon {
+        name: "edgecore",
+        unit: Daemon::unit_name("edgecore", root, Path::new("/")),
+        program,
+        config: paths.config_file.clone(),
+        run_dir: paths.pid_file.parent().map_or_else(|| root.to_owned(), Path::to_owned),
+        log_file: paths.log_file.clone(),
+    }
+}
+
+struct Found {
+    config: EdgeCoreConfig,
+    /// It is on disk already, just so.
+    is_written: bool,
+    program: PathBuf,
+    /// As it was given.
+    token: Option<String>,
+}
+
+async fn check(args: &Join) -> Result<Found> {
+    let mut preflight = Preflight::default();
+    preflight.take(preflight::root());
+    let program = preflight.say(preflight::program("edgecore", args.bin_dir.as_deref()), |program| {
+        format!("edgecore is {}", program.display())
+    });
+    let old = preflight.take(existing(&args.root_dir));
+    let name = preflight.take(settings::node_name(args, old.as_ref().and_then(Option::as_ref)));
+    let runtime = checks::runtime(args.remote_runtime_endpoint.as_deref()).await;
+    let runtime = preflight.say(runtime, |runtime| {
+        format!("the container runtime at {} answers: {}", runtime.endpoint, runtime.version)
+    });
+    if let Some(runtime) = &runtime {
+        preflight.take(checks::cgroup_driver(args.cgroupdriver, runtime));
+    }
+    preflight.take(checks::disk_space(&args.root_dir));
+    let mut config = None;
+    if let (Some(name), Some(runtime), Some(old)) = (&name, &runtime, &old) {
+        config = preflight.take(settings::configure(
+            args,
+            old.clone().unwrap_or_default(),
+            name,
+            &runtime.endpoint,
+        ));
+    }
+    if let Some(config) = &config {
+        let server = &args.cloudcore_ipport;
+        let hub = checks::hub(server, args.token.as_deref(), &config.paths()).await;
+        preflight.say(hub, |()| format!("cloudcore answers at {server}, and its CA is the expected one"));
+    }
+    preflight.finish(args.force)?;
+    let config = config.context("without a name and a container runtime there is no node")?;
+    let is_written = old.is_some_and(|old| old.as_ref() == Some(&config));
+    let program = program.context("without the program edgecore there is nothing to start")?;
+    Ok(Found { config, is_written, program, token: args.token.clone() })
+}
+
+/// The configuration of an earlier join; what an operator wrote into it stays.
+fn existing(root: &Path) -> Check<Option<EdgeCoreConfig>> {
+    let path = EdgePaths::under(root).config_file;
+    match fs::metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        _ => {}
+    }
+    runtime::config::load(&path, EdgeCoreConfig::validate).map(Some).map_err(|error| {
+        Problem::new(
+            runtime::chain(&error).to_string(),
+            format!("correct {}, or run keadm reset first", path.display()),
+        )
+    })
+}
+
+/// What edgecore says of itself at `/nodez`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct NodeState {
+    connected: bool,
+    node_ready: bool,
+    last_error: Option<String>,
+}
+
+async fn ready(args: &Join, paths: &EdgePaths, daemon: &Daemon) -> Result<()> {
+    let deadline = Instant::now() + args.timeout;
+    let before = daemon.restarts()?;
+    loop {
+        let mut state = NodeState::default();
+        let mut reason = String::new();
+        match fetch::admin(&paths.admin_address, "/nodez").await {
+            Ok((_, body)) => {
+                state = serde_json::from_slice(&body).context("edgecore's /nodez is malformed")?;
+            }
+            Err(error) => reason = runtime::chain(error.as_ref()).to_string(),
+        }
+        if state.node_ready {
+            return Ok(());
+        }
+        if let Some(error) = state.last_error.filter(|error| !error.is_empty()) {
+            reason = error;
+        } else if state.connected {
+            "it is connected, but its node is not Ready in the cluster yet".clone_into(&mut reason);
+        }
+        if daemon.restarts()? >= before + HOPELESS {
+            bail!("edgecore ends again and again");
+        }
+        if Instant::now() > deadline {
+            bail!("the node is not Ready after {} s: {reason}", args.timeout.as_secs());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}

@@ -1,0 +1,150 @@
+//! The edge node: edgecore first, so that it brings nothing back; then its pods, their mounts, and its files.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use crds::componentconfig::edgecore::{EdgeCoreConfig, EdgePaths};
+
+use super::files;
+use crate::{
+    cli::Reset,
+    commands::join::{cri::Cri, daemon},
+    output,
+    preflight::{self, Preflight},
+};
+
+pub(super) async fn run(args: &Reset) -> Result<()> {
+    let mut preflight = Preflight::default();
+    preflight.take(preflight::root());
+    preflight.finish(false)?;
+    let config = configuration(args);
+    let paths = config.paths();
+    let root = &args.root_dir;
+    super::consent(
+        args,
+        &format!("Stop edgecore, remove its pods and all of its data below {}?", root.display()),
+    )?;
+    let daemon = daemon(root, &paths, PathBuf::from("edgecore"));
+    if args.dry_run {
+        output::planned(format_args!("stop {}", daemon.describe()));
+    } else if output::step("edgecore stops", daemon.remove()).await? {
+        output::done("stopped edgecore");
+    } else {
+        output::unchanged("edgecore was not running");
+    }
+    remove_pods(args, &config).await?;
+    let owned = owned(root, &paths);
+    files::unmount_below(&[owned.clone(), vec![paths.pods_dir.clone()]].concat(), args.dry_run)?;
+    let mut removed = 0;
+    for path in &owned {
+        removed += usize::from(files::remove(path, args.dry_run)?);
+    }
+    remove_log_links(&paths, args.dry_run)?;
+    for dir in shared(root, &paths) {
+        files::remove_if_empty(&dir, args.dry_run)?;
+    }
+    if args.dry_run {
+        return Ok(());
+    }
+    output::done(format_args!("removed {removed} files and directories"));
+    let name = &config.modules.edged.hostname_override;
+    output::note(format_args!("in the cloud, kubectl delete node {name} removes the node from the cluster"));
+    Ok(())
+}
+
+/// The configuration that is there; the defaults if it cannot be read, since what is broken has to go away, too.
+fn configuration(args: &Reset) -> EdgeCoreConfig {
+    let file = EdgePaths::under(&args.root_dir).config_file;
+    let loaded = runtime::config::load(&file, EdgeCoreConfig::validate);
+    let mut config = loaded.unwrap_or_else(|error| {
+        output::note(format_args!("going by the default paths: {}", runtime::chain(&error)));
+        EdgeCoreConfig::default()
+    });
+    config.root_directory = args.root_dir.to_string_lossy().into_owned();
+    if let Some(endpoint) = &args.remote_runtime_endpoint {
+        config.modules.edged.remote_runtime_endpoint.clone_from(endpoint);
+    }
+    config
+}
+
+async fn remove_pods(args: &Reset, config: &EdgeCoreConfig) -> Result<()> {
+    let endpoint = &config.modules.edged.remote_runtime_endpoint;
+    let socket = Path::new(endpoint.strip_prefix("unix://").unwrap_or(endpoint));
+    if !socket.exists() {
+        output::unchanged(format_args!("no container runtime at {endpoint}: no pods to remove"));
+        return Ok(());
+    }
+    let mut cri = Cri::connect(endpoint)
+        .await
+        .context("start the container runtime, so that the pods can be removed")?;
+    let sandboxes = cri.our_sandboxes().await?;
+    if args.dry_run {
+        for sandbox in &sandboxes {
+            output::planned(format_args!("remove the pod sandbox {}", sandbox.id));
+        }
+        return Ok(());
+    }
+    let count = sandboxes.len();
+    let remove = async {
+        for sandbox in &sandboxes {
+            cri.remove(sandbox).await.with_context(|| format!("sandbox {}", sandbox.id))?;
+        }
+        Ok(())
+    };
+    if count > 0 {
+        output::step(&format!("pods are removed: {count}"), remove).await?;
+    }
+    Ok(())
+}
+
+/// What is ours alone.
+fn owned(root: &Path, paths: &EdgePaths) -> Vec<PathBuf> {
+    let mut owned: Vec<PathBuf> = [
+        &paths.config_file,
+        &paths.bootstrap_token_file,
+        &paths.ca_file,
+        &paths.cert_file,
+        &paths.key_file,
+        &paths.store_dir,
+        &paths.pods_dir,
+        &paths.pid_file,
+        &paths.log_file,
+    ]
+    .map(PathBuf::clone)
+    .to_vec();
+    owned.push(paths.log_file.with_extension("log.1"));
+    owned.extend(paths.admin_address.strip_prefix("unix://").map(PathBuf::from));
+    if root == Path::new("/") {
+        owned.extend(["/var/lib/kubeedge", "/run/kubeedge"].map(PathBuf::from));
+    } else {
+        owned.extend([paths.pod_logs_dir.clone(), paths.container_logs_dir.clone()]);
+    }
+    owned
+}
+
+/// Directories that are removed only once they are empty: others may have put something there.
+fn shared(root: &Path, paths: &EdgePaths) -> Vec<PathBuf> {
+    let mut dirs: Vec<PathBuf> = [&paths.config_file, &paths.ca_file, &paths.cert_file, &paths.log_file]
+        .into_iter()
+        .filter_map(|file| file.parent().map(Path::to_owned))
+        .collect();
+    if root == Path::new("/") {
+        dirs.push("/etc/kubeedge".into());
+    } else {
+        dirs.push(root.join("logs"));
+        dirs.push(root.to_owned());
+    }
+    dirs
+}
+
+/// In /var/log/containers, the links whose target is gone: the logs of pods went with them.
+fn remove_log_links(paths: &EdgePaths, dry_run: bool) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(&paths.container_logs_dir) else { return Ok(()) };
+    for entry in entries {
+        let path = entry.context("failed to list the container logs")?.path();
+        if path.is_symlink() && !path.exists() {
+            files::remove(&path, dry_run)?;
+        }
+    }
+    Ok(())
+}

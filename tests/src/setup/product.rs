@@ -1,0 +1,57 @@
+//! cloudcore, edgecore and keadm from the source tree, each built with its own `-p`: one build of the whole
+//! workspace would unite the features of all, and the programs would not be those that ship.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::source_dir;
+use crate::{
+    process::{command, output_async},
+    progress::during,
+};
+
+const PROGRAMS: &[&str] = &["cloudcore", "edgecore", "keadm"];
+/// Set by `cargo xtask test` once it has built them, so that no test builds again.
+const BUILT: &str = "SKERRY_BIN_DIR";
+
+pub(super) async fn build() -> Result<PathBuf> {
+    if let Some(dir) = env::var_os(BUILT) {
+        return Ok(dir.into());
+    }
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut dir = None;
+    for program in PROGRAMS {
+        let mut build = command(&cargo, ["build", "--message-format=json-render-diagnostics", "-p", program]);
+        build.current_dir(source_dir());
+        let messages = during(&format!("building {program}"), output_async(build)).await?;
+        let built = executable(&messages, program)?;
+        // Out of cargo's way: a build of the workspace puts its own file of the same name in the same place.
+        let place = built.parent().context("cargo names a file in a directory")?.join("bench-bin");
+        fs::create_dir_all(&place)?;
+        install(&built, &place.join(program))?;
+        dir = Some(place);
+    }
+    dir.context("there are programs to build")
+}
+
+/// The path of the program in cargo's JSON messages.
+fn executable(messages: &str, program: &str) -> Result<PathBuf> {
+    let path = messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let name = message.pointer("/target/name")?.as_str()?;
+        let path = message.get("executable")?.as_str()?;
+        (name == program).then(|| PathBuf::from(path))
+    });
+    path.with_context(|| format!("cargo built no {program}"))
+}
+
+/// By rename, because the file that is there may be running.
+fn install(from: &Path, to: &Path) -> Result<()> {
+    let new = to.with_extension("new");
+    fs::copy(from, &new).with_context(|| format!("failed to copy {}", from.display()))?;
+    fs::rename(&new, to).with_context(|| format!("failed to put {} in place", to.display()))
+}
