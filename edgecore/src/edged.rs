@@ -6,7 +6,7 @@
 //! a running container is never touched because edgecore was away.
 //!
 //! Reading order: [`pod`] what is desired, [`pod_state`] the decisions, [`pod_worker`] their execution, [`status`] what
-//! is reported; [`cri`] and [`relist`] the runtime; [`volumes`], [`images`], [`env`] and their neighbours, what a
+//! is reported; [`cri`] and [`relist`] the runtime; [`volumes`], [`images`], [`mod@env`] and their neighbours, what a
 //! container is made of; [`node_status`] the node.
 
 pub mod cri;

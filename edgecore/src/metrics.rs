@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::{edgehub::HubState, metamanager::Store};
 
-pub fn register(registry: &mut Registry, store: Store, hub: watch::Receiver<HubState>) {
+pub(crate) fn register(registry: &mut Registry, store: Store, hub: watch::Receiver<HubState>) {
     registry.register_collector(Box::new(Reader { store, hub }));
 }
 

@@ -146,7 +146,6 @@ async fn pods_live_and_die_as_their_objects_say() -> Result<()> {
 }
 
 async fn pods(bench: &Bench) -> Result<()> {
-    drop(runtime::telemetry::init("info,edgecore=debug", runtime::telemetry::LogFormat::Text));
     let site = bench.site(&SiteOptions::default()).await?;
     let node = Node::start(&site, open(site.dir())?)?;
 
@@ -312,7 +311,7 @@ async fn power_cut(bench: &Bench) -> Result<()> {
     let token = json!({"name": "token", "projected": {"sources": [
         {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
     ]}});
-    let mut pod = json!({"spec": {"containers": [sleeper("cat /token/token")], "volumes": [token]}});
+    let mut pod = json!({"spec": {"containers": [sleeper("cat /token/token; echo")], "volumes": [token]}});
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "token", "mountPath": "/token"}]);
     let kept =
         json!({"token": "t0k3n", "obtained": "2020-01-01T00:00:00Z", "expires": "2020-01-01T01:00:00Z"});

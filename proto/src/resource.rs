@@ -158,6 +158,19 @@ impl Digest {
     }
 }
 
+impl Digest {
+    /// The sum as two numbers that protocol buffers can carry: high, low.
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+    pub fn halves(&self) -> (u64, u64) {
+        ((self.sum >> 64) as u64, self.sum as u64)
+    }
+
+    /// The reverse of [`halves`](Self::halves).
+    pub fn from_halves(count: u64, high: u64, low: u64) -> Self {
+        Self { count, sum: u128::from(high) << 64 | u128::from(low) }
+    }
+}
+
 impl<'a> FromIterator<(&'a ResourceKey, u64)> for Digest {
     fn from_iter<I: IntoIterator<Item = (&'a ResourceKey, u64)>>(entries: I) -> Self {
         let mut digest = Self::default();

@@ -136,14 +136,13 @@ pub fn write_durably(path: &Path, mode: u32, content: &[u8]) -> Result<(), TlsEr
 pub fn pem(label: &str, der: &[u8]) -> String {
     use base64::Engine;
     let body = base64::prelude::BASE64_STANDARD.encode(der);
-    let mut text = format!("-----BEGIN {label}-----\n");
+    let mut lines = vec![format!("-----BEGIN {label}-----")];
     let mut rest = body.as_str();
     while !rest.is_empty() {
         let (line, tail) = rest.split_at(rest.len().min(64));
-        text.push_str(line);
-        text.push('\n');
+        lines.push(line.to_owned());
         rest = tail;
     }
-    text.push_str(&format!("-----END {label}-----\n"));
-    text
+    lines.push(format!("-----END {label}-----\n"));
+    lines.join("\n")
 }

@@ -44,7 +44,8 @@ const FIRST_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// How fast this cluster notices and evicts, and who can reach it.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// kube-controller-manager calls a node unreachable when its Lease is older than this.
+    /// kube-controller-manager calls a node unreachable when its Lease is older than this. Leases are renewed every ten
+    /// seconds, by kubelets and by cloudcore: with less, healthy nodes come and go.
     pub node_monitor_grace_period: Duration,
     pub node_monitor_period: Duration,
     /// `tolerationSeconds` that the API server gives to pods without tolerations of their own (300 s by default
@@ -63,7 +64,7 @@ pub struct ClusterOptions {
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
-            node_monitor_grace_period: Duration::from_secs(8),
+            node_monitor_grace_period: Duration::from_secs(15),
             node_monitor_period: Duration::from_secs(1),
             eviction_after: Duration::from_secs(5),
             reachable_from_sites: false,

@@ -41,10 +41,10 @@ impl Events {
 
     pub async fn warn(&self, pod: &DesiredPod, reason: &'static str, message: &str) {
         let message: String = message.chars().take(MAX_MESSAGE).collect();
-        tracing::warn!(pod = %pod.key, uid = %pod.uid, reason, message, "pod event");
         if !self.is_new(pod, reason, &message) {
-            return;
+            return tracing::debug!(pod = %pod.key, reason, message, "pod event again");
         }
+        tracing::warn!(pod = %pod.key, uid = %pod.uid, reason, message, "pod event");
         let payload = match serde_json::to_vec(&self.event(pod, reason, message)) {
             Ok(payload) => Bytes::from(payload),
             Err(error) => return tracing::error!(%error, "an event does not serialize"),

@@ -223,7 +223,10 @@ impl NodeReporter {
         match self.runtime.image_status(&image).await {
             Ok(Some(_)) => {}
             Ok(None) => {
-                tracing::warn!(image, "the sandbox image is not on this node; it must be that of the runtime");
+                tracing::warn!(
+                    image,
+                    "the sandbox image is not on this node; it must be that of the runtime"
+                );
             }
             Err(_) => self.sandbox_image = image,
         }

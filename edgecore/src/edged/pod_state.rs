@@ -166,6 +166,8 @@ pub struct ContainerMemory {
     pub ready: Option<bool>,
     /// By the startup probe; `None` is no probe.
     pub started: Option<bool>,
+    /// The container whose preStop hook has run.
+    pub pre_stopped: Option<String>,
     /// Restarts that only the log directory still knows of.
     pub attempt_floor: u32,
 }

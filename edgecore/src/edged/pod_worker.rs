@@ -7,6 +7,7 @@
 mod cleanup;
 mod observe;
 mod start;
+mod stop;
 
 use std::{
     collections::HashMap,
@@ -15,7 +16,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use proto::{cri::v1, message::ReportKind};
@@ -32,8 +32,8 @@ use super::{
     events::Events,
     logs::LogPaths,
     next_session,
-    pod::DesiredPod,
-    pod_state::{self, Action, Course, Intent, Memory, Observed, Stop, Waiting},
+    pod::{self, DesiredPod, Role},
+    pod_state::{self, Action, Course, Intent, Memory, Observed, Waiting},
     probes::Probes,
     relist::{Listed, Poke},
     sources::Sources,
@@ -51,6 +51,9 @@ use crate::{
 const ROUNDS: usize = 64;
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(30);
+/// An init container often ends within moments, and the next one waits for it: the runtime's lists are too slow.
+const FIRST_INIT_POLL: Duration = Duration::from_millis(50);
+const LAST_INIT_POLL: Duration = Duration::from_secs(1);
 /// A wall clock that is set may make any timer wrong.
 const LONGEST_SLEEP: Duration = Duration::from_mins(10);
 
@@ -117,6 +120,10 @@ pub struct PodWorker {
     /// A listing asked for before this does not show what was done.
     acted_at: Option<Instant>,
     failures: u32,
+    /// Holds in a row, see [`Memory::hold`].
+    holds: u32,
+    /// How soon to look again at an init container that runs.
+    init_poll: Duration,
     first_seen: Timestamp,
     reported: Option<PodStatus>,
     reported_in_session: bool,
@@ -151,6 +158,8 @@ impl PodWorker {
             references_mounted: 0,
             acted_at: fresh.then(Instant::now),
             failures: 0,
+            holds: 0,
+            init_poll: FIRST_INIT_POLL,
             first_seen: Timestamp::now(),
             reported: None,
             reported_in_session: false,
@@ -201,6 +210,9 @@ impl PodWorker {
                 new = next_session(&mut hub, session) => {
                     session = new;
                     self.reported_in_session = false;
+                    // What waits for the cloud need not wait any longer.
+                    self.memory.hold = None;
+                    self.holds = 0;
                     self.terminated_reported = false;
                 }
             }
@@ -278,40 +290,6 @@ impl PodWorker {
         Ok(true)
     }
 
-    async fn stop_containers(&mut self, stops: Vec<Stop>) -> Result<bool, WorkError> {
-        for stop in &stops {
-            tracing::info!(pod = %self.current.pod.key, container = stop.name, why = stop.why, "stopping container");
-            self.probes.forget(&stop.name);
-        }
-        let runtime = self.runtime.clone();
-        let work = future::join_all(stops.iter().map(|stop| runtime.stop_container(&stop.id, stop.grace)));
-        let (before, grace) = (self.current.intent, self.current.pod.grace());
-        let urgent = async {
-            // A shorter grace period, or the object itself gone, does not wait for the longer one.
-            loop {
-                if self.input.changed().await.is_err() {
-                    return future::pending().await;
-                }
-                let input = self.input.borrow_and_update();
-                if input.intent != before || input.pod.grace() != grace {
-                    return;
-                }
-            }
-        };
-        let results = tokio::select! {
-            // The runtime goes on with what it began; the next decision asks it again, with what is left of the time.
-            results = work => results,
-            () = urgent => return Ok(false),
-        };
-        results.into_iter().collect::<Result<Vec<()>, _>>()?;
-        for stop in stops {
-            if let Some(memory) = self.memory.containers.get_mut(&stop.name) {
-                memory.unhealthy = None;
-            }
-        }
-        Ok(true)
-    }
-
     /// Nothing is left to be done now.
     async fn settle(&mut self, plan: pod_state::Plan) -> Result<Next, WorkError> {
         let mut wake = plan.wake;
@@ -345,11 +323,31 @@ impl PodWorker {
                         &mut self.memory,
                     );
                     wake = earlier(wake, self.enforce_deadline());
+                    wake = earlier(wake, self.follow_init());
                 }
             }
         }
         self.report(false).await?;
         Ok(Next::Wait(wake))
+    }
+
+    /// While an init container runs. Answers when to look again.
+    fn follow_init(&mut self) -> Option<Instant> {
+        let pod = &self.current.pod;
+        let runs = pod.init_containers().iter().any(|spec| {
+            pod::init_role(spec) == Role::Init
+                && self.observed.latest(&spec.name).is_some_and(pod_state::ContainerView::is_running)
+        });
+        if !runs {
+            self.init_poll = FIRST_INIT_POLL;
+            return None;
+        }
+        let now = Instant::now();
+        // So that the runtime is asked anew.
+        self.acted_at = Some(now);
+        let wake = now + self.init_poll;
+        self.init_poll = (self.init_poll * 2).min(LAST_INIT_POLL);
+        Some(wake)
     }
 
     /// activeDeadlineSeconds. Answers when to look again.

@@ -1,7 +1,7 @@
 //! Startup, liveness and readiness probes: one task a probe of a running container, which tells the worker when its
 //! verdict changes.
 
-mod check;
+pub(super) mod check;
 
 use std::{collections::HashMap, time::Duration};
 

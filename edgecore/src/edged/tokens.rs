@@ -102,8 +102,12 @@ impl Tokens {
         };
         let (answer, wait) = oneshot::channel();
         let ask = Ask { question: Question::ServiceAccountToken(question), answer };
-        let busy = || TokenError::Cloud("too many questions to the cloud are open".to_owned());
-        self.cloud.try_send(ask).map_err(|_| busy())?;
+        self.cloud.try_send(ask).map_err(|error| {
+            TokenError::Cloud(match error {
+                mpsc::error::TrySendError::Full(_) => "too many questions to the cloud are open".to_owned(),
+                mpsc::error::TrySendError::Closed(_) => "there is no link to the cloud".to_owned(),
+            })
+        })?;
         let answer = time::timeout(ANSWER_DEADLINE, wait)
             .await
             .map_err(|_| TokenError::Cloud(format!("no answer within {} s", ANSWER_DEADLINE.as_secs())))?

@@ -53,6 +53,7 @@ fn of_containers(pod: &DesiredPod) -> Option<String> {
     pod.all_containers().find_map(|(_, container)| {
         let security = container.security_context.as_ref();
         let lifecycle = container.lifecycle.as_ref();
+        let pre_stop = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref());
         let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
         let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
         let seccomp = security.and_then(|security| security.seccomp_profile.as_ref());
@@ -74,11 +75,21 @@ fn of_containers(pod: &DesiredPod) -> Option<String> {
                 "securityContext.appArmorProfile.type=Localhost",
             ),
             (lifecycle.is_some_and(|lifecycle| lifecycle.post_start.is_some()), "lifecycle.postStart"),
-            (lifecycle.is_some_and(|lifecycle| lifecycle.pre_stop.is_some()), "lifecycle.preStop"),
+            (
+                pre_stop.and_then(|hook| hook.http_get.as_ref()?.scheme.as_deref()) == Some("HTTPS"),
+                "lifecycle.preStop.httpGet.scheme=HTTPS",
+            ),
             (lifecycle.is_some_and(|lifecycle| lifecycle.stop_signal.is_some()), "lifecycle.stopSignal"),
             (
                 probes.iter().any(|probe| probe.as_ref().is_some_and(|probe| probe.grpc.is_some())),
                 "probe.grpc",
+            ),
+            (
+                probes.iter().any(|probe| {
+                    let get = probe.as_ref().and_then(|probe| probe.http_get.as_ref());
+                    get.and_then(|get| get.scheme.as_deref()) == Some("HTTPS")
+                }),
+                "probe.httpGet.scheme=HTTPS",
             ),
             (
                 limits.is_some_and(|limits| limits.keys().any(|name| name.starts_with("hugepages-"))),

@@ -1,6 +1,6 @@
 //! The volumes of a pod: `<pods>/<uid>/volumes/<name>` for those that edged makes, the path itself for hostPath.
 //! Contents that come from the API are written so that a reader sees either all of the old or all of the new
-//! ([`atomic`]), and written again only when they differ. After a power cut files may be torn: they are compared with
+//! (`atomic`), and written again only when they differ. After a power cut files may be torn: they are compared with
 //! what they should be at the first pass, like any other change.
 
 mod atomic;

@@ -118,7 +118,7 @@ impl CloudSession {
         self.timers.heard(now);
         let greeted = !matches!(self.phase, Phase::AwaitHello);
         match body {
-            Body::Hello(hello) if !greeted => self.handle_hello(hello, now),
+            Body::Hello(hello) if !greeted => self.handle_hello(&hello, now),
             Body::Goodbye(goodbye) => {
                 let reason = goodbye.reason();
                 let detail = goodbye.detail.chars().take(MAX_TEXT).collect();
@@ -176,7 +176,7 @@ impl CloudSession {
         }
     }
 
-    fn handle_hello(&mut self, hello: Hello, now: Instant) -> Result<(), Violation> {
+    fn handle_hello(&mut self, hello: &Hello, now: Instant) -> Result<(), Violation> {
         if hello.node != self.node {
             let detail = format!("the certificate is that of node {:?}, not of {:?}", self.node, hello.node);
             self.close(GoodbyeReason::Forbidden, detail.clone());
@@ -196,8 +196,8 @@ impl CloudSession {
             software: self.software.clone(),
             unix_ms: self.unix_ms,
         }));
-        let sum = u128::from(hello.digest_high) << 64 | u128::from(hello.digest_low);
-        self.phase = Phase::AwaitView { digest: Digest { count: hello.digest_count, sum } };
+        let digest = Digest::from_halves(hello.digest_count, hello.digest_high, hello.digest_low);
+        self.phase = Phase::AwaitView { digest };
         let software = hello.software.chars().take(MAX_TEXT).collect();
         self.events.push_back(CloudEvent::Connected { software });
         Ok(())

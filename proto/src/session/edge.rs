@@ -81,8 +81,8 @@ impl EdgeSession {
             software: software.to_owned(),
             node: node.to_owned(),
             digest_count: digest.count,
-            digest_high: (digest.sum >> 64) as u64,
-            digest_low: (digest.sum & u128::from(u64::MAX)) as u64,
+            digest_high: digest.halves().0,
+            digest_low: digest.halves().1,
             heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
         };
         Self {

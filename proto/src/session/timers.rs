@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::Dead;
 
 /// Heartbeats outside these bounds are brought inside them: a peer must not make us spin, nor keep a dead link for ever.
-pub const HEARTBEAT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(600));
+pub const HEARTBEAT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_mins(10));
 
 /// A connection that has not got through its handshake by then is closed.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);

@@ -12,13 +12,13 @@ use time::OffsetDateTime;
 
 use super::{NODE_CN, NODES_ORGANIZATION, pkcs8};
 
-const DAY: Duration = Duration::from_secs(86_400);
+const DAY: Duration = Duration::from_hours(24);
 /// As KubeEdge's: rotating a CA is an operation of its own, never forced by a date.
 const CA_VALIDITY: Duration = DAY.saturating_mul(36_500);
 /// Issued anew at each start of cloudcore and kept in memory only.
 const SERVER_VALIDITY: Duration = DAY.saturating_mul(365);
 /// Certificates are valid from an hour ago, for nodes whose clock is a little behind.
-const BACKDATE: Duration = Duration::from_secs(3600);
+const BACKDATE: Duration = Duration::from_hours(1);
 
 /// Why a certificate signing request is refused.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +128,7 @@ fn check(asked: &CertificateParams, node: &str) -> Result<(), CsrError> {
             return forbidden("subject", got, &wanted);
         }
     }
-    if asked.subject_alt_names.iter().next().is_some() {
+    if !asked.subject_alt_names.is_empty() {
         return forbidden("subject alternative names", format!("{:?}", asked.subject_alt_names), "none");
     }
     if asked.extended_key_usages.iter().any(|usage| *usage != ExtendedKeyUsagePurpose::ClientAuth) {
@@ -214,7 +214,7 @@ mod tests {
             &|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign],
             &|params| {
                 params.subject_alt_names =
-                    CertificateParams::new(vec!["cloud".to_owned()]).unwrap().subject_alt_names
+                    CertificateParams::new(vec!["cloud".to_owned()]).unwrap().subject_alt_names;
             },
             &|params| params.distinguished_name = name("system:node:n", Some("system:masters")),
         ];

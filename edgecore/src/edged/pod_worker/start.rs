@@ -23,6 +23,8 @@ use crate::edged::{
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 /// Pulls are dear: kubelet's own delays.
 const FIRST_PULL_RETRY: Duration = Duration::from_secs(10);
+/// What the whole pod waits for comes and goes with the site.
+const LAST_HOLD: Duration = Duration::from_secs(30);
 const LAST_RETRY: Duration = Duration::from_mins(5);
 
 impl PodWorker {
@@ -94,6 +96,12 @@ impl PodWorker {
         }
     }
 
+    fn hold_until(&mut self) -> Instant {
+        let delay = FIRST_RETRY.saturating_mul(1 << self.holds.min(5)).min(LAST_HOLD);
+        self.holds = self.holds.saturating_add(1);
+        Instant::now() + delay
+    }
+
     /// The whole pod waits.
     async fn hold(
         &mut self,
@@ -102,9 +110,7 @@ impl PodWorker {
         message: String,
     ) -> Result<bool, WorkError> {
         self.shared.events.warn(pod, reason, &message).await;
-        let failures = self.memory.waiting.is_some();
-        let delay = if failures { FIRST_RETRY * 4 } else { FIRST_RETRY };
-        self.memory.hold = Some(Instant::now() + delay);
+        self.memory.hold = Some(self.hold_until());
         self.memory.waiting = Some(Waiting { reason: "ContainerCreating".to_owned(), message });
         Ok(false)
     }
@@ -118,13 +124,14 @@ impl PodWorker {
             Ok(mounted) => {
                 self.mounted = Some(mounted);
                 self.references_mounted = self.current.references;
+                self.holds = 0;
             }
             Err(error) => {
                 self.mounted = None;
                 // Its result is the hold itself.
                 let message = runtime::chain(&error).to_string();
                 self.shared.events.warn(pod, "FailedMount", &message).await;
-                self.memory.hold = Some(Instant::now() + FIRST_RETRY);
+                self.memory.hold = Some(self.hold_until());
                 self.memory.waiting = Some(Waiting { reason: "ContainerCreating".to_owned(), message });
             }
         }

@@ -6,27 +6,27 @@ use http_body_util::Empty;
 use hyper::{Request, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::{
-    api::core::v1::{Container, HTTPGetAction, Probe},
+    api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Probe},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use tokio::net::TcpStream;
 
 use crate::edged::cri::Runtime;
 
-pub(super) enum Check {
+pub(in crate::edged) enum Check {
     Exec { runtime: Box<Runtime>, id: String, command: Vec<String> },
     Tcp { host: String, port: u16 },
     Http { host: String, port: u16, request: HttpRequest },
 }
 
-pub(super) struct HttpRequest {
+pub(in crate::edged) struct HttpRequest {
     path: String,
     headers: Vec<(String, String)>,
 }
 
 impl Check {
     /// `None` for a probe that has nothing to look at, or no address yet.
-    pub(super) fn of(
+    pub(in crate::edged) fn of(
         probe: &Probe,
         spec: &Container,
         address: Option<&str>,
@@ -41,12 +41,30 @@ impl Check {
             let host = tcp.host.as_deref().filter(|host| !host.is_empty()).or(address)?.to_owned();
             return Some(Self::Tcp { host, port: port(&tcp.port, spec)? });
         }
-        let get = probe.http_get.as_ref()?;
+        Self::http(probe.http_get.as_ref()?, spec, address)
+    }
+
+    /// What a lifecycle hook does is what a probe does. A sleep is no check.
+    pub(in crate::edged) fn of_hook(
+        hook: &LifecycleHandler,
+        spec: &Container,
+        address: Option<&str>,
+        runtime: &Runtime,
+        id: &str,
+    ) -> Option<Self> {
+        if let Some(exec) = &hook.exec {
+            let command = exec.command.clone().unwrap_or_default();
+            return Some(Self::Exec { runtime: Box::new(runtime.clone()), id: id.to_owned(), command });
+        }
+        Self::http(hook.http_get.as_ref()?, spec, address)
+    }
+
+    fn http(get: &HTTPGetAction, spec: &Container, address: Option<&str>) -> Option<Self> {
         let host = get.host.as_deref().filter(|host| !host.is_empty()).or(address)?.to_owned();
         Some(Self::Http { host, port: port(&get.port, spec)?, request: http_request(get) })
     }
 
-    pub(super) async fn run(&self, limit: Duration) -> Result<(), String> {
+    pub(in crate::edged) async fn run(&self, limit: Duration) -> Result<(), String> {
         match self {
             Self::Exec { runtime, id, command } => {
                 let answer =

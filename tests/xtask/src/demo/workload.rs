@@ -125,8 +125,10 @@ impl Workload {
                 .find(|container| container.pod_uid == uid && !container.sandbox && container.running)
         };
         ensure!(running(old).is_none(), "the old web still runs at the site");
-        let new = running(&uid).context("the new web does not run yet")?;
-        ensure!(new.image.contains("agnhost"), "the new web runs {}", new.image);
+        running(&uid).context("the new web does not run yet")?;
+        let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref());
+        let image = statuses.and_then(|all| all.first()).map_or("nothing", |status| status.image.as_str());
+        ensure!(image.contains(harness::setup::AGNHOST_NEXT), "the new web runs {image}");
         let greeting = shell(&demo.site, &uid, "cat /etc/greeting/text").await?;
         ensure!(greeting == "hello again", "the ConfigMap's volume holds {greeting:?}");
         Ok(())
