@@ -137,13 +137,14 @@ mod tests {
         assert!(stop.is_cancelled());
     }
 
+    fn panics() -> Result<(), Infallible> {
+        panic!("at the disco")
+    }
+
     #[tokio::test]
     async fn a_panic_is_a_failure_with_its_message() {
         let mut tasks = Supervisor::new(CancellationToken::new());
-        tasks.spawn("panicking", async {
-            let none: Option<Result<(), Infallible>> = None;
-            none.expect("at the disco")
-        });
+        tasks.spawn("panicking", async { panics() });
         let outcome = tasks.join(Duration::from_secs(5)).await;
         assert_eq!(outcome.to_string(), "task panicking ended: panicked: at the disco");
     }

@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context, Result};
 
 pub use images::{AGNHOST, AGNHOST_NEXT, BUSYBOX, PAUSE};
+pub use product::cargo;
 
 use crate::progress::during;
 

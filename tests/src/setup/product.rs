@@ -4,15 +4,13 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
 
 use super::source_dir;
-use crate::{
-    process::{command, output_async},
-    progress::during,
-};
+use crate::{process::output_async, progress::during};
 
 const PROGRAMS: &[&str] = &["cloudcore", "edgecore", "keadm"];
 /// Set by `cargo xtask test` once it has built them, so that no test builds again.
@@ -22,11 +20,9 @@ pub(super) async fn build() -> Result<PathBuf> {
     if let Some(dir) = env::var_os(BUILT) {
         return Ok(dir.into());
     }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut dir = None;
     for program in PROGRAMS {
-        let mut build = command(&cargo, ["build", "--message-format=json-render-diagnostics", "-p", program]);
-        build.current_dir(source_dir());
+        let build = cargo(&["build", "--message-format=json-render-diagnostics", "-p", program]);
         let messages = during(&format!("building {program}"), output_async(build)).await?;
         let built = executable(&messages, program)?;
         // Out of cargo's way: a build of the workspace puts its own file of the same name in the same place.
@@ -36,6 +32,22 @@ pub(super) async fn build() -> Result<PathBuf> {
         dir = Some(place);
     }
     dir.context("there are programs to build")
+}
+
+/// cargo in the source tree, as a shell would start it. `cargo run` describes the package that it runs in the
+/// environment; build scripts that look at it (ring's) would be run anew at each change from one to the other.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(args).current_dir(source_dir());
+    for (name, _) in env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// The path of the program in cargo's JSON messages.

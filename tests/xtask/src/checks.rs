@@ -11,7 +11,7 @@ use harness::{
     Assets,
     process::output_async,
     progress::during,
-    setup::{self, cache_dir, source_dir},
+    setup::{self, cache_dir, cargo, source_dir},
 };
 use tokio::time::Instant;
 
@@ -99,13 +99,6 @@ async fn cargo_deny() -> Result<PathBuf> {
         std::fs::remove_dir_all(root.join("build")).context("failed to remove the build of cargo-deny")?;
     }
     Ok(program)
-}
-
-fn cargo(args: &[&str]) -> Command {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(args).current_dir(source_dir());
-    command
 }
 
 /// Runs a command with our own outputs.
