@@ -10,9 +10,11 @@
 
 pub mod bench;
 pub mod cluster;
+pub mod http;
 pub mod oci;
 pub mod pki;
 pub mod process;
+pub mod product;
 pub mod progress;
 pub mod run;
 pub mod setup;

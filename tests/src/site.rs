@@ -18,7 +18,6 @@
 mod address;
 mod containerd;
 mod cri;
-mod http;
 mod line;
 
 use std::{
@@ -34,7 +33,6 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 pub use cri::{BarePod, Container};
-pub use http::Response;
 pub use line::LineCut;
 
 use crate::{
@@ -209,6 +207,10 @@ impl Site {
     fn bind(&self, from: &str, to: &str) -> Result<()> {
         let from = self.dir.join(from);
         output(self.command("mount", [OsStr::new("--bind"), from.as_os_str(), OsStr::new(to)])?).map(drop)
+    }
+
+    pub(crate) fn netns_file(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.address.netns)
     }
 
     fn netns_option(&self) -> OsString {

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use harness::{LineCut, wait};
+use harness::{LineCut, product::ready, wait};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt, api::ListParams};
 
 use super::{
     Demo, NODE,
-    edge::ready,
     story::Story,
     workload::{LEAVER, Workload},
 };

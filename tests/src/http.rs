@@ -1,17 +1,19 @@
-//! HTTP as a neighbour at the site would ask it.
+//! HTTP as a neighbour would ask it: one `GET`, its answer whole.
 
 use std::{
     fs::File,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::spawn_blocking};
 
-use super::Site;
+use crate::Site;
 
 const CONNECT: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(5);
@@ -27,14 +29,14 @@ pub struct Response {
 impl Site {
     /// `GET` of a path, done inside the site's network namespace.
     pub async fn http_get(&self, address: SocketAddr, path: &str) -> Result<Response> {
-        let netns = File::open(format!("/run/netns/{}", self.address.netns))?;
+        let netns = File::open(self.netns_file())?;
         let path = path.to_owned();
         let (answer, result) = oneshot::channel();
         // A thread of its own, because it changes its network namespace for good.
-        std::thread::Builder::new().name(format!("{}-http", self.name)).spawn(move || {
+        std::thread::Builder::new().name(format!("{}-http", self.name())).spawn(move || {
             let response = setns(&netns, CloneFlags::CLONE_NEWNET)
                 .context("failed to enter the site's network namespace")
-                .and_then(|()| get(address, &path));
+                .and_then(|()| tcp(address, &path));
             // Fails when the caller has given up meanwhile; then nobody needs the answer.
             drop(answer.send(response));
         })?;
@@ -42,15 +44,38 @@ impl Site {
     }
 }
 
-/// HTTP/1.0: the answer ends with the connection, and is never chunked.
-fn get(address: SocketAddr, path: &str) -> Result<Response> {
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT)
+/// `GET` of a path from the host.
+pub async fn get_tcp(address: SocketAddr, path: &str) -> Result<Response> {
+    let path = path.to_owned();
+    spawn_blocking(move || tcp(address, &path)).await?
+}
+
+/// `GET` of a path of a unix socket.
+pub async fn get_unix(socket: &Path, path: &str) -> Result<Response> {
+    let (socket, path) = (socket.to_owned(), path.to_owned());
+    spawn_blocking(move || {
+        let from = socket.display().to_string();
+        let stream = UnixStream::connect(&socket).with_context(|| format!("no connection to {from}"))?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(ANSWER))?;
+        get(stream, "localhost", &path).with_context(|| format!("no answer from {from}"))
+    })
+    .await?
+}
+
+fn tcp(address: SocketAddr, path: &str) -> Result<Response> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT)
         .with_context(|| format!("no connection to {address}"))?;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_write_timeout(Some(ANSWER))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    get(stream, &address.to_string(), path).with_context(|| format!("no answer from {address}"))
+}
+
+/// HTTP/1.0: the answer ends with the connection, and is never chunked.
+fn get(mut stream: impl Read + Write, host: &str, path: &str) -> Result<Response> {
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
     let mut bytes = Vec::new();
-    stream.take(LONGEST).read_to_end(&mut bytes).with_context(|| format!("no answer from {address}"))?;
+    stream.take(LONGEST).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let (head, body) = text.split_once("\r\n\r\n").context("the answer has no end of headers")?;
     let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok());

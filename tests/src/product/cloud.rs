@@ -1,0 +1,107 @@
+//! A cloudcore beside a cluster, in host mode.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Assets, Cluster, Run, Site,
+    http::{self, Response},
+    process::{command, output_async},
+};
+
+pub struct Cloud {
+    keadm: PathBuf,
+    kubeconfig: PathBuf,
+    dir: PathBuf,
+    port: u16,
+    admin: SocketAddr,
+    run: Arc<Run>,
+}
+
+impl Cloud {
+    /// `keadm init`, for sites that reach it at `addresses`; cloudcore is ready then.
+    pub async fn init(
+        run: &Arc<Run>,
+        assets: &Assets,
+        cluster: &Cluster,
+        addresses: &[Ipv4Addr],
+    ) -> Result<Self> {
+        let bin = assets.product()?;
+        // Not 10000, which another test of this machine may have.
+        let free = || anyhow::Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port());
+        let port = free().context("the kernel has no free port")?;
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free().context("the kernel has no free port")?));
+        let cloud = Self {
+            keadm: bin.join("keadm"),
+            kubeconfig: cluster.kubeconfig().to_owned(),
+            dir: run.dir().join(run.unique_name("cloud")),
+            port,
+            admin,
+            run: Arc::clone(run),
+        };
+        let addresses: Vec<String> = addresses.iter().map(Ipv4Addr::to_string).collect();
+        cloud
+            .keadm([
+                "init".to_owned(),
+                "--mode=host".to_owned(),
+                format!("--kube-config={}", cloud.kubeconfig.display()),
+                format!("--advertise-address={}", addresses.join(",")),
+                format!("--config-dir={}", cloud.dir.display()),
+                format!("--bin-dir={}", bin.display()),
+                format!("--cloudhub-port={port}"),
+                format!("--admin-address={admin}"),
+            ])
+            .await?;
+        Ok(cloud)
+    }
+
+    /// `keadm gettoken`.
+    pub async fn token(&self) -> Result<String> {
+        let kubeconfig = format!("--kube-config={}", self.kubeconfig.display());
+        let token = self.keadm(["gettoken".to_owned(), kubeconfig]).await?.trim().to_owned();
+        ensure!(!token.is_empty(), "keadm gettoken printed nothing");
+        Ok(token)
+    }
+
+    /// Runs keadm on the cloud's side and returns what it printed.
+    pub async fn keadm(&self, args: impl IntoIterator<Item = String>) -> Result<String> {
+        let mut keadm = command(&self.keadm, args);
+        self.run.mark(&mut keadm);
+        output_async(keadm).await
+    }
+
+    /// `address:port`, as a site sees it.
+    pub fn endpoint(&self, site: &Site) -> String {
+        format!("{}:{}", site.host_address(), self.port)
+    }
+
+    pub fn keadm_program(&self) -> &Path {
+        &self.keadm
+    }
+
+    /// The configuration's directory, with cloudcore's log.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// cloudcore's own pid. Killed, it is started again by its supervisor.
+    pub fn pid(&self) -> Result<u32> {
+        read_pid(&self.dir.join("cloudcore.pid"))
+    }
+
+    /// `GET` of a path of the admin address.
+    pub async fn admin(&self, path: &str) -> Result<Response> {
+        http::get_tcp(self.admin, path).await
+    }
+}
+
+pub(super) fn read_pid(path: &Path) -> Result<u32> {
+    let text = fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+    text.trim().parse().with_context(|| format!("{} holds no pid: {text:?}", path.display()))
+}

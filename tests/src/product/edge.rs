@@ -1,0 +1,105 @@
+//! An edge node at a site.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+
+use super::cloud::{Cloud, read_pid};
+use crate::{
+    Assets, Site,
+    http::{self, Response},
+    process::{Daemon, is_running},
+    wait,
+};
+
+const SOON: Duration = Duration::from_mins(1);
+
+pub struct Edge {
+    name: String,
+    root: PathBuf,
+    edgecore: PathBuf,
+}
+
+impl Edge {
+    /// `keadm gettoken` and `keadm join`; the node is Ready then, and edgecore has a supervisor. `settings` are as for
+    /// `--set`.
+    pub async fn join(
+        assets: &Assets,
+        cloud: &Cloud,
+        site: &Site,
+        name: &str,
+        settings: &[&str],
+    ) -> Result<Self> {
+        let token = cloud.token().await?;
+        let bin = assets.product()?;
+        let root = site.dir().join("edge");
+        let mut options = vec![
+            "join".to_owned(),
+            format!("--cloudcore-ipport={}", cloud.endpoint(site)),
+            format!("--token={token}"),
+            format!("--edgenode-name={name}"),
+            format!("--remote-runtime-endpoint={}", site.runtime_endpoint()),
+            format!("--root-dir={}", root.display()),
+            format!("--bin-dir={}", bin.display()),
+        ];
+        options.extend(settings.iter().map(|setting| format!("--set={setting}")));
+        site.output(cloud.keadm_program(), options).await?;
+        Ok(Self { name: name.to_owned(), root, edgecore: bin.join("edgecore") })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `--root-dir` of the join: configuration, certificates, store, sockets.
+    pub fn root(&self) -> &std::path::Path {
+        &self.root
+    }
+
+    /// edgecore's own pid.
+    pub fn pid(&self) -> Result<u32> {
+        read_pid(&self.root.join("edgecore.pid"))
+    }
+
+    /// Waits for the supervisor to start an edgecore other than `old`.
+    pub async fn come_back(&self, old: u32) -> Result<u32> {
+        wait::until("edgecore started again by its supervisor", SOON, async || {
+            let pid = self.pid()?;
+            if pid == old || !is_running(pid) {
+                bail!("edgecore.pid names {pid}, which is gone");
+            }
+            Ok(pid)
+        })
+        .await
+    }
+
+    /// Starts edgecore without a supervisor, as a boot script would.
+    pub fn start(&self, site: &Site) -> Result<Daemon> {
+        let config = self.root.join("config/edgecore.yaml");
+        let config = config.to_str().context("a run's directory has a plain name")?;
+        site.spawn(&self.edgecore, ["--config", config], "edgecore")
+    }
+
+    /// `GET` of a path of the admin socket.
+    pub async fn admin(&self, path: &str) -> Result<Response> {
+        http::get_unix(&self.root.join("edgecore-admin.sock"), path).await
+    }
+}
+
+/// An error that says why a node is not Ready.
+pub fn ready(node: &Node) -> Result<()> {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.and_then(|all| all.iter().find(|condition| condition.type_ == "Ready"));
+    match ready {
+        None => bail!("{} has no Ready condition", node.name_any()),
+        Some(condition) if condition.status == "True" => Ok(()),
+        Some(condition) => bail!(
+            "{} is Ready={}: {}",
+            node.name_any(),
+            condition.status,
+            condition.message.as_deref().unwrap_or_default()
+        ),
+    }
+}
