@@ -90,9 +90,7 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
         std::fs::create_dir_all(directory)
             .with_context(|| format!("failed to make {} for the admin socket", directory.display()))?;
     }
-    let admin = Admin::bind(&admin_address, registry, log_level, readiness(&state), pages).await?;
-    // TO THE EDGED HELPER: this interface (HubState watch, EdgedConfig{node,node_status,…}, Edged::new -> Edged) is FINAL as your
-    // 00:12 version had it; app.rs and config.rs will not change again. Adapt edged to it, then delete this comment.
+    let admin = Admin::bind(&admin_address, registry, log_level, readiness(), pages).await?;
     let edged = Edged::new(edged, store.clone(), asks, state)?;
     info!(node, version = env!("CARGO_PKG_VERSION"), objects = store.digest().count, "edgecore started");
 
@@ -105,8 +103,8 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     Ok(outcome)
 }
 
-/// Ready means that the node does its work, which it does without the cloud.
-fn readiness(_: &watch::Receiver<HubState>) -> Readiness {
+/// The store is open before the admin address answers, and the node does its work without the cloud.
+fn readiness() -> Readiness {
     Arc::new(|| Ok(()))
 }
 
