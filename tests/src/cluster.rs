@@ -39,7 +39,8 @@ const PORT_TRIES: usize = 5;
 const START_DEADLINE: Duration = Duration::from_secs(90);
 /// Services' addresses. Apart from the sites' 10.213.0.0/16 and the pods' 10.216.0.0/14.
 const SERVICE_CIDR: &str = "10.96.0.0/16";
-const FIRST_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+/// Of the Service `kubernetes`.
+pub(crate) const FIRST_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// How fast this cluster notices and evicts, and who can reach it.
 #[derive(Clone, Debug)]
@@ -181,14 +182,16 @@ impl Cluster {
 
     /// A kubeconfig file for another user.
     pub fn kubeconfig_for(&self, user: &str, groups: &[&str]) -> Result<PathBuf> {
+        self.kubeconfig_at(Ipv4Addr::LOCALHOST, user, groups)
+    }
+
+    /// A kubeconfig file for a user who finds the API server at `address`, which its certificate must name
+    /// ([`ClusterOptions::addresses`]).
+    pub fn kubeconfig_at(&self, address: Ipv4Addr, user: &str, groups: &[&str]) -> Result<PathBuf> {
         let identity = self.authority.client(user, groups)?;
         let path = self.dir.join(format!("{}.kubeconfig", user.replace(':', "-")));
-        kubeconfig::write(
-            &path,
-            &format!("https://127.0.0.1:{}", self.port),
-            &self.authority.identity(),
-            &identity,
-        )?;
+        let server = format!("https://{address}:{}", self.port);
+        kubeconfig::write(&path, &server, &self.authority.identity(), &identity)?;
         Ok(path)
     }
 

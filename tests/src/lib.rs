@@ -9,6 +9,7 @@
 //! A test is a function of a [`Bench`], started by [`bench::run`]. It waits with [`wait::until`], never by sleeping.
 
 pub mod bench;
+pub mod cloud_node;
 pub mod cluster;
 pub mod http;
 pub mod oci;
@@ -22,6 +23,7 @@ pub mod site;
 pub mod wait;
 
 pub use bench::Bench;
+pub use cloud_node::CloudNode;
 pub use cluster::{Cluster, ClusterOptions, HeartbeatNodes};
 pub use run::Run;
 pub use setup::Assets;

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-pub use images::{AGNHOST, AGNHOST_NEXT, BUSYBOX, PAUSE};
+pub use images::{AGNHOST, AGNHOST_NEXT, BUSYBOX, PAUSE, of_program};
 pub use product::cargo;
 
 use crate::progress::during;

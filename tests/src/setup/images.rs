@@ -62,6 +62,36 @@ pub(super) fn ensure(agnhost: &Path) -> Result<Vec<PathBuf>> {
     Ok(vec![archive])
 }
 
+/// An image of a program and the shared libraries that it loads, written to `archive`.
+pub fn of_program(name: &str, program: &Path, archive: &Path) -> Result<()> {
+    let mut layer = Layer::new();
+    for dir in ["bin", "etc", "lib", "lib64", "tmp"] {
+        layer.directory(dir, 0o755)?;
+    }
+    let file_name = program.file_name().and_then(|name| name.to_str()).context("a program has a name")?;
+    layer.file(&format!("bin/{file_name}"), 0o755, &read(program)?)?;
+    for library in libraries(program)? {
+        let place = library.to_str().context("a library has a plain path")?;
+        // The loader looks in /lib and /lib64; only its own path is fixed.
+        let place = match place.strip_prefix("/lib64/") {
+            Some(loader) => format!("lib64/{loader}"),
+            None => format!("lib/{}", library.file_name().unwrap_or_default().display()),
+        };
+        layer.file(&place, 0o755, &read(&library)?)?;
+    }
+    let layer = layer.finish();
+    let image = Image::new(name, &[&layer], &[&format!("/bin/{file_name}")], &[]);
+    fs::write(archive, crate::oci::archive(&[image])?)
+        .with_context(|| format!("failed to write {}", archive.display()))
+}
+
+/// What `ldd` says that a program loads, the loader included.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let text = output(command("ldd", [program]))?;
+    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    Ok(paths.map(PathBuf::from).collect())
+}
+
 fn tools_layer(busybox: &Path, bash: &Path) -> Result<Layer> {
     let mut layer = Layer::new();
     for dir in ["bin", "etc", "root", "run", "usr", "usr/bin", "var", "var/log"] {

@@ -65,6 +65,13 @@ pub(super) fn cut(address: &Address, how: LineCut) -> Result<()> {
     }
 }
 
+impl Site {
+    /// Loads nftables rules in the site's network namespace.
+    pub(crate) fn rules(&self, text: &str) -> Result<()> {
+        rules(&self.address, text)
+    }
+}
+
 /// Loads nftables rules in the site's network namespace.
 fn rules(address: &Address, text: &str) -> Result<()> {
     let mut nft = Command::new("nsenter")
