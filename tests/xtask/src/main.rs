@@ -2,6 +2,7 @@
 
 mod checks;
 mod demo;
+mod image;
 
 use std::{io::Write, process::ExitCode};
 
@@ -33,6 +34,8 @@ enum Job {
     },
     /// Take away what `--keep` or a killed run has left
     Down,
+    /// The image of cloudcore that `keadm init` deploys, as an OCI archive of the release build
+    Image,
     /// Format the sources (`--check`: only say whether they are)
     Fmt {
         #[arg(long)]
@@ -68,6 +71,7 @@ async fn run(job: Job) -> Result<()> {
             }
             Ok(())
         }
+        Job::Image => image::run().await,
         Job::Fmt { check } => checks::fmt(check),
         Job::Lint => checks::lint(),
         Job::Doc => checks::doc(),
