@@ -3,7 +3,9 @@
 //! What was made is kept under `$SKERRY_CACHE` (default `~/.cache/skerry`), keyed by what it was made from; a second
 //! call takes a moment. Two calls at a time take turns by a file lock.
 
+mod containerd;
 mod control_plane;
+mod go;
 mod images;
 mod packages;
 mod product;
@@ -30,6 +32,8 @@ pub struct Assets {
     pub kube_scheduler: PathBuf,
     pub kubectl: PathBuf,
     pub kubelet: PathBuf,
+    /// The directory of the current containerd, its shim and ctr; Debian's are on PATH.
+    pub containerd: PathBuf,
     /// OCI archives, to be imported by a site's containerd.
     pub images: Vec<PathBuf>,
     /// Holds cloudcore, edgecore and keadm; `None` when only the bench itself was asked for.
@@ -67,6 +71,7 @@ pub async fn ensure_bench() -> Result<Assets> {
         kube_scheduler: programs.kube_scheduler,
         kubectl: programs.kubectl,
         kubelet: programs.kubelet,
+        containerd: containerd::ensure().await?,
         images,
         product: None,
     })

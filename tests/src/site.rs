@@ -49,11 +49,22 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(30);
 pub struct SiteOptions {
     /// Import the test images into containerd.
     pub images: bool,
+    pub containerd: Containerd,
+}
+
+/// Which container runtime a site has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Containerd {
+    /// Debian's, 1.6: CRI v1 without container events.
+    #[default]
+    Debian,
+    /// Upstream's current one.
+    Current,
 }
 
 impl Default for SiteOptions {
     fn default() -> Self {
-        Self { images: true }
+        Self { images: true, containerd: Containerd::default() }
     }
 }
 
@@ -65,6 +76,8 @@ pub struct Site {
     run: Arc<Run>,
     line: Option<LineCut>,
     containerd: Option<Daemon>,
+    /// Where containerd's programs are; `None` for those on PATH.
+    programs: Option<PathBuf>,
     /// Holds the mount namespace open; `None` while the power is off.
     holder: Option<Daemon>,
 }
@@ -83,8 +96,20 @@ impl Site {
             host_interface: address.host_interface.clone(),
         })?;
         containerd::write_config(&dir, &address)?;
-        let mut site =
-            Self { name, dir, address, run: Arc::clone(run), line: None, containerd: None, holder: None };
+        let programs = match options.containerd {
+            Containerd::Debian => None,
+            Containerd::Current => Some(assets.containerd.clone()),
+        };
+        let mut site = Self {
+            name,
+            dir,
+            address,
+            run: Arc::clone(run),
+            line: None,
+            containerd: None,
+            programs,
+            holder: None,
+        };
         site.power_on().await?;
         if options.images {
             for archive in &assets.images {

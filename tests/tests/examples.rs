@@ -1,10 +1,10 @@
-//! Every manifest of `examples/` runs as it stands.
+//! Every manifest of `examples/` runs as it stands, here on the current containerd; most other tests have Debian's.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use harness::{
-    Bench, ClusterOptions, SiteOptions, bench,
+    Bench, ClusterOptions, Containerd, Site, SiteOptions, bench,
     product::{Cloud, Edge},
     setup::{BUSYBOX, source_dir},
     wait,
@@ -18,15 +18,15 @@ const SOON: Duration = Duration::from_mins(1);
 async fn the_examples_run_on_an_edge_node() -> Result<()> {
     bench::run(async |bench: &Bench| {
         let cluster = bench.cluster(&ClusterOptions::default()).await?;
-        let site = bench.site(&SiteOptions::default()).await?;
+        let mut site =
+            bench.site(&SiteOptions { containerd: Containerd::Current, ..SiteOptions::default() }).await?;
         let cloud = Cloud::init(&bench.run, &bench.assets, &cluster, &[site.host_address()]).await?;
         Edge::join(&bench.assets, &cloud, &site, "edge-1", &[]).await?;
         // The names of images that a site would pull.
         site.ctr(&["images", "tag", BUSYBOX, "docker.io/library/busybox:1.36"]).await?;
         cluster.kubectl(&["label", "nodes", "edge-1", "edge-location=warehouse-a"]).await?;
-        for example in fs::read_dir(source_dir().join("examples"))? {
-            cluster.apply(&fs::read_to_string(example?.path())?).await?;
-        }
+        let examples = source_dir().join("examples").display().to_string();
+        cluster.kubectl(&["apply", "-f", &examples]).await?;
         cluster
             .kubectl(&["wait", "--for=condition=Available", "deployments", "--all", "--timeout=60s"])
             .await?;
@@ -34,9 +34,9 @@ async fn the_examples_run_on_an_edge_node() -> Result<()> {
         let pods: Api<Pod> = Api::default_namespaced(cluster.client());
         let pods = pods.list(&ListParams::default().labels("app=greeting")).await?;
         let address = SocketAddr::from((site.pod_ip(&pods.items[0].uid().unwrap_or_default()).await?, 8080));
-        let page = async |path: &str| anyhow::Ok(site.http_get(address, path).await?.body);
-        ensure!(page("/pages/").await?.contains("warehouse A"), "{}", page("/pages/").await?);
-        let note = page("/notes/start").await?;
+        let text = page(&site, address, "/pages/").await?;
+        ensure!(text.contains("warehouse A"), "{text}");
+        let note = page(&site, address, "/notes/start").await?;
         ensure!(note.contains("the night shift on edge-1"), "{note}");
 
         cluster
@@ -49,11 +49,30 @@ async fn the_examples_run_on_an_edge_node() -> Result<()> {
             ])
             .await?;
         wait::until("the changed page", SOON, async || {
-            let page = page("/pages/").await?;
-            ensure!(page.contains("Good night."), "{page}");
+            let text = page(&site, address, "/pages/").await?;
+            ensure!(text.contains("Good night."), "{text}");
+            Ok(())
+        })
+        .await?;
+
+        // containerd's upgrade or crash: the pod goes on, and edgecore finds its way back to the runtime.
+        site.kill9_containerd()?;
+        site.start_containerd().await?;
+        ensure!(
+            page(&site, address, "/pages/").await?.contains("Good night."),
+            "the pod ended with containerd"
+        );
+        cluster.kubectl(&["delete", "-f", &examples, "--timeout=60s"]).await?;
+        wait::until("an empty site", SOON, async || {
+            let left = site.containers().await?;
+            ensure!(left.is_empty(), "{left:?}");
             Ok(())
         })
         .await
     })
     .await
+}
+
+async fn page(site: &Site, address: SocketAddr, path: &str) -> Result<String> {
+    Ok(site.http_get(address, path).await?.body)
 }

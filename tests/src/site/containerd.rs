@@ -1,12 +1,21 @@
 //! A site's container runtime: its configuration and its life.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{Site, address::Address};
-use crate::{process::tail, progress::during, setup::PAUSE, wait};
+use crate::{
+    process::{Daemon, tail},
+    progress::during,
+    setup::PAUSE,
+    wait,
+};
 
 const START_DEADLINE: Duration = Duration::from_mins(1);
 const STOP_GRACE: Duration = Duration::from_secs(20);
@@ -16,7 +25,14 @@ impl Site {
     pub async fn start_containerd(&mut self) -> Result<()> {
         let config = self.dir.join("containerd.toml");
         let config = config.to_str().context("a run's directory has a plain name")?;
-        let mut daemon = self.spawn("containerd", ["--config", config], "containerd")?;
+        let mut command = self.command(self.program("containerd"), ["--config", config])?;
+        if let Some(programs) = &self.programs {
+            // It looks for its shim on PATH first.
+            let path = env::var_os("PATH").unwrap_or_default();
+            let path = [programs.clone()].into_iter().chain(env::split_paths(&path));
+            command.env("PATH", env::join_paths(path)?);
+        }
+        let mut daemon = Daemon::start(&self.run, &format!("{}-containerd", self.name), command)?;
         wait::until("containerd answering", START_DEADLINE, async || {
             daemon.check_alive()?;
             self.ctr(&["version"]).await
@@ -48,7 +64,11 @@ impl Site {
         let socket = self.dir.join("containerd.sock");
         let socket = socket.to_str().context("a run's directory has a plain name")?;
         let common = ["--address", socket, "--namespace", "k8s.io"];
-        self.output("ctr", common.iter().chain(args)).await
+        self.output(self.program("ctr"), common.iter().chain(args)).await
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.programs.as_ref().map_or_else(|| PathBuf::from(name), |dir| dir.join(name))
     }
 
     /// Imports all images of an OCI archive.
