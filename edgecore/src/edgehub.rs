@@ -16,7 +16,7 @@ use runtime::{
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time,
+    time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -32,6 +32,13 @@ pub use identity::IdentityPaths;
 /// Delays between attempts to reach the cloud: short, because a site waits for its line and a dead line carries nothing;
 /// jittered, because a whole fleet may wait for the same cloudcore.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// After a session this long the line is taken for good, and the next attempt is made at once.
+const STABLE: Duration = Duration::from_secs(5);
+
+/// Another process with this node's identity took the session over; at the pace of [`RETRY`] the two would take it from
+/// each other for ever.
+const SUPERSEDED: Duration = Duration::from_secs(30);
 
 /// A question for the cloud, answered while the line is up. `Err` says why there is no answer: not connected, the
 /// line went down, refused. Whoever asked asks again later.
@@ -138,7 +145,11 @@ impl EdgeHub {
                 let sessions = state.sessions;
                 *state = HubState { sessions, last_error: reason, ..HubState::default() };
             });
-            if !self.wait(backoff.next_delay(), &stop).await {
+            let delay = match error {
+                HubError::Goodbye { reason: GoodbyeReason::Superseded, .. } => SUPERSEDED,
+                _ => backoff.next_delay(),
+            };
+            if !self.wait(delay, &stop).await {
                 return Ok(());
             }
         }
@@ -158,8 +169,9 @@ impl EdgeHub {
             asks: &mut self.asks,
             state: &self.state,
         };
+        let begun = Instant::now();
         let ended = driver.run(link, stop).await;
-        if self.state.borrow().connected {
+        if self.state.borrow().connected && begun.elapsed() >= STABLE {
             backoff.reset();
         }
         ended.err()

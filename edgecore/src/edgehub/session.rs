@@ -13,7 +13,10 @@ use proto::{
     message::{Answer, GoodbyeReason, ReportAck, ReportKind},
     session::{Dead, EdgeEvent, EdgeSession, Violation, edge::Desired},
 };
-use runtime::link::{FrameSender, Link, LinkError};
+use runtime::{
+    backoff::Backoff,
+    link::{FrameSender, Link, LinkError},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -29,6 +32,8 @@ use crate::metamanager::{DesiredChange, Store, StoreError};
 const WRITE_QUEUE: usize = 4;
 /// Questions under way: one a pod that starts.
 const MAX_QUESTIONS: usize = 256;
+/// Delays between attempts to store what came, on a disk that takes nothing: a full one is polled, not hammered.
+const COMMIT_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Time for a goodbye before the link is dropped.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -236,7 +241,7 @@ impl Driver<'_> {
                 work.queued.push_back((seq, changes));
             }
             EdgeEvent::Synced => work.synced_after = Some(work.received),
-            EdgeEvent::ReportsDone(acks) => self.reports_done(work, acks).await?,
+            EdgeEvent::ReportsDone(acks) => self.reports_done(work, acks).await,
             EdgeEvent::Answered { id, answer } => {
                 if let Some(asker) = work.questions.remove(&id) {
                     let answer = match answer {
@@ -267,8 +272,8 @@ impl Driver<'_> {
                 Desired::Delete(key) => DesiredChange::Delete(key),
             })
             .collect();
-        let store = self.store.clone();
-        work.commit = Some((last, async move { store.apply(changes).await }.boxed()));
+        let storing = store_all(self.store.clone(), changes, self.state.clone());
+        work.commit = Some((last, storing.boxed()));
     }
 
     fn send_reports(&self, session: &mut EdgeSession, work: &mut Work) -> Result<(), HubError> {
@@ -287,7 +292,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    async fn reports_done(&self, work: &mut Work, acks: Vec<ReportAck>) -> Result<(), HubError> {
+    async fn reports_done(&self, work: &mut Work, acks: Vec<ReportAck>) {
         for ack in &acks {
             if !ack.refused.is_empty() {
                 warn!(report = ack.id, reason = ack.refused, "the cloud refused a report");
@@ -302,7 +307,42 @@ impl Driver<'_> {
         // The window has room again.
         work.outbox_changed = true;
         let ids = acks.iter().map(|ack| ack.id).collect();
-        self.store.reports_done(ids).await.map_err(|error| SessionError::from(error).into())
+        if let Err(error) = self.store.reports_done(ids).await {
+            // They are sent again in the next session, and taken again.
+            warn!(error = %runtime::chain(&error), "failed to take acked reports out of the outbox");
+        }
+    }
+}
+
+/// Stores a group, however long it takes for the disk to have room or be writable again. The session goes on meanwhile,
+/// with nothing acked and the window closed: to end it would have the cloud send everything again and again.
+async fn store_all(
+    store: Store,
+    changes: Vec<DesiredChange>,
+    state: watch::Sender<HubState>,
+) -> Result<(), StoreError> {
+    let mut backoff = Backoff::new(COMMIT_RETRY.0, COMMIT_RETRY.1);
+    let mut failed = false;
+    loop {
+        match store.apply(changes.clone()).await {
+            Ok(()) => {
+                if failed {
+                    info!("the store takes changes again");
+                    state.send_modify(|state| state.last_error.clear());
+                }
+                return Ok(());
+            }
+            Err(error @ (StoreError::Journal { .. } | StoreError::Checkpoint { .. })) => {
+                let reason = runtime::chain(&error).to_string();
+                if !failed {
+                    warn!(reason, "what the cloud sent cannot be stored; nothing is acked until it is");
+                }
+                failed = true;
+                state.send_modify(|state| state.last_error = reason);
+                time::sleep(backoff.next_delay()).await;
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -263,7 +263,7 @@ impl EdgeSession {
         }
     }
 
-    /// Reports that may be sent now; none before the first `Synced`, so that what is up to date goes first.
+    /// Reports that may be sent now. They do not wait for `Synced`: the cloud is to know soon how its node is.
     pub fn report_room(&self) -> usize {
         if self.connected { WINDOW_REPORTS - self.reports_open } else { 0 }
     }
