@@ -1,0 +1,224 @@
+//! What a cloud that lost its mind may send: every session with it ends with a reason, nothing of it is stored, and
+//! the next good session works.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use edgecore::{
+    edgehub::{EdgeHub, HubConfig, HubState, IdentityPaths},
+    metamanager::{Options, Store},
+};
+use futures_util::{SinkExt as _, StreamExt as _};
+use proto::{
+    Object, codec,
+    limits::MAX_FRAME,
+    message::{
+        Action, Batch, Body, Change, Delete, Hello, Patch, Put, ReportAck, ReportAcks, Synced, Welcome,
+    },
+};
+use runtime::tls::{self, authority::CertificateAuthority};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
+use tokio_util::sync::CancellationToken;
+
+const LONG: Duration = Duration::from_secs(30);
+const NODE: &str = "edge-1";
+const KEY: &str = "ConfigMap/default/kept";
+
+type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// The cloud's port, under the test's control.
+struct Cloud {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+}
+
+impl Cloud {
+    /// A CA, a server certificate, and the identity of [`NODE`] in `dir`.
+    async fn start(dir: &Path) -> Result<(Self, IdentityPaths, SocketAddr)> {
+        tls::install_provider();
+        let ca = CertificateAuthority::generate()?;
+        let (chain, key) = ca.issue_server(&["127.0.0.1".to_owned()])?;
+        let server = tls::server_config(chain, key, std::slice::from_ref(ca.certificate()))?;
+        let (key, csr) = tls::node_csr(NODE)?;
+        let certificate = ca.sign_node_csr(&csr, NODE, Duration::from_hours(1))?;
+        let paths = IdentityPaths {
+            ca: dir.join("ca.crt"),
+            certificate: dir.join("node.crt"),
+            key: dir.join("node.key"),
+        };
+        tls::write_durably(&paths.ca, 0o644, tls::pem("CERTIFICATE", ca.certificate()).as_bytes())?;
+        tls::write_durably(&paths.certificate, 0o644, tls::pem("CERTIFICATE", &certificate).as_bytes())?;
+        tls::write_durably(&paths.key, 0o600, tls::pem("PRIVATE KEY", &key).as_bytes())?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        Ok((Self { listener, tls: TlsAcceptor::from(Arc::new(server)) }, paths, address))
+    }
+
+    /// The edge's next connection, after its hello.
+    async fn accept(&self) -> Result<(Socket, Hello)> {
+        let accepted = async {
+            let (tcp, _) = self.listener.accept().await?;
+            let mut socket = tokio_tungstenite::accept_async(self.tls.accept(tcp).await?).await?;
+            let Some(Ok(Message::Binary(frame))) = socket.next().await else { bail!("no hello") };
+            let Body::Hello(hello) = codec::decode(frame)? else { bail!("the first frame is no hello") };
+            Ok((socket, hello))
+        };
+        timeout(LONG, accepted).await.context("the edge did not come back")?
+    }
+
+    /// As [`Cloud::accept`], welcomed.
+    async fn welcome(&self) -> Result<Socket> {
+        let (mut socket, hello) = self.accept().await?;
+        let welcome = Welcome { protocol: hello.protocol_max, software: String::new(), unix_ms: 0 };
+        socket.send(frame(Body::Welcome(welcome))?).await?;
+        Ok(socket)
+    }
+}
+
+fn frame(body: Body) -> Result<Message> {
+    Ok(Message::Binary(codec::encode(body)?))
+}
+
+fn batch(seq: u64, key: &str, action: Option<Action>) -> Body {
+    Body::Batch(Batch { seq, changes: vec![Change { key: key.to_owned(), action }] })
+}
+
+fn put(bytes: &'static [u8]) -> Option<Action> {
+    Some(Action::Put(Put { resource_version: 7, object: Bytes::from_static(bytes) }))
+}
+
+/// Whatever else it says, the edge is to leave.
+async fn is_left(what: &str, mut socket: Socket) -> Result<()> {
+    let left = async {
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Binary(frame) = message {
+                let body = codec::decode(frame)?;
+                ensure!(!matches!(body, Body::Ack(_)), "{what} is acked");
+            }
+        }
+        Ok(())
+    };
+    timeout(LONG, left).await.with_context(|| format!("the edge stays after {what}"))?
+}
+
+/// Frames for an edge that holds `held`, each the end of a session.
+fn hostile(held: &Object) -> Result<Vec<(&'static str, Message)>> {
+    let good = codec::encode(batch(1, KEY, put(b"{\"cut\":\"short\"}")))?;
+    let patch = |base, length| {
+        Some(Action::Patch(Patch {
+            resource_version: 8,
+            base,
+            hash: 1,
+            length,
+            patch: Bytes::from_static(b"no zstd frame"),
+        }))
+    };
+    let acks = vec![ReportAck { id: 1, refused: String::new() }];
+    Ok(vec![
+        ("an empty frame", Message::Binary(Bytes::new())),
+        ("garbage", Message::Binary(Bytes::from_static(&[0, 255, 254, 3, 9, 9, 9]))),
+        ("an unknown encoding", Message::Binary(Bytes::from_static(&[77, 1, 2, 3]))),
+        ("a truncated frame", Message::Binary(good.slice(..good.len() - 3))),
+        ("text", Message::text("{}")),
+        ("a second welcome", frame(Body::Welcome(Welcome { protocol: 1, ..Welcome::default() }))?),
+        ("a frame that edges send", frame(Body::Hello(Hello::default()))?),
+        ("a batch out of order", frame(batch(2, KEY, put(b"{}")))?),
+        ("a key that is none", frame(batch(1, "../../etc/passwd", put(b"{}")))?),
+        ("a change with no action", frame(batch(1, KEY, None))?),
+        ("a patch of what is not there", frame(batch(1, "Secret/default/none", patch(1, 10)))?),
+        ("a patch of another version", frame(batch(1, KEY, patch(held.version.hash ^ 1, 10)))?),
+        ("a patch that is none", frame(batch(1, KEY, patch(held.version.hash, 10)))?),
+        ("a patch to four gigabytes", frame(batch(1, KEY, patch(held.version.hash, u32::MAX)))?),
+        ("acks of nothing", frame(Body::ReportAcks(ReportAcks { acks }))?),
+    ])
+}
+
+#[tokio::test]
+async fn nothing_that_the_cloud_sends_breaks_the_edge() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (cloud, identity, address) = Cloud::start(dir.path()).await?;
+    let store = Store::open(&dir.path().join("store"), Options::default())?;
+    let config = HubConfig {
+        node: NODE.to_owned(),
+        server: address.to_string(),
+        heartbeat: Duration::from_secs(5),
+        handshake_timeout: LONG,
+        write_deadline: LONG,
+        identity,
+        token_file: dir.path().join("token"),
+        token: String::new(),
+    };
+    let (_asks, asked) = mpsc::channel(1);
+    let (hub, state) = EdgeHub::new(config, store.clone(), asked)?;
+    let stop = CancellationToken::new();
+    let (ended, provoked) = tokio::join!(hub.run(stop.clone()), async {
+        let provoked = provoke(&cloud, &store, state).await;
+        stop.cancel();
+        provoked
+    });
+    ended?;
+    provoked
+}
+
+async fn provoke(cloud: &Cloud, store: &Store, mut state: watch::Receiver<HubState>) -> Result<()> {
+    // Something to lose, from a good session.
+    let mut socket = cloud.welcome().await?;
+    socket.send(frame(batch(1, KEY, put(b"{\"data\":{}}")))?).await?;
+    socket.send(frame(Body::Synced(Synced {}))?).await?;
+    timeout(LONG, state.wait_for(|state| state.synced)).await??;
+    drop(socket);
+    let held = store.get(&KEY.parse()?)?.context("the object is stored")?;
+    let digest = store.digest();
+
+    for (what, message) in hostile(&held)? {
+        let mut socket = cloud.welcome().await?;
+        // The edge may have left before all of it was sent.
+        drop(socket.send(message).await);
+        is_left(what, socket).await?;
+        ensure!(store.digest() == digest, "{what} changed the store");
+    }
+    // Instead of a welcome.
+    let (mut socket, _) = cloud.accept().await?;
+    socket.send(frame(batch(1, KEY, put(b"{}")))?).await?;
+    is_left("a batch before the welcome", socket).await?;
+
+    // Longer than a frame may be, so it is refused before it has come.
+    let mut socket = cloud.welcome().await?;
+    let mut header = vec![0x82, 127];
+    header.extend((MAX_FRAME as u64 + 1).to_be_bytes());
+    socket.get_mut().write_all(&header).await?;
+    socket.get_mut().flush().await?;
+    is_left("an oversized frame", socket).await?;
+    // Cut off in the middle of a frame.
+    let mut socket = cloud.welcome().await?;
+    socket.get_mut().write_all(&[0x82, 126, 1, 0, 42]).await?;
+    socket.get_mut().flush().await?;
+    socket.get_mut().shutdown().await?;
+    is_left("half a frame", socket).await?;
+    ensure!(store.digest() == digest, "the store changed");
+
+    // And now a good one again.
+    let mut socket = cloud.welcome().await?;
+    socket.send(frame(batch(1, KEY, Some(Action::Delete(Delete {}))))?).await?;
+    let acked = async {
+        loop {
+            let Some(message) = socket.next().await else { bail!("the edge left") };
+            if let Message::Binary(frame) = message?
+                && let Body::Ack(ack) = codec::decode(frame)?
+            {
+                return Ok(ack.seq);
+            }
+        }
+    };
+    ensure!(timeout(LONG, acked).await?? == 1);
+    ensure!(store.digest().count == 0);
+    Ok(())
+}
