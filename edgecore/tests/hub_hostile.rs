@@ -87,12 +87,12 @@ fn frame(body: Body) -> Result<Message> {
     Ok(Message::Binary(codec::encode(body)?))
 }
 
-fn batch(seq: u64, key: &str, action: Option<Action>) -> Body {
-    Body::Batch(Batch { seq, changes: vec![Change { key: key.to_owned(), action }] })
+fn batch(seq: u64, key: &str, action: impl Into<Option<Action>>) -> Body {
+    Body::Batch(Batch { seq, changes: vec![Change { key: key.to_owned(), action: action.into() }] })
 }
 
-fn put(bytes: &'static [u8]) -> Option<Action> {
-    Some(Action::Put(Put { resource_version: 7, object: Bytes::from_static(bytes) }))
+fn put(bytes: &'static [u8]) -> Action {
+    Action::Put(Put { resource_version: 7, object: Bytes::from_static(bytes) })
 }
 
 /// Whatever else it says, the edge is to leave.
@@ -113,13 +113,13 @@ async fn is_left(what: &str, mut socket: Socket) -> Result<()> {
 fn hostile(held: &Object) -> Result<Vec<(&'static str, Message)>> {
     let good = codec::encode(batch(1, KEY, put(b"{\"cut\":\"short\"}")))?;
     let patch = |base, length| {
-        Some(Action::Patch(Patch {
+        Action::Patch(Patch {
             resource_version: 8,
             base,
             hash: 1,
             length,
             patch: Bytes::from_static(b"no zstd frame"),
-        }))
+        })
     };
     let acks = vec![ReportAck { id: 1, refused: String::new() }];
     Ok(vec![
@@ -160,7 +160,7 @@ async fn nothing_that_the_cloud_sends_breaks_the_edge() -> Result<()> {
     let (hub, state) = EdgeHub::new(config, store.clone(), asked)?;
     let stop = CancellationToken::new();
     let (ended, provoked) = tokio::join!(hub.run(stop.clone()), async {
-        let provoked = provoke(&cloud, &store, state).await;
+        let provoked = Box::pin(provoke(&cloud, &store, state)).await;
         stop.cancel();
         provoked
     });
@@ -207,7 +207,7 @@ async fn provoke(cloud: &Cloud, store: &Store, mut state: watch::Receiver<HubSta
 
     // And now a good one again.
     let mut socket = cloud.welcome().await?;
-    socket.send(frame(batch(1, KEY, Some(Action::Delete(Delete {}))))?).await?;
+    socket.send(frame(batch(1, KEY, Action::Delete(Delete {})))?).await?;
     let acked = async {
         loop {
             let Some(message) = socket.next().await else { bail!("the edge left") };
