@@ -32,21 +32,32 @@ impl Edge {
         name: &str,
         settings: &[&str],
     ) -> Result<Self> {
-        let token = cloud.token().await?;
-        let bin = assets.product()?;
-        let root = site.dir().join("edge");
-        let mut options = vec![
+        let settings: Vec<String> = settings.iter().map(|setting| format!("--set={setting}")).collect();
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        Self::try_join(assets, cloud, site, name, &settings).await?;
+        let edgecore = assets.product()?.join("edgecore");
+        Ok(Self { name: name.to_owned(), root: root(site), edgecore })
+    }
+
+    /// `keadm gettoken` and `keadm join` with further options; what it printed.
+    pub async fn try_join(
+        assets: &Assets,
+        cloud: &Cloud,
+        site: &Site,
+        name: &str,
+        options: &[&str],
+    ) -> Result<String> {
+        let mut join = vec![
             "join".to_owned(),
             format!("--cloudcore-ipport={}", cloud.endpoint(site)),
-            format!("--token={token}"),
+            format!("--token={}", cloud.token().await?),
             format!("--edgenode-name={name}"),
             format!("--remote-runtime-endpoint={}", site.runtime_endpoint()),
-            format!("--root-dir={}", root.display()),
-            format!("--bin-dir={}", bin.display()),
+            format!("--root-dir={}", root(site).display()),
+            format!("--bin-dir={}", assets.product()?.display()),
         ];
-        options.extend(settings.iter().map(|setting| format!("--set={setting}")));
-        site.output(cloud.keadm_program(), options).await?;
-        Ok(Self { name: name.to_owned(), root, edgecore: bin.join("edgecore") })
+        join.extend(options.iter().map(|&option| option.to_owned()));
+        site.output(cloud.keadm_program(), join).await
     }
 
     pub fn name(&self) -> &str {
@@ -86,6 +97,10 @@ impl Edge {
     pub async fn admin(&self, path: &str) -> Result<Response> {
         http::get_unix(&self.root.join("edgecore-admin.sock"), path).await
     }
+}
+
+fn root(site: &Site) -> PathBuf {
+    site.dir().join("edge")
 }
 
 /// An error that says why a node is not Ready.
