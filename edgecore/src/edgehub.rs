@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::metamanager::Store;
 
+mod dialer;
 mod enrollment;
 mod identity;
 mod session;
@@ -202,7 +203,12 @@ async fn connect(config: &HubConfig, server_name: &ServerName<'static>) -> Resul
         None => enrollment::enroll(config, server_name).await?,
     };
     let tls: Arc<ClientConfig> = Arc::new(identity.client_config()?);
-    let connecting = websocket::connect(&config.server, server_name.clone(), tls);
+    let address = &config.server;
+    let connecting = async {
+        let connect_error = |source| LinkError::Connect { address: address.clone(), source };
+        let tcp = dialer::dial(address).await.map_err(connect_error)?;
+        websocket::over(tcp, address, server_name.clone(), tls).await
+    };
     match time::timeout(config.handshake_timeout, connecting).await {
         Ok(link) => Ok(link?),
         Err(_) => Err(HubError::TimedOut(config.handshake_timeout)),

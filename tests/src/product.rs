@@ -2,6 +2,10 @@
 
 mod cloud;
 mod edge;
+mod scene;
+mod workload;
 
 pub use cloud::Cloud;
 pub use edge::{Edge, ready};
+pub use scene::Scene;
+pub use workload::{Life, evictable, is_running, pod};

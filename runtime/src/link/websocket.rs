@@ -55,6 +55,17 @@ pub async fn connect(
 ) -> Result<Link, LinkError> {
     let connect_error = |source| LinkError::Connect { address: address.to_owned(), source };
     let tcp = TcpStream::connect(address).await.map_err(connect_error)?;
+    over(tcp, address, server_name, tls).await
+}
+
+/// As [`connect`], over a connection that was made already.
+pub async fn over(
+    tcp: TcpStream,
+    address: &str,
+    server_name: ServerName<'static>,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<Link, LinkError> {
+    let connect_error = |source| LinkError::Connect { address: address.to_owned(), source };
     tcp.set_nodelay(true).map_err(connect_error)?;
     let peer = tcp.peer_addr().map_err(connect_error)?;
     let stream = TlsConnector::from(tls)

@@ -1,0 +1,83 @@
+//! The connection below the link.
+//!
+//! What a dead line swallows, the kernel sends again ever more seldom: a line that comes back may be up for a quarter of
+//! a minute before the connection attempt that waits on it tries again. So another attempt begins beside one that got no
+//! answer, at a steady pace, and the first to be answered wins. Only this first step is doubled: a cloudcore that
+//! answers, but slowly, is not asked twice.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time,
+};
+
+/// Between attempts. A dead line carries none of it, and a living one answers the first.
+const EVERY: Duration = Duration::from_secs(2);
+/// How long one attempt may take: longer than any line's round trip, and short enough that only four are under way.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// Connects to `HOST:PORT`. Has no deadline of its own.
+pub(super) async fn dial(address: &str) -> io::Result<TcpStream> {
+    // Once for all attempts: a resolver that hangs cannot be cancelled.
+    let addresses: Vec<SocketAddr> = lookup_host(address).await?.collect();
+    if addresses.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    }
+    dial_any(addresses).await
+}
+
+/// Each attempt begins with another address than the one before it.
+async fn dial_any(mut addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut attempts = FuturesUnordered::new();
+    let mut pace = time::interval(EVERY);
+    loop {
+        // Both arms only note progress that is kept outside of them.
+        tokio::select! {
+            _ = pace.tick() => {
+                let all = addresses.clone();
+                attempts.push(time::timeout(PATIENCE, async move { TcpStream::connect(&all[..]).await }));
+                addresses.rotate_left(1);
+            }
+            // An error is an answer too (refused, no route): whoever called tries again later.
+            Some(Ok(answer)) = attempts.next() => return answer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_swallows_everything_does_not_hold_up_another() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(any).unwrap();
+        // Once its queue is full, the kernel drops what knocks there.
+        let silent = socket.listen(1).unwrap();
+        let address = silent.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = time::timeout(EVERY, TcpStream::connect(address)).await {
+            queued.push(stream.unwrap());
+        }
+        let good = TcpListener::bind(any).await.unwrap();
+        let addresses = vec![address, good.local_addr().unwrap()];
+        let stream = time::timeout(PATIENCE, dial_any(addresses)).await.unwrap().unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), good.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_at_once() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let error = dial(&address.to_string()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
