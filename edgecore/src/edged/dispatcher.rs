@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{ResourceKey, Version};
+use proto::{Object, ResourceKey, Version};
 use tokio::{
     sync::watch,
     task::{Id, JoinError, JoinSet},
@@ -25,13 +25,14 @@ use super::{
     relist::{Listed, View},
     sources,
 };
-
-use crate::edgehub::HubState;
+use crate::{edgehub::HubState, metamanager::StoreError};
 
 /// How often logs are measured while anything runs.
 const LOG_PERIOD: Duration = Duration::from_secs(30);
 /// A worker that panicked gets a successor, but not at once.
 const RESPAWN: Duration = Duration::from_secs(5);
+/// When the store could not be read.
+const REREAD: Duration = Duration::from_secs(2);
 
 pub(super) struct Dispatcher {
     shared: Arc<Shared>,
@@ -40,14 +41,23 @@ pub(super) struct Dispatcher {
     synced: bool,
     /// The store has been read once.
     desired_read: bool,
+    /// Something of the store could not be read: when to try again.
+    reread_at: Option<Instant>,
     log_limits: LogLimits,
     /// The desired pods by key, as last read from the store.
-    desired: HashMap<ResourceKey, (Version, Option<Arc<DesiredPod>>)>,
+    desired: HashMap<ResourceKey, Desired>,
     workers: HashMap<PodUid, Worker>,
     tasks: JoinSet<()>,
     names: HashMap<Id, PodUid>,
     /// Workers that panicked, and when they may come back.
     resting: HashMap<PodUid, Instant>,
+}
+
+struct Desired {
+    /// `None`: to be read again.
+    version: Option<Version>,
+    /// `None`: never read, or never understood.
+    pod: Option<Arc<DesiredPod>>,
 }
 
 struct Worker {
@@ -63,6 +73,7 @@ impl Dispatcher {
             views,
             synced: false,
             desired_read: false,
+            reread_at: None,
             log_limits,
             desired: HashMap::new(),
             workers: HashMap::new(),
@@ -94,6 +105,7 @@ impl Dispatcher {
         self.housekeep();
         loop {
             let next_rest = self.resting.values().min().copied();
+            let reread_at = self.reread_at;
             // Nothing is lost when another arm wins: both watches stay changed, and the tasks' ends stay in the set.
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -108,6 +120,9 @@ impl Dispatcher {
                 }
                 Some(ended) = self.tasks.join_next_with_id() => self.bury(ended, &stop),
                 _ = log_ticks.tick() => self.rotate_logs().await,
+                () = time::sleep_until(reread_at.unwrap_or_else(Instant::now)), if reread_at.is_some() => {
+                    self.read_desired(&stop);
+                }
                 () = time::sleep_until(next_rest.unwrap_or_else(Instant::now)), if next_rest.is_some() => {
                     let now = Instant::now();
                     self.resting.retain(|_, until| *until > now);
@@ -119,37 +134,22 @@ impl Dispatcher {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// Parses what is new, drops what is gone, and tells the workers.
+    /// Parses what is new, drops what is gone, and tells the workers. A store that cannot be read changes nothing.
     fn read_desired(&mut self, stop: &CancellationToken) {
+        self.reread_at = None;
         let versions: HashMap<ResourceKey, Version> = match self.shared.store.inventory() {
             Ok(inventory) => inventory.into_iter().collect(),
             Err(error) => {
+                self.reread_at = Some(Instant::now() + REREAD);
                 return tracing::error!(error = %runtime::chain(&error), "the desired pods cannot be read");
             }
         };
         self.desired.retain(|key, _| versions.contains_key(key));
         for (key, version) in versions.iter().filter(|(key, _)| key.kind() == "Pod") {
-            if self.desired.get(key).is_some_and(|(known, _)| known == version) {
+            if self.desired.get(key).is_some_and(|known| known.version == Some(*version)) {
                 continue;
             }
-            let object = match self.shared.store.get(key) {
-                Ok(Some(object)) => object,
-                // Gone in between: the next change says so.
-                Ok(None) => continue,
-                Err(error) => {
-                    tracing::error!(%key, error = %runtime::chain(&error), "a desired pod cannot be read");
-                    continue;
-                }
-            };
-            let pod = match DesiredPod::parse(&object) {
-                Ok(pod) => Some(Arc::new(pod)),
-                Err(error) => {
-                    // What runs of it goes on: an object that cannot be read is no order to stop.
-                    tracing::error!(error = %runtime::chain(&error), "a desired pod cannot be used");
-                    self.desired.get(key).and_then(|(_, pod)| pod.clone())
-                }
-            };
-            self.desired.insert(key.clone(), (*version, pod));
+            self.take(key, *version, self.shared.store.get(key));
         }
         self.desired_read = true;
         self.adjust(stop);
@@ -158,11 +158,31 @@ impl Dispatcher {
         }
     }
 
+    /// What runs of a pod goes on when its object cannot be read or understood: that is no order to stop.
+    fn take(&mut self, key: &ResourceKey, version: Version, read: Result<Option<Object>, StoreError>) {
+        let before = self.desired.get(key).and_then(|known| known.pod.clone());
+        let desired = match read.map(|object| object.map(|object| DesiredPod::parse(&object))) {
+            Ok(Some(Ok(pod))) => Desired { version: Some(version), pod: Some(Arc::new(pod)) },
+            // Gone in between: the next change says so.
+            Ok(None) => return,
+            Ok(Some(Err(error))) => {
+                tracing::error!(error = %runtime::chain(&error), "a desired pod cannot be used");
+                Desired { version: Some(version), pod: before }
+            }
+            Err(error) => {
+                tracing::error!(%key, error = %runtime::chain(&error), "a desired pod cannot be read");
+                self.reread_at = Some(Instant::now() + REREAD);
+                Desired { version: None, pod: before }
+            }
+        };
+        self.desired.insert(key.clone(), desired);
+    }
+
     fn adjust(&mut self, stop: &CancellationToken) {
         let wanted: HashMap<PodUid, Arc<DesiredPod>> = self
             .desired
             .values()
-            .filter_map(|(_, pod)| pod.clone())
+            .filter_map(|desired| desired.pod.clone())
             .map(|pod| (pod.uid.clone(), pod))
             .collect();
         for (uid, worker) in &self.workers {
@@ -235,9 +255,9 @@ impl Dispatcher {
         }
         let Some(snapshot) = self.views.borrow().snapshot.clone() else { return };
         let wanted: HashSet<&PodUid> =
-            self.desired.values().filter_map(|(_, pod)| Some(&pod.as_ref()?.uid)).collect();
-        // An object that never parsed may be any of them.
-        if self.desired.values().any(|(_, pod)| pod.is_none()) {
+            self.desired.values().filter_map(|desired| Some(&desired.pod.as_ref()?.uid)).collect();
+        // An object that was never read or understood may be any of them.
+        if self.desired.values().any(|desired| desired.pod.is_none()) {
             return;
         }
         let orphans: Vec<Arc<DesiredPod>> = snapshot
@@ -297,3 +317,6 @@ impl Worker {
 fn references(pod: &DesiredPod) -> BTreeMap<ResourceKey, Option<Version>> {
     sources::references(pod).into_iter().map(|key| (key, None)).collect()
 }
+
+#[cfg(test)]
+mod tests;
