@@ -19,6 +19,7 @@ mod address;
 mod containerd;
 mod cri;
 mod line;
+mod namespaces;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -34,6 +35,7 @@ use anyhow::{Context, Result, bail};
 
 pub use cri::{BarePod, Container};
 pub use line::LineCut;
+pub use namespaces::Namespaces;
 
 use crate::{
     process::{Daemon, command, output, output_async},
