@@ -137,7 +137,12 @@ impl Edged {
         let shared = Arc::new(Shared {
             runtime: runtime.clone(),
             store: store.clone(),
-            volumes: Volumes { root: pods_dir, sources: sources.clone(), tokens: tokens.clone(), capacity },
+            volumes: Volumes {
+                root: pods_dir.clone(),
+                sources: sources.clone(),
+                tokens: tokens.clone(),
+                capacity,
+            },
             sources,
             tokens,
             events: Events::new(store.clone(), &node),
@@ -147,6 +152,8 @@ impl Edged {
                 cluster_domain,
                 resolv_conf,
             },
+            // As with kubelet: beside the pods.
+            seccomp_profiles: pods_dir.with_file_name("seccomp"),
             // Known once pods have a way to the API server from the edge.
             api_server: None,
             capacity,

@@ -1,144 +1,24 @@
 //! edged against a real containerd: pods start, are adopted, follow their objects, and leave nothing behind.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+#[path = "edged_pods/lifecycle.rs"]
+mod lifecycle;
+#[path = "edged_pods/node.rs"]
+mod node;
+#[path = "edged_pods/surroundings.rs"]
+mod surroundings;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
-use edgecore::{
-    edged::{Edged, EdgedConfig, EdgedError, node_status::NodeStatusConfig},
-    edgehub::HubState,
-    metamanager::{DesiredChange, Options, Store},
-};
 use harness::{
-    Bench, Site, SiteOptions, bench,
+    Bench, SiteOptions, bench,
     setup::{AGNHOST, AGNHOST_NEXT, BUSYBOX},
     wait,
 };
-use proto::{Object, ResourceKey, message::ReportKind};
+use node::{Node, SOON, container, is_ready, open, read_log, sleeper};
+use proto::message::ReportKind;
 use serde_json::{Value, json};
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-};
-use tokio_util::sync::CancellationToken;
-
-const SOON: Duration = Duration::from_mins(1);
-
-/// An edgecore as far as pods go: no cloud.
-struct Node {
-    store: Store,
-    stop: CancellationToken,
-    task: JoinHandle<Result<(), EdgedError>>,
-    // What a test does not look at must still not be closed.
-    _hub: watch::Sender<HubState>,
-}
-
-impl Node {
-    fn start(site: &Site, store: Store) -> Result<Self> {
-        let dir = site.dir();
-        let config = EdgedConfig {
-            node: "edge-1".to_owned(),
-            node_status: NodeStatusConfig {
-                node: "edge-1".to_owned(),
-                node_ip: Some(site.address().into()),
-                cloud: String::new(),
-                labels: BTreeMap::default(),
-                schedulable: true,
-                max_pods: 110,
-                memory_capacity: None,
-                cpu_millis: None,
-                every: Duration::from_secs(10),
-                pods_dir: dir.join("pods"),
-            },
-            runtime_endpoint: site.runtime_endpoint(),
-            cgroup_driver: None,
-            sandbox_image: String::new(),
-            pods_dir: dir.join("pods"),
-            pod_logs_dir: dir.join("logs/pods"),
-            container_logs_dir: dir.join("logs/containers"),
-            cluster_dns: Vec::new(),
-            cluster_domain: "cluster.local".to_owned(),
-            resolv_conf: "/etc/resolv.conf".into(),
-        };
-        let (asks, _) = mpsc::channel(1);
-        let (hub, state) = watch::channel(HubState::default());
-        let edged = Edged::new(config, store.clone(), asks, state)?;
-        let stop = CancellationToken::new();
-        let running = edged.run(stop.clone());
-        #[expect(clippy::disallowed_methods, reason = "the node's stop waits for it")]
-        let task = tokio::spawn(running);
-        Ok(Self { store, stop, task, _hub: hub })
-    }
-
-    /// The pods go on.
-    async fn end(self) -> Result<Store> {
-        self.stop.cancel();
-        self.task.await??;
-        Ok(self.store)
-    }
-
-    async fn put(&self, kind: &str, name: &str, version: u64, mut object: Value) -> Result<()> {
-        object["metadata"]["name"] = json!(name);
-        object["metadata"]["namespace"] = json!("default");
-        if kind == "Pod" {
-            object["metadata"]["uid"] = json!(format!("{name}-uid"));
-        }
-        let key = ResourceKey::new(kind, "default", name)?;
-        let object = Object::new(key, version, serde_json::to_vec(&object)?.into());
-        self.store.apply(vec![DesiredChange::Put(object)]).await?;
-        Ok(())
-    }
-
-    async fn delete(&self, kind: &str, name: &str) -> Result<()> {
-        let key = ResourceKey::new(kind, "default", name)?;
-        self.store.apply(vec![DesiredChange::Delete(key)]).await?;
-        Ok(())
-    }
-
-    fn reports(&self, kind: ReportKind, name: &str) -> Result<Vec<Value>> {
-        let key = format!("Pod/default/{name}");
-        let reports = self.store.pending_reports(0, 10_000)?;
-        let wanted = reports.iter().filter(|report| report.kind == kind as i32 && report.key == key);
-        wanted.map(|report| Ok(serde_json::from_slice(&report.payload)?)).collect()
-    }
-
-    fn status(&self, name: &str) -> Result<Value> {
-        let mut reports = self.reports(ReportKind::PodStatus, name)?;
-        Ok(reports.pop().context("no status yet")?["status"].take())
-    }
-
-    async fn until(&self, name: &str, what: &str, holds: fn(&Value) -> bool) -> Result<Value> {
-        wait::until(&format!("{name}: {what}"), SOON, async || {
-            let status = self.status(name)?;
-            if holds(&status) { Ok(status) } else { bail!("{status}") }
-        })
-        .await
-    }
-}
-
-fn is_ready(status: &Value) -> bool {
-    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
-    status["phase"] == "Running"
-        && conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-}
-
-fn container<'a>(status: &'a Value, name: &str) -> &'a Value {
-    let all = status["containerStatuses"].as_array().into_iter().flatten();
-    all.into_iter().find(|container| container["name"] == name).unwrap_or(&Value::Null)
-}
-
-fn open(dir: &Path) -> Result<Store> {
-    Ok(Store::open(&dir.join("store"), Options::default())?)
-}
-
-fn read_log(site: &Site, pod: &str, container: &str, attempt: u32) -> Result<String> {
-    let path = site.dir().join(format!("logs/pods/default_{pod}_{pod}-uid/{container}/{attempt}.log"));
-    std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))
-}
-
-fn sleeper(script: &str) -> Value {
-    json!({"name": "main", "image": BUSYBOX, "command": ["/bin/sh", "-c", format!("{script}; exec sleep 1000000")]})
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_live_and_die_as_their_objects_say() -> Result<()> {

@@ -46,6 +46,14 @@ pub enum CriError {
 }
 
 impl CriError {
+    /// What the runtime said, for people who know which call they look at.
+    pub fn plain(&self) -> String {
+        match self {
+            Self::Refused { message, .. } => message.clone(),
+            other => other.to_string(),
+        }
+    }
+
     pub fn is_not_found(&self) -> bool {
         // containerd 1.6 wraps some of its not-found errors as Unknown.
         matches!(self, Self::Refused { code, message, .. }

@@ -66,12 +66,18 @@ fn waiting(reason: &str, message: String) -> ImageError {
 pub async fn find(runtime: &Runtime, container: &Container) -> Result<Option<Ready>, ImageError> {
     let image = container.image.as_deref().unwrap_or_default();
     if image.is_empty() || image.len() > 1024 || image.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(waiting("InvalidImageName", format!("failed to apply default image tag {image:?}")));
+        return Err(waiting(
+            "InvalidImageName",
+            format!("Failed to apply default image tag {image:?}: invalid reference format"),
+        ));
     }
     let found = match runtime.image_status(image).await {
         Ok(found) => found,
         Err(CriError::Refused { message, code: tonic::Code::InvalidArgument, .. }) => {
-            return Err(waiting("InvalidImageName", message));
+            return Err(waiting(
+                "InvalidImageName",
+                format!("Failed to apply default image tag {image:?}: {message}"),
+            ));
         }
         Err(error) => return Err(ImageError::Runtime(error)),
     };
@@ -102,7 +108,7 @@ pub async fn pull(
             Err(error) => last = last.or(Some(error)),
         }
     }
-    let message = last.map(|error| error.to_string()).unwrap_or_default();
+    let message = last.map(|error| error.plain()).unwrap_or_default();
     Err(waiting("ErrImagePull", message))
 }
 

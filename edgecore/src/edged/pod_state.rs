@@ -6,112 +6,24 @@
 //! edgecore, a reboot or a power cut is read from the runtime's own records ([`Observed`]); [`Memory`] is what may be
 //! forgotten.
 
-use std::{collections::BTreeMap, time::Duration};
+mod memory;
+mod observed;
+mod plan;
 
-use jiff::Timestamp;
+use std::time::Duration;
+
 use tokio::time::Instant;
+
+pub use self::{
+    memory::{ContainerMemory, Memory, Waiting},
+    observed::{ContainerView, Exit, Observed, Sandbox, State},
+    plan::{Action, Course, Plan, Stop, Terminal, Why},
+};
 
 use super::pod::{DesiredPod, RestartPolicy, Role, container_hash};
 
-const BACKOFF_FIRST: Duration = Duration::from_secs(10);
-const BACKOFF_CAP: Duration = Duration::from_mins(5);
-/// A container that ran this long starts over with the back-off.
-const BACKOFF_RESET: Duration = Duration::from_mins(10);
 /// Sidecars end after the others; however long those took, they get this much.
 const SIDECAR_GRACE: Duration = Duration::from_secs(2);
-
-/// What the runtime has of a pod.
-#[derive(Clone, Debug, Default)]
-pub struct Observed {
-    pub sandboxes: Vec<Sandbox>,
-    pub containers: Vec<ContainerView>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Sandbox {
-    pub id: String,
-    pub attempt: u32,
-    pub ready: bool,
-    pub created_at: Timestamp,
-    /// When the pod was first seen, see [`super::labels::POD_START`].
-    pub pod_start: Option<Timestamp>,
-}
-
-#[derive(Clone, Debug)]
-pub struct ContainerView {
-    pub id: String,
-    pub sandbox_id: String,
-    pub name: String,
-    /// The restart count at its creation.
-    pub attempt: u32,
-    pub hash: Option<String>,
-    pub image: String,
-    pub image_id: String,
-    pub state: State,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum State {
-    Created,
-    Running { started_at: Timestamp },
-    Exited(Exit),
-    Unknown,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Exit {
-    pub code: i32,
-    pub reason: String,
-    pub message: String,
-    pub started_at: Timestamp,
-    pub finished_at: Timestamp,
-}
-
-impl ContainerView {
-    pub fn exit(&self) -> Option<&Exit> {
-        match &self.state {
-            State::Exited(exit) => Some(exit),
-            _ => None,
-        }
-    }
-
-    pub fn is_running(&self) -> bool {
-        matches!(self.state, State::Running { .. })
-    }
-
-    /// It holds resources, or may.
-    fn is_alive(&self) -> bool {
-        matches!(self.state, State::Running { .. } | State::Unknown)
-    }
-}
-
-impl Observed {
-    /// The newest sandbox: the only one in which containers are started.
-    pub fn sandbox(&self) -> Option<&Sandbox> {
-        self.sandboxes.iter().max_by_key(|sandbox| (sandbox.attempt, sandbox.created_at))
-    }
-
-    /// The newest container of that name that was ever started.
-    pub fn latest(&self, name: &str) -> Option<&ContainerView> {
-        self.containers
-            .iter()
-            .filter(|container| container.name == name && container.state != State::Created)
-            .max_by_key(|container| container.attempt)
-    }
-
-    /// The newest that ended, but for `except`.
-    pub fn last_exit(&self, name: &str, except: Option<&str>) -> Option<&ContainerView> {
-        self.containers
-            .iter()
-            .filter(|container| container.name == name && container.exit().is_some())
-            .filter(|container| Some(container.id.as_str()) != except)
-            .max_by_key(|container| container.attempt)
-    }
-
-    pub fn pod_start(&self) -> Option<Timestamp> {
-        self.sandboxes.iter().filter_map(|sandbox| sandbox.pod_start).min()
-    }
-}
 
 /// What the store wants of the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,181 +35,12 @@ pub enum Intent {
     Remove,
 }
 
-/// A pod that came to its end by itself.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Terminal {
-    pub succeeded: bool,
-    pub reason: Option<String>,
-    pub message: Option<String>,
-}
-
-/// Why something has not started, in kubectl's words.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    pub reason: String,
-    pub message: String,
-}
-
-/// What this process remembers of a pod.
-#[derive(Debug, Default)]
-pub struct Memory {
-    pub containers: BTreeMap<String, ContainerMemory>,
-    /// When its containers were first told to end.
-    pub stopping_since: Option<Instant>,
-    /// Something about the whole pod failed: nothing is started before.
-    pub hold: Option<Instant>,
-    /// What the whole pod waits for.
-    pub waiting: Option<Waiting>,
-    pub terminal: Option<Terminal>,
-}
-
-#[derive(Debug, Default)]
-pub struct ContainerMemory {
-    /// Restarts in a row after short runs.
-    streak: u32,
-    /// The exit that the back-off was reckoned from, and its end.
-    backoff: Option<(String, Instant)>,
-    /// Why the last attempt to start it failed, and when to try again.
-    pub failure: Option<(Waiting, Instant)>,
-    pub failures: u32,
-    /// The container that failed its liveness or startup probe.
-    pub unhealthy: Option<String>,
-    /// By the readiness probe; `None` is no probe.
-    pub ready: Option<bool>,
-    /// By the startup probe; `None` is no probe.
-    pub started: Option<bool>,
-    /// The container whose preStop hook has run.
-    pub pre_stopped: Option<String>,
-    /// Restarts that only the log directory still knows of.
-    pub attempt_floor: u32,
-}
-
-impl ContainerMemory {
-    /// In CrashLoopBackOff, until when.
-    pub fn backoff_until(&self, exited: &str) -> Option<Instant> {
-        self.backoff.as_ref().filter(|(id, _)| id == exited).map(|(_, until)| *until)
-    }
-
-    pub fn backoff_delay(&self) -> Duration {
-        delay(self.streak)
-    }
-}
-
-impl Memory {
-    /// Reckons back-off from exits that are new. To be called before [`decide`].
-    pub fn note(&mut self, pod: &DesiredPod, observed: &Observed, now: Instant, wall: Timestamp) {
-        let Some(sandbox) = observed.sandbox() else { return };
-        for (_, spec) in pod.all_containers() {
-            let Some(latest) = observed.latest(&spec.name) else { continue };
-            let State::Exited(exit) = &latest.state else { continue };
-            let memory = self.containers.entry(spec.name.clone()).or_default();
-            if memory.backoff.as_ref().is_some_and(|(id, _)| *id == latest.id) {
-                continue;
-            }
-            let known = memory.backoff.is_some();
-            let ran = positive(exit.started_at, exit.finished_at);
-            memory.streak = if latest.attempt == 0 || ran >= BACKOFF_RESET {
-                0
-            } else if known {
-                memory.streak.saturating_add(1).min(latest.attempt)
-            } else {
-                // After a restart of edgecore: as if it had been watching.
-                latest.attempt
-            };
-            // What ended with its sandbox (a reboot, a power cut) is not to blame.
-            if latest.sandbox_id != sandbox.id {
-                memory.streak = 0;
-            }
-            let delay = delay(memory.streak);
-            // The clock may have jumped since: never wait longer than the delay from now.
-            let passed = positive(exit.finished_at, wall);
-            memory.backoff = Some((latest.id.clone(), now + delay.saturating_sub(passed)));
-        }
-    }
-
-    fn container(&self, name: &str) -> Option<&ContainerMemory> {
-        self.containers.get(name)
-    }
-}
-
-fn delay(streak: u32) -> Duration {
-    match streak {
-        0 => Duration::ZERO,
-        _ => BACKOFF_FIRST.saturating_mul(1 << (streak - 1).min(10)).min(BACKOFF_CAP),
-    }
-}
-
-/// Zero when the clock was set back in between.
-fn positive(from: Timestamp, to: Timestamp) -> Duration {
-    Duration::try_from(to.duration_since(from)).unwrap_or(Duration::ZERO)
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    StopContainers(Vec<Stop>),
-    RemoveContainer {
-        id: String,
-    },
-    /// Takes its network down; its containers must have ended.
-    StopSandbox {
-        id: String,
-    },
-    RemoveSandbox {
-        id: String,
-    },
-    CreateSandbox {
-        attempt: u32,
-    },
-    StartContainer {
-        name: String,
-        role: Role,
-        attempt: u32,
-    },
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Stop {
-    pub id: String,
-    pub name: String,
-    pub grace: Duration,
-    pub why: &'static str,
-}
-
-/// How far the pod is once the plan's actions are done.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Course {
-    /// It runs, or is to.
-    Going,
-    /// It came to its end; nothing of it runs.
-    Ended(Terminal),
-    /// It was told to stop, and nothing of it runs.
-    Stopped,
-    /// Nothing of it is left in the runtime.
-    Removed,
-}
-
-#[derive(Debug)]
-pub struct Plan {
-    pub actions: Vec<Action>,
-    /// When to decide again even if nothing happens.
-    pub wake: Option<Instant>,
-    pub course: Course,
-}
-
-impl Plan {
-    fn of(actions: Vec<Action>) -> Self {
-        Self { actions, wake: None, course: Course::Going }
-    }
-
-    fn wake_at(&mut self, at: Instant) {
-        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
-    }
-}
-
 /// See the module.
 pub fn decide(pod: &DesiredPod, intent: Intent, observed: &Observed, memory: &Memory, now: Instant) -> Plan {
     if let Some(hold) = memory.hold.filter(|hold| *hold > now) {
-        return Plan { actions: Vec::new(), wake: Some(hold), course: Course::Going };
+        let mut plan = Plan::of(Vec::new());
+        plan.wake_at(hold);
+        return plan;
     }
     let terminal = memory.terminal.clone().or_else(|| finished(pod, observed));
     match (intent, terminal) {
@@ -353,7 +96,7 @@ fn take_down(pod: &DesiredPod, observed: &Observed, memory: &Memory, now: Instan
                 id: container.id.clone(),
                 name: container.name.clone(),
                 grace,
-                why: "the pod is stopped",
+                why: Why::PodStops,
             })
             .collect()
     };
@@ -375,7 +118,7 @@ fn take_down(pod: &DesiredPod, observed: &Observed, memory: &Memory, now: Instan
             observed.sandboxes.iter().map(|sandbox| Action::RemoveSandbox { id: sandbox.id.clone() }),
         );
     }
-    Plan { actions, wake: None, course }
+    Plan::to(course, actions)
 }
 
 fn run(pod: &DesiredPod, observed: &Observed, memory: &Memory, now: Instant) -> Plan {
@@ -406,7 +149,7 @@ fn renew_sandbox(observed: &Observed, pod: &DesiredPod) -> Plan {
             id: container.id.clone(),
             name: container.name.clone(),
             grace: pod.grace(),
-            why: "the sandbox is gone",
+            why: Why::SandboxGone,
         })
         .collect();
     if !alive.is_empty() {
@@ -495,14 +238,16 @@ impl Context<'_> {
         };
         match latest {
             Some(container) if container.state == State::Unknown => {
-                plan.actions.push(stop(container, "its state is unknown"));
+                plan.actions.push(stop(container, Why::Unknown));
             }
             Some(container) if container.is_running() => {
                 let changed = container.hash.as_ref().is_some_and(|hash| *hash != container_hash(spec));
                 if changed {
-                    plan.actions.push(stop(container, "its spec has changed"));
-                } else if memory.and_then(|memory| memory.unhealthy.as_ref()) == Some(&container.id) {
-                    plan.actions.push(stop(container, "its probe failed"));
+                    plan.actions.push(stop(container, Why::Changed));
+                } else if let Some((id, why)) = memory.and_then(|memory| memory.unhealthy.as_ref())
+                    && *id == container.id
+                {
+                    plan.actions.push(stop(container, *why));
                 }
             }
             _ => self.start(plan, role, spec, latest, memory),
@@ -529,6 +274,7 @@ impl Context<'_> {
                 && !changed
             {
                 plan.wake_at(until);
+                plan.backing_off.push(spec.name.clone());
                 return;
             }
         }

@@ -5,12 +5,16 @@
 //! time: a new worker adopts what the runtime shows.
 
 mod cleanup;
+mod hooks;
+mod images;
 mod observe;
 mod start;
 mod stop;
+mod tell;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -67,6 +71,8 @@ pub struct Shared {
     pub events: Events,
     pub logs: LogPaths,
     pub dns: DnsSettings,
+    /// Where `localhostProfile` of seccomp is looked for.
+    pub seccomp_profiles: PathBuf,
     /// The API server as pods reach it.
     pub api_server: Option<(String, u16)>,
     pub capacity: Capacity,
@@ -128,6 +134,8 @@ pub struct PodWorker {
     reported: Option<PodStatus>,
     reported_in_session: bool,
     terminated_reported: bool,
+    /// Events that are kept with the next status.
+    untold: Vec<Bytes>,
     /// When the pod came in, until it first ran: what edgecore adds is measured from it.
     arrived: Option<Instant>,
 }
@@ -164,6 +172,7 @@ impl PodWorker {
             reported: None,
             reported_in_session: false,
             terminated_reported: false,
+            untold: Vec::new(),
             arrived: Some(Instant::now()),
         }
     }
@@ -203,8 +212,8 @@ impl PodWorker {
                 verdict = self.probes.next() => {
                     self.probes.note(&verdict, &mut self.memory);
                     if !verdict.passed {
-                        let message = format!("{:?} probe of container {} failed: {}", verdict.kind, verdict.container, verdict.message);
-                        self.shared.events.warn(&self.current.pod, "Unhealthy", &message).await;
+                        let message = format!("{:?} probe failed: {}", verdict.kind, verdict.message);
+                        self.warn(Some(&verdict.container), "Unhealthy", &message);
                     }
                 }
                 new = next_session(&mut hub, session) => {
@@ -293,6 +302,16 @@ impl PodWorker {
     /// Nothing is left to be done now.
     async fn settle(&mut self, plan: pod_state::Plan) -> Result<Next, WorkError> {
         let mut wake = plan.wake;
+        for name in &plan.backing_off {
+            let pod = &self.current.pod;
+            let message = format!(
+                "Back-off restarting failed container {name} in pod {}_{}({})",
+                pod.name(),
+                pod.namespace(),
+                pod.uid
+            );
+            self.warn(Some(name), "BackOff", &message);
+        }
         match plan.course {
             Course::Removed => {
                 self.clean_up().await?;
@@ -371,7 +390,7 @@ impl PodWorker {
     async fn refuse(&mut self, field: &str) -> Result<Next, WorkError> {
         let message = format!("{field} is not supported by edged");
         self.memory.waiting = Some(Waiting { reason: "Unsupported".to_owned(), message: message.clone() });
-        self.shared.events.warn(&self.current.pod, "Unsupported", &message).await;
+        self.warn(None, "Unsupported", &message);
         self.report(false).await?;
         Ok(Next::Wait(None))
     }
@@ -386,6 +405,7 @@ impl PodWorker {
     /// Reports the status if it is not the one that was reported last. `early`: more is about to come, so only if
     /// nothing was reported yet.
     async fn report(&mut self, early: bool) -> Result<(), WorkError> {
+        self.keep_events().await;
         if self.current.intent == Intent::Remove || (early && self.reported.is_some()) {
             return Ok(());
         }

@@ -2,6 +2,8 @@
 //! verdict changes.
 
 pub(super) mod check;
+mod grpc;
+mod http;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,7 +19,7 @@ use self::check::Check;
 use super::{
     cri::Runtime,
     pod::DesiredPod,
-    pod_state::{Memory, Observed, State},
+    pod_state::{Memory, Observed, State, Why},
 };
 
 /// Verdicts that wait for the worker: it takes them before it does anything else.
@@ -77,7 +79,8 @@ impl Probes {
         match (verdict.kind, verdict.passed) {
             (Kind::Readiness, passed) => memory.ready = Some(passed),
             (Kind::Startup, true) => memory.started = Some(true),
-            (Kind::Startup | Kind::Liveness, false) => memory.unhealthy = Some(verdict.id.clone()),
+            (Kind::Startup, false) => memory.unhealthy = Some((verdict.id.clone(), Why::Startup)),
+            (Kind::Liveness, false) => memory.unhealthy = Some((verdict.id.clone(), Why::Liveness)),
             (Kind::Liveness, true) => {}
         }
     }

@@ -1,6 +1,6 @@
 //! What the runtime is asked for: the configuration of a pod's sandbox and of its containers.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
@@ -11,7 +11,8 @@ use super::{
     hosts, labels,
     logs::LogPaths,
     pod::{DesiredPod, container_hash},
-    resources, security,
+    resources,
+    security::{self, SecurityError},
 };
 
 pub fn sandbox(
@@ -21,14 +22,15 @@ pub fn sandbox(
     logs: &LogPaths,
     dns: &DnsSettings,
     driver: v1::CgroupDriver,
-) -> v1::PodSandboxConfig {
+    profiles: &Path,
+) -> Result<v1::PodSandboxConfig, SecurityError> {
     let mut annotations: HashMap<String, String> =
         pod.metadata.annotations.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     annotations.insert(labels::POD_START.to_owned(), pod_start.to_string());
     annotations.insert("kubernetes.io/config.source".to_owned(), "api".to_owned());
     let security = pod.spec.security_context.as_ref();
     let sysctls = security.and_then(|security| security.sysctls.as_ref()).into_iter().flatten();
-    v1::PodSandboxConfig {
+    Ok(v1::PodSandboxConfig {
         metadata: Some(v1::PodSandboxMetadata {
             name: pod.name().to_owned(),
             uid: pod.uid.to_string(),
@@ -49,11 +51,11 @@ pub fn sandbox(
         annotations,
         linux: Some(v1::LinuxPodSandboxConfig {
             cgroup_parent: resources::cgroup_parent(driver, resources::qos_class(&pod.spec), &pod.uid),
-            security_context: Some(security::sandbox(pod)),
+            security_context: Some(security::sandbox(pod, profiles)?),
             sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
             ..Default::default()
         }),
-    }
+    })
 }
 
 /// The CNI chain's portmap does the rest. In the host's network a port is a host port already.

@@ -1,5 +1,7 @@
 //! securityContext as the runtime's options, for the sandbox and for each container.
 
+use std::path::{Component, Path};
+
 use k8s_openapi::api::core::v1::{Container, PodSecurityContext, SeccompProfile};
 use proto::cri::v1;
 
@@ -40,28 +42,36 @@ pub enum SecurityError {
         "container has runAsNonRoot and image has non-numeric user ({0}), cannot verify user is non-root"
     )]
     UserName(String),
+    #[error("localhostProfile {0:?} is not a relative path below the node's seccomp directory")]
+    Profile(String),
 }
 
-pub fn sandbox(pod: &DesiredPod) -> v1::LinuxSandboxSecurityContext {
+/// `profiles`: where `localhostProfile` is looked for.
+pub fn sandbox(pod: &DesiredPod, profiles: &Path) -> Result<v1::LinuxSandboxSecurityContext, SecurityError> {
     let security = pod.spec.security_context.as_ref();
     let privileged = pod.all_containers().any(|(_, container)| {
         container.security_context.as_ref().and_then(|own| own.privileged) == Some(true)
     });
-    v1::LinuxSandboxSecurityContext {
+    Ok(v1::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(pod)),
         run_as_user: int64(security.and_then(|security| security.run_as_user)),
         run_as_group: int64(security.and_then(|security| security.run_as_group)),
         supplemental_groups: groups(security),
         privileged,
-        seccomp: Some(seccomp(security.and_then(|security| security.seccomp_profile.as_ref()), true)),
+        seccomp: Some(seccomp(
+            security.and_then(|security| security.seccomp_profile.as_ref()),
+            true,
+            profiles,
+        )?),
         ..Default::default()
-    }
+    })
 }
 
 pub fn container(
     pod: &DesiredPod,
     container: &Container,
     image: &ImageUser,
+    profiles: &Path,
 ) -> Result<v1::LinuxContainerSecurityContext, SecurityError> {
     let of_pod = pod.spec.security_context.as_ref();
     let own = container.security_context.as_ref();
@@ -102,7 +112,7 @@ pub fn container(
         no_new_privs: own.and_then(|own| own.allow_privilege_escalation) == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
-        seccomp: Some(seccomp(profile, false)),
+        seccomp: Some(seccomp(profile, false, profiles)?),
         ..Default::default()
     })
 }
@@ -135,14 +145,27 @@ fn groups(security: Option<&PodSecurityContext>) -> Vec<i64> {
 
 /// Without a profile a container is unconfined, as on a kubelet with its defaults; the sandbox, which runs nothing
 /// but pause, has the runtime's profile.
-fn seccomp(profile: Option<&SeccompProfile>, or_default: bool) -> v1::SecurityProfile {
-    use v1::security_profile::ProfileType::{RuntimeDefault, Unconfined};
-    let kind = match profile.map(|profile| profile.type_.as_str()) {
-        Some("RuntimeDefault") => RuntimeDefault,
-        None if or_default => RuntimeDefault,
-        _ => Unconfined,
+fn seccomp(
+    profile: Option<&SeccompProfile>,
+    or_default: bool,
+    profiles: &Path,
+) -> Result<v1::SecurityProfile, SecurityError> {
+    use v1::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
+    let (kind, reference) = match profile.map(|profile| profile.type_.as_str()) {
+        Some("RuntimeDefault") => (RuntimeDefault, String::new()),
+        Some("Localhost") => {
+            let name = profile.and_then(|profile| profile.localhost_profile.as_deref()).unwrap_or_default();
+            let relative = Path::new(name);
+            // It names a file of the node: not just any.
+            if name.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+                return Err(SecurityError::Profile(name.to_owned()));
+            }
+            (Localhost, profiles.join(relative).to_string_lossy().into_owned())
+        }
+        None if or_default => (RuntimeDefault, String::new()),
+        _ => (Unconfined, String::new()),
     };
-    v1::SecurityProfile { profile_type: kind.into(), localhost_ref: String::new() }
+    Ok(v1::SecurityProfile { profile_type: kind.into(), localhost_ref: reference })
 }
 
 fn int64(value: Option<i64>) -> Option<v1::Int64Value> {
@@ -160,12 +183,25 @@ mod tests {
             serde_json::json!({"containers": [{"name": "a", "securityContext": {"runAsNonRoot": true}}]});
         let pod = pod(&spec);
         let user = |uid, name: &str| ImageUser { uid, name: name.to_owned() };
-        let refused = |user| container(&pod, &pod.spec.containers[0], &user).unwrap_err();
+        let refused = |user| container(&pod, &pod.spec.containers[0], &user, Path::new("/p")).unwrap_err();
         assert_eq!(refused(user(Some(0), "")), SecurityError::Root);
         assert_eq!(refused(user(None, "")), SecurityError::Root);
         assert_eq!(refused(user(None, "web")), SecurityError::UserName("web".to_owned()));
-        let context = container(&pod, &pod.spec.containers[0], &user(Some(7), "")).unwrap();
+        let context = container(&pod, &pod.spec.containers[0], &user(Some(7), ""), Path::new("/p")).unwrap();
         assert_eq!(context.run_as_user, Some(v1::Int64Value { value: 7 }));
         assert_eq!(context.masked_paths.len(), MASKED.len());
+    }
+
+    #[test]
+    fn profiles_of_the_node_are_below_their_directory() {
+        let profile = |name: &str| {
+            let profile =
+                SeccompProfile { type_: "Localhost".to_owned(), localhost_profile: Some(name.to_owned()) };
+            seccomp(Some(&profile), false, Path::new("/p")).map(|profile| profile.localhost_ref)
+        };
+        assert_eq!(profile("a/b.json").unwrap(), "/p/a/b.json");
+        for name in ["", "/etc/passwd", "../x", "a/../../x"] {
+            assert!(profile(name).is_err(), "{name} was taken");
+        }
     }
 }

@@ -31,10 +31,6 @@ fn of_pod(pod: &DesiredPod) -> Option<String> {
             "spec.securityContext.supplementalGroupsPolicy",
         ),
     ];
-    let profile = security.and_then(|security| security.seccomp_profile.as_ref());
-    if profile.is_some_and(|profile| profile.type_ == "Localhost") {
-        return Some("spec.securityContext.seccompProfile.type=Localhost".to_owned());
-    }
     let armor = security.and_then(|security| security.app_armor_profile.as_ref());
     if armor.is_some_and(|profile| profile.type_ == "Localhost") {
         return Some("spec.securityContext.appArmorProfile.type=Localhost".to_owned());
@@ -53,10 +49,7 @@ fn of_containers(pod: &DesiredPod) -> Option<String> {
     pod.all_containers().find_map(|(_, container)| {
         let security = container.security_context.as_ref();
         let lifecycle = container.lifecycle.as_ref();
-        let pre_stop = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref());
-        let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
         let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-        let seccomp = security.and_then(|security| security.seccomp_profile.as_ref());
         let armor = security.and_then(|security| security.app_armor_profile.as_ref());
         let set = [
             (container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()), "volumeDevices"),
@@ -67,30 +60,10 @@ fn of_containers(pod: &DesiredPod) -> Option<String> {
             (container.restart_policy.as_deref().is_some_and(|policy| policy != "Always"), "restartPolicy"),
             (security.is_some_and(|own| own.se_linux_options.is_some()), "securityContext.seLinuxOptions"),
             (
-                seccomp.is_some_and(|profile| profile.type_ == "Localhost"),
-                "securityContext.seccompProfile.type=Localhost",
-            ),
-            (
                 armor.is_some_and(|profile| profile.type_ == "Localhost"),
                 "securityContext.appArmorProfile.type=Localhost",
             ),
-            (lifecycle.is_some_and(|lifecycle| lifecycle.post_start.is_some()), "lifecycle.postStart"),
-            (
-                pre_stop.and_then(|hook| hook.http_get.as_ref()?.scheme.as_deref()) == Some("HTTPS"),
-                "lifecycle.preStop.httpGet.scheme=HTTPS",
-            ),
             (lifecycle.is_some_and(|lifecycle| lifecycle.stop_signal.is_some()), "lifecycle.stopSignal"),
-            (
-                probes.iter().any(|probe| probe.as_ref().is_some_and(|probe| probe.grpc.is_some())),
-                "probe.grpc",
-            ),
-            (
-                probes.iter().any(|probe| {
-                    let get = probe.as_ref().and_then(|probe| probe.http_get.as_ref());
-                    get.and_then(|get| get.scheme.as_deref()) == Some("HTTPS")
-                }),
-                "probe.httpGet.scheme=HTTPS",
-            ),
             (
                 limits.is_some_and(|limits| limits.keys().any(|name| name.starts_with("hugepages-"))),
                 "resources.limits.hugepages",

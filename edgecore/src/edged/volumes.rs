@@ -32,30 +32,30 @@ use super::{
 /// Why a pod's volumes are not there: the pod waits.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    #[error("volume {volume:?}: {kind} \"{name}\" not found")]
+    #[error("{kind} \"{name}\" not found")]
     Missing { volume: String, kind: &'static str, name: String },
-    #[error("volume {volume:?}: {kind} \"{name}\" has no key {key:?}")]
+    #[error("{kind} \"{name}\" has no key {key:?}")]
     Key { volume: String, kind: &'static str, name: String, key: String },
-    #[error("volume {volume:?}: path {path:?} is not a relative path below the volume")]
+    #[error("path {path:?} is not a relative path below the volume")]
     Path { volume: String, path: String },
-    #[error("volume {volume:?}: {field} is not supported")]
+    #[error("{field} is not supported")]
     Unsupported { volume: String, field: String },
-    #[error("volume {volume:?}: hostPath {path:?} is no {wanted}")]
+    #[error("hostPath type check failed: {path} is not a {wanted}")]
     HostPath { volume: String, path: String, wanted: &'static str },
-    #[error("volume {volume:?}: {operation}")]
+    #[error("{operation}")]
     Io {
         volume: String,
         operation: &'static str,
         #[source]
         source: io::Error,
     },
-    #[error("volume {volume:?}: service account token")]
+    #[error("service account token")]
     Token {
         volume: String,
         #[source]
         source: TokenError,
     },
-    #[error("volume {volume:?}")]
+    #[error("failed to read its source")]
     Read {
         volume: String,
         #[source]
@@ -63,6 +63,22 @@ pub enum VolumeError {
     },
     #[error("volumeMount {mount:?} names no volume")]
     Mount { mount: String },
+}
+
+impl VolumeError {
+    pub fn volume(&self) -> &str {
+        match self {
+            Self::Missing { volume, .. }
+            | Self::Key { volume, .. }
+            | Self::Path { volume, .. }
+            | Self::Unsupported { volume, .. }
+            | Self::HostPath { volume, .. }
+            | Self::Io { volume, .. }
+            | Self::Token { volume, .. }
+            | Self::Read { volume, .. }
+            | Self::Mount { mount: volume } => volume,
+        }
+    }
 }
 
 /// What volumes are made from.
@@ -120,6 +136,10 @@ impl Volumes {
                 }
                 mounted.paths.insert(name.clone(), (directory, false));
                 continue;
+            }
+            // As kubelet: what may be secret never reaches the disk by way of a volume; it comes back from the store.
+            if volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some() {
+                in_memory(&directory).map_err(failed("failed to mount a tmpfs"))?;
             }
             let context = content::Context { volumes: self, pod, pod_ips, node };
             let payload = context.payload(volume).await?;
@@ -217,15 +237,8 @@ fn propagation(text: Option<&str>) -> v1::MountPropagation {
 fn empty_dir(directory: &Path, source: &EmptyDirVolumeSource) -> io::Result<()> {
     if source.medium.as_deref() == Some("Memory") && !is_mount(directory)? {
         let size = source.size_limit.as_ref().and_then(resources::units).filter(|size| *size > 0);
-        let options = size.map_or_else(|| "mode=0777".to_owned(), |size| format!("mode=0777,size={size}"));
-        let options = std::ffi::CString::new(options)?;
-        rustix::mount::mount(
-            "tmpfs",
-            directory,
-            "tmpfs",
-            MountFlags::NOSUID | MountFlags::NODEV,
-            Some(options.as_c_str()),
-        )?;
+        let size = size.map(|size| format!(",size={size}")).unwrap_or_default();
+        mount_tmpfs(directory, &format!("mode=0777{size}"))?;
     }
     let metadata = fs::metadata(directory)?;
     let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions());
@@ -236,6 +249,22 @@ fn empty_dir(directory: &Path, source: &EmptyDirVolumeSource) -> io::Result<()> 
     Ok(())
 }
 
+/// Of a version of edgecore that had these files on the disk, nothing stays below the mount.
+fn in_memory(directory: &Path) -> io::Result<()> {
+    if is_mount(directory)? {
+        return Ok(());
+    }
+    fs::remove_dir_all(directory)?;
+    fs::create_dir(directory)?;
+    mount_tmpfs(directory, "mode=0755")
+}
+
+fn mount_tmpfs(directory: &Path, options: &str) -> io::Result<()> {
+    let options = std::ffi::CString::new(options)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    Ok(rustix::mount::mount("tmpfs", directory, "tmpfs", flags, Some(options.as_c_str()))?)
+}
+
 fn is_mount(directory: &Path) -> io::Result<bool> {
     Ok(mounts_below(directory)?.iter().any(|mount| mount == directory))
 }
@@ -243,7 +272,7 @@ fn is_mount(directory: &Path) -> io::Result<bool> {
 /// Deepest first.
 fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let directory = directory.canonicalize()?;
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
     let points =
         table.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(unescape(point)));
     let mut below: Vec<PathBuf> = points.filter(|point| point.starts_with(&directory)).collect();

@@ -1,3 +1,4 @@
+use jiff::Timestamp;
 use proto::{Object, ResourceKey};
 use serde_json::{Value, json};
 
@@ -196,7 +197,7 @@ async fn a_changed_image_or_a_failed_probe_restarts_the_container() {
     let mut old = view(&pod, "a", 0, "s0", running());
     let observed = |container: &ContainerView| seen(vec![sandbox(0, true)], vec![container.clone()]);
     let mut memory = Memory::default();
-    memory.containers.entry("a".to_owned()).or_default().unhealthy = Some("a0".to_owned());
+    memory.containers.entry("a".to_owned()).or_default().unhealthy = Some(("a0".to_owned(), Why::Liveness));
     let stops =
         |plan: Plan| matches!(&plan.actions[..], [Action::StopContainers(stops)] if stops[0].id == "a0");
     assert!(stops(decide(&pod, Intent::Run, &observed(&old), &memory, Instant::now())));

@@ -8,16 +8,17 @@ use k8s_openapi::api::core::v1::Container;
 use proto::cri::v1;
 use tokio::time::Instant;
 
-use super::{PodWorker, WorkError};
+use super::{PodWorker, Shared, WorkError};
 use crate::edged::{
     cri::CriError,
     env, hosts,
-    images::{self, ImageError, PullPolicy},
+    images::ImageError,
     pod::DesiredPod,
-    pod_state::Waiting,
+    pod_state::{Waiting, Why},
     requests::{self, ContainerParts},
-    resources, security,
-    volumes::Mounted,
+    resources,
+    security::{self, SecurityError},
+    volumes::{Mounted, VolumeError},
 };
 
 const FIRST_RETRY: Duration = Duration::from_secs(2);
@@ -26,17 +27,22 @@ const FIRST_PULL_RETRY: Duration = Duration::from_secs(10);
 /// What the whole pod waits for comes and goes with the site.
 const LAST_HOLD: Duration = Duration::from_secs(30);
 const LAST_RETRY: Duration = Duration::from_mins(5);
+/// A postStart hook that never ends; kubelet waits for ever.
+const POST_START_LIMIT: Duration = Duration::from_hours(1);
 
 impl PodWorker {
     pub(super) async fn create_sandbox(&mut self, pod: &DesiredPod, attempt: u32) -> Result<bool, WorkError> {
         let handler = match self.runtime_handler(pod) {
             Ok(handler) => handler,
-            Err(message) => return self.hold(pod, "FailedCreatePodSandBox", message).await,
+            Err(message) => return Ok(self.hold("FailedCreatePodSandBox", message)),
         };
-        let config = self.sandbox_config(pod, attempt).await;
+        let config = match self.sandbox_config(pod, attempt).await {
+            Ok(config) => config,
+            Err(error) => return Ok(self.hold("FailedCreatePodSandBox", error.to_string())),
+        };
         if let Err(error) = fs::create_dir_all(&config.log_directory) {
             let message = format!("failed to make the log directory: {error}");
-            return self.hold(pod, "FailedCreatePodSandBox", message).await;
+            return Ok(self.hold("FailedCreatePodSandBox", message));
         }
         if attempt == 0 {
             for (_, spec) in pod.all_containers() {
@@ -50,25 +56,34 @@ impl PodWorker {
         // A token may have to come from the cloud meanwhile. What needs the pod's address comes with the next sync.
         let (sandbox, mounted) =
             tokio::join!(runtime.run_sandbox(config, handler), shared.volumes.sync(pod, &[], &node));
-        self.note_volumes(pod, mounted).await;
+        self.note_volumes(mounted);
         match sandbox {
             Ok(id) => {
                 tracing::info!(pod = %pod.key, uid = %pod.uid, sandbox = id, attempt, "sandbox created");
+                if attempt > 0 {
+                    let message = "Pod sandbox changed, it will be killed and re-created.";
+                    self.normal(None, "SandboxChanged", message);
+                }
                 self.memory.hold = self.memory.hold.filter(|_| self.mounted.is_none());
                 Ok(true)
             }
             Err(error) if error.is_unreachable() => Err(error.into()),
             Err(error) => {
-                let message = format!("failed to create pod sandbox: {}", runtime::chain(&error));
-                self.hold(pod, "FailedCreatePodSandBox", message).await
+                let message = format!("Failed to create pod sandbox: {}", runtime::chain(&error));
+                Ok(self.hold("FailedCreatePodSandBox", message))
             }
         }
     }
 
-    async fn sandbox_config(&self, pod: &DesiredPod, attempt: u32) -> v1::PodSandboxConfig {
+    async fn sandbox_config(
+        &self,
+        pod: &DesiredPod,
+        attempt: u32,
+    ) -> Result<v1::PodSandboxConfig, SecurityError> {
         let driver = self.cgroup_driver().await;
         let start = self.observed.pod_start().unwrap_or(self.first_seen);
-        requests::sandbox(pod, attempt, start, &self.shared.logs, &self.shared.dns, driver)
+        let Shared { logs, dns, seccomp_profiles, .. } = self.shared.as_ref();
+        requests::sandbox(pod, attempt, start, logs, dns, driver, seccomp_profiles)
     }
 
     async fn cgroup_driver(&self) -> v1::CgroupDriver {
@@ -103,23 +118,14 @@ impl PodWorker {
     }
 
     /// The whole pod waits.
-    async fn hold(
-        &mut self,
-        pod: &DesiredPod,
-        reason: &'static str,
-        message: String,
-    ) -> Result<bool, WorkError> {
-        self.shared.events.warn(pod, reason, &message).await;
+    fn hold(&mut self, reason: &'static str, message: String) -> bool {
+        self.warn(None, reason, &message);
         self.memory.hold = Some(self.hold_until());
         self.memory.waiting = Some(Waiting { reason: "ContainerCreating".to_owned(), message });
-        Ok(false)
+        false
     }
 
-    async fn note_volumes(
-        &mut self,
-        pod: &DesiredPod,
-        mounted: Result<Mounted, crate::edged::volumes::VolumeError>,
-    ) {
+    fn note_volumes(&mut self, mounted: Result<Mounted, VolumeError>) {
         match mounted {
             Ok(mounted) => {
                 self.mounted = Some(mounted);
@@ -128,11 +134,7 @@ impl PodWorker {
             }
             Err(error) => {
                 self.mounted = None;
-                // Its result is the hold itself.
-                let message = runtime::chain(&error).to_string();
-                self.shared.events.warn(pod, "FailedMount", &message).await;
-                self.memory.hold = Some(self.hold_until());
-                self.memory.waiting = Some(Waiting { reason: "ContainerCreating".to_owned(), message });
+                self.hold("FailedMount", failed_mount(&error));
             }
         }
     }
@@ -159,8 +161,7 @@ impl PodWorker {
                 }
                 // What runs goes on with what it has.
                 Err(error) => {
-                    let message = runtime::chain(&error).to_string();
-                    self.shared.events.warn(&pod, "FailedMount", &message).await;
+                    self.warn(None, "FailedMount", &failed_mount(&error));
                     return Some(Instant::now() + LAST_RETRY / 10);
                 }
             }
@@ -182,11 +183,12 @@ impl PodWorker {
             let node = self.shared.node.borrow().clone();
             let ips = self.addresses.as_ref().map(|(_, ips)| ips.clone()).unwrap_or_default();
             let mounted = self.shared.volumes.sync(pod, &ips, &node).await;
-            self.note_volumes(pod, mounted).await;
+            self.note_volumes(mounted);
             if self.mounted.is_none() {
                 return Ok(false);
             }
         }
+        let image = spec.image.as_deref().unwrap_or_default();
         match self.try_start(pod, spec, attempt, &sandbox.id, sandbox.attempt).await {
             Ok(id) => {
                 tracing::info!(pod = %pod.key, container = name, id, attempt, "container started");
@@ -201,31 +203,58 @@ impl PodWorker {
             Err(StartError::Superseded) => return Ok(false),
             Err(StartError::Runtime(error)) => {
                 let message = runtime::chain(&error).to_string();
-                self.fail(pod, name, "RunContainerError", message, FIRST_RETRY).await;
+                self.fail(name, image, "RunContainerError", message, FIRST_RETRY);
             }
             Err(StartError::Waiting { reason, message }) => {
                 let pulling =
                     matches!(reason.as_str(), "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName");
                 let first = if pulling { FIRST_PULL_RETRY } else { FIRST_RETRY };
-                self.fail(pod, name, &reason, message, first).await;
+                self.fail(name, image, &reason, message, first);
             }
         }
         // One that fails does not hold up the others.
         Ok(true)
     }
 
-    async fn fail(&mut self, pod: &DesiredPod, name: &str, reason: &str, message: String, first: Duration) {
-        self.shared.events.warn(pod, "Failed", &format!("{reason}: container {name}: {message}")).await;
+    /// Back-off and the events, in the kubelet's words.
+    fn fail(&mut self, name: &str, image: &str, reason: &str, message: String, first: Duration) {
         let memory = self.memory.containers.entry(name.to_owned()).or_default();
         let delay = first.saturating_mul(1 << memory.failures.min(10)).min(LAST_RETRY);
         memory.failures = memory.failures.saturating_add(1);
-        // From the second failure on, as kubelet says it.
-        let (reason, message) = if reason == "ErrImagePull" && memory.failures > 1 {
-            ("ImagePullBackOff".to_owned(), format!("back-off pulling image: {message}"))
-        } else {
-            (reason.to_owned(), message)
+        let again = memory.failures > 1;
+        let (reason, message) = match reason {
+            "ErrImagePull" => {
+                self.warn(Some(name), "Failed", &format!("Failed to pull image \"{image}\": {message}"));
+                self.warn(Some(name), "Failed", "Error: ErrImagePull");
+                if again {
+                    let told = format!("Back-off pulling image \"{image}\"");
+                    self.normal(Some(name), "BackOff", &told);
+                    self.warn(Some(name), "Failed", "Error: ImagePullBackOff");
+                    ("ImagePullBackOff", format!("{told}: ErrImagePull: {message}"))
+                } else {
+                    (reason, message)
+                }
+            }
+            "ErrImageNeverPull" => {
+                self.warn(Some(name), "ErrImageNeverPull", &message);
+                self.warn(Some(name), "Failed", "Error: ErrImageNeverPull");
+                (reason, message)
+            }
+            "InvalidImageName" => {
+                self.warn(Some(name), "InspectFailed", &message);
+                self.warn(Some(name), "Failed", "Error: InvalidImageName");
+                (reason, message)
+            }
+            // Has been told where it failed.
+            "PostStartHookError" => (reason, message),
+            _ => {
+                self.warn(Some(name), "Failed", &format!("Error: {message}"));
+                (reason, message)
+            }
         };
-        memory.failure = Some((Waiting { reason, message }, Instant::now() + delay));
+        let waiting = Waiting { reason: reason.to_owned(), message };
+        let until = Instant::now() + delay;
+        self.memory.containers.entry(name.to_owned()).or_default().failure = Some((waiting, until));
     }
 
     async fn try_start(
@@ -236,12 +265,13 @@ impl PodWorker {
         sandbox_id: &str,
         sandbox_attempt: u32,
     ) -> Result<String, StartError> {
-        let sandbox_config = self.sandbox_config(pod, sandbox_attempt).await;
-        let image = self.image(pod, spec, &sandbox_config).await?;
         let config_error = |error: &(dyn std::error::Error + 'static)| StartError::Waiting {
             reason: "CreateContainerConfigError".to_owned(),
             message: runtime::chain(error).to_string(),
         };
+        let sandbox_config =
+            self.sandbox_config(pod, sandbox_attempt).await.map_err(|error| config_error(&error))?;
+        let image = self.image(pod, spec, &sandbox_config).await?;
         let node = self.shared.node.borrow().clone();
         let ips = self.addresses.as_ref().map(|(_, ips)| ips.clone()).unwrap_or_default();
         let context = env::Context {
@@ -253,7 +283,8 @@ impl PodWorker {
             capacity: self.shared.capacity,
         };
         let variables = context.variables(spec).map_err(|error| config_error(&error))?;
-        let security = security::container(pod, spec, &image.user).map_err(|error| config_error(&error))?;
+        let security = security::container(pod, spec, &image.user, &self.shared.seccomp_profiles)
+            .map_err(|error| config_error(&error))?;
         let mounted = self.mounted.as_ref().ok_or(StartError::Superseded)?;
         let mut mounts = self
             .shared
@@ -280,11 +311,31 @@ impl PodWorker {
             resources: limits,
         };
         let config = requests::container(pod, spec, parts);
-        self.create_and_start(pod, spec, attempt, sandbox_id, config, sandbox_config).await
+        let id = self.create_and_start(pod, spec, attempt, sandbox_id, config, sandbox_config).await?;
+        self.post_start(pod, spec, &id).await?;
+        Ok(id)
+    }
+
+    /// The container counts as started when its hook is done; one whose hook fails is ended.
+    async fn post_start(&mut self, pod: &DesiredPod, spec: &Container, id: &str) -> Result<(), StartError> {
+        let handler = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+        let Some(handler) = handler else { return Ok(()) };
+        let hook = self.hook(handler, spec, id);
+        let result = tokio::select! {
+            result = hook.run(POST_START_LIMIT) => result,
+            // Whoever comes next finds the container running, and ends it if that is what is wanted.
+            () = self.superseded() => return Err(StartError::Superseded),
+        };
+        let Err(message) = result else { return Ok(()) };
+        // Only in the status: the answer of a hook may hold what is not for everybody's events.
+        self.warn(Some(&spec.name), "FailedPostStartHook", "PostStartHook failed");
+        self.normal(Some(&spec.name), "Killing", &Why::PostStart.message(&spec.name));
+        self.runtime.stop_container(id, pod.grace()).await.map_err(StartError::Runtime)?;
+        Err(StartError::Waiting { reason: "PostStartHookError".to_owned(), message })
     }
 
     async fn create_and_start(
-        &self,
+        &mut self,
         pod: &DesiredPod,
         spec: &Container,
         attempt: u32,
@@ -303,10 +354,14 @@ impl PodWorker {
                 .create_container(request)
                 .await
                 .map_err(|error| start_error("CreateContainerError", error))?;
+            self.normal(Some(&spec.name), "Created", "Container created");
             if let Err(error) = self.shared.logs.make_link(pod, &spec.name, attempt, &id) {
                 tracing::warn!(%error, "log link not made");
             }
-            let Err(error) = self.runtime.start_container(&id).await else { return Ok(id) };
+            let Err(error) = self.runtime.start_container(&id).await else {
+                self.normal(Some(&spec.name), "Started", "Container started");
+                return Ok(id);
+            };
             let resources = config.linux.as_mut().and_then(|linux| linux.resources.as_mut());
             // Without CAP_SYS_RESOURCE the kernel takes no negative score.
             match resources.filter(|resources| resources.oom_score_adj < 0 && is_oom_refusal(&error)) {
@@ -317,79 +372,15 @@ impl PodWorker {
                     resources.oom_score_adj = 0;
                     self.runtime.remove_container(&id).await.map_err(StartError::Runtime)?;
                 }
-                None => return Err(start_error("RunContainerError", error)),
-            }
-        }
-    }
-
-    async fn image(
-        &mut self,
-        pod: &DesiredPod,
-        spec: &Container,
-        sandbox_config: &v1::PodSandboxConfig,
-    ) -> Result<images::Ready, StartError> {
-        let policy = PullPolicy::of(spec);
-        let found = images::find(&self.runtime, spec).await?;
-        let name = spec.image.as_deref().unwrap_or_default();
-        match (policy, found) {
-            (PullPolicy::IfNotPresent | PullPolicy::Never, Some(ready)) => Ok(ready),
-            (PullPolicy::Never, None) => Err(StartError::Waiting {
-                reason: "ErrImageNeverPull".to_owned(),
-                message: format!("Container image {name:?} is not present with pull policy of Never"),
-            }),
-            (PullPolicy::Always | PullPolicy::IfNotPresent, found) => {
-                // A pull may take hours: the cloud should know what the pod waits for.
-                if let Err(error) = self.report(true).await {
-                    tracing::warn!(error = %runtime::chain(&error), "status not reported before the pull");
+                // The id is a new one each time: an event with it would be a new one, too.
+                None => {
+                    return Err(match start_error("RunContainerError", error) {
+                        StartError::Waiting { reason, message } => {
+                            StartError::Waiting { reason, message: message.replace(&id, &spec.name) }
+                        }
+                        other => other,
+                    });
                 }
-                let runtime = self.runtime.clone();
-                let sources = self.shared.sources.clone();
-                let pull = images::pull(&runtime, pod, spec, &sources, sandbox_config.clone());
-                let result = tokio::select! {
-                    // A pod that is no longer wanted, or is another by now, does not wait: the runtime gives the pull up.
-                    result = pull => result,
-                    () = self.superseded() => return Err(StartError::Superseded),
-                };
-                match (result, found) {
-                    (Ok(()), _) => {
-                        images::find(&self.runtime, spec).await?.ok_or_else(|| StartError::Waiting {
-                            reason: "ErrImagePull".to_owned(),
-                            message: format!("image {name:?} was pulled and is not there"),
-                        })
-                    }
-                    // With policy Always: this pod has run with this image, so it was allowed to; a registry that is
-                    // out of reach must not keep a site from starting again.
-                    (Err(ImageError::Waiting(error)), Some(ready)) if self.ran_before(spec) => {
-                        tracing::warn!(pod = %pod.key, image = name, error = error.message, "not pulled; using the local image");
-                        Ok(ready)
-                    }
-                    (Err(error), _) => Err(error.into()),
-                }
-            }
-        }
-    }
-
-    fn ran_before(&self, spec: &Container) -> bool {
-        let hash = crate::edged::pod::container_hash(spec);
-        self.observed.latest(&spec.name).is_some_and(|latest| latest.hash.as_ref() == Some(&hash))
-    }
-
-    /// Ends when what is being done is no longer what is wanted.
-    async fn superseded(&mut self) {
-        loop {
-            if self.input.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-            let input = self.input.borrow();
-            let same_images = input.pod.spec.containers.iter().map(|c| &c.image).eq(self
-                .current
-                .pod
-                .spec
-                .containers
-                .iter()
-                .map(|c| &c.image));
-            if input.intent != self.current.intent || !same_images {
-                return;
             }
         }
     }
@@ -432,7 +423,7 @@ impl PodWorker {
     }
 }
 
-enum StartError {
+pub(super) enum StartError {
     Runtime(CriError),
     Waiting {
         reason: String,
@@ -455,7 +446,11 @@ fn start_error(reason: &str, error: CriError) -> StartError {
     if error.is_unreachable() {
         return StartError::Runtime(error);
     }
-    StartError::Waiting { reason: reason.to_owned(), message: error.to_string() }
+    StartError::Waiting { reason: reason.to_owned(), message: error.plain() }
+}
+
+fn failed_mount(error: &VolumeError) -> String {
+    format!("MountVolume.SetUp failed for volume \"{}\" : {}", error.volume(), runtime::chain(error))
 }
 
 fn is_oom_refusal(error: &CriError) -> bool {

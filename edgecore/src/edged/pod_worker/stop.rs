@@ -3,32 +3,28 @@
 use std::time::Duration;
 
 use futures_util::future;
-use k8s_openapi::api::core::v1::LifecycleHandler;
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 
-use super::{PodWorker, WorkError};
+use super::{PodWorker, WorkError, hooks::Hook};
 use crate::edged::{
     cri::{CriError, Runtime},
     pod_state::Stop,
-    probes::check::Check,
 };
 
 /// What a container has after a hook that took all of its time.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 
-struct Hook {
-    check: Option<Check>,
-    sleep: Duration,
-}
-
 impl PodWorker {
     pub(super) async fn stop_containers(&mut self, stops: Vec<Stop>) -> Result<bool, WorkError> {
         let mut work = Vec::new();
         for stop in &stops {
-            tracing::info!(pod = %self.current.pod.key, container = stop.name, why = stop.why, "stopping container");
+            tracing::info!(pod = %self.current.pod.key, container = stop.name, why = ?stop.why, "stopping container");
+            self.normal(Some(&stop.name), "Killing", &stop.why.message(&stop.name));
             self.probes.forget(&stop.name);
-            work.push(stop_one(self.runtime.clone(), self.hook(stop), stop.clone()));
+            work.push(stop_one(self.runtime.clone(), self.pre_stop(stop), stop.clone()));
         }
+        // The grace period may be long, and whoever waits should see why.
+        self.keep_events().await;
         let work = future::join_all(work);
         let (before, grace) = (self.current.intent, self.current.pod.grace());
         let urgent = async {
@@ -51,7 +47,13 @@ impl PodWorker {
                 return Ok(false);
             }
         };
-        results.into_iter().collect::<Result<Vec<()>, _>>()?;
+        for (stop, result) in stops.iter().zip(results) {
+            if let Err(message) = result? {
+                // Only in the log: the answer of a hook may hold what is not for everybody.
+                tracing::warn!(container = stop.name, message, "preStop hook failed");
+                self.warn(Some(&stop.name), "FailedPreStopHook", "PreStopHook failed");
+            }
+        }
         for stop in stops {
             if let Some(memory) = self.memory.containers.get_mut(&stop.name) {
                 memory.unhealthy = None;
@@ -61,45 +63,29 @@ impl PodWorker {
     }
 
     /// Of a container that runs, once.
-    fn hook(&mut self, stop: &Stop) -> Option<Hook> {
+    fn pre_stop(&mut self, stop: &Stop) -> Option<Hook> {
         let pod = self.current.pod.clone();
         let (_, spec) = pod.container(&stop.name)?;
-        let handler: &LifecycleHandler = spec.lifecycle.as_ref()?.pre_stop.as_ref()?;
+        let handler = spec.lifecycle.as_ref()?.pre_stop.as_ref()?;
         let memory = self.memory.containers.entry(stop.name.clone()).or_default();
         if memory.pre_stopped.replace(stop.id.clone()).as_ref() == Some(&stop.id) {
             return None;
         }
-        let address = self.address();
-        let sleep = handler.sleep.as_ref().and_then(|sleep| u64::try_from(sleep.seconds).ok()).unwrap_or(0);
-        Some(Hook {
-            check: Check::of_hook(handler, spec, address.as_deref(), &self.runtime, &stop.id),
-            sleep: Duration::from_secs(sleep),
-        })
+        Some(self.hook(handler, spec, &stop.id))
     }
 }
 
-async fn stop_one(runtime: Runtime, hook: Option<Hook>, stop: Stop) -> Result<(), CriError> {
+/// What the hook came to, once the container has ended.
+async fn stop_one(runtime: Runtime, hook: Option<Hook>, stop: Stop) -> Result<Result<(), String>, CriError> {
     let began = Instant::now();
-    if let Some(Hook { check, sleep }) = hook {
-        let work = async {
-            time::sleep(sleep).await;
-            match check {
-                Some(check) => check.run(stop.grace).await,
-                None => Ok(()),
-            }
-        };
-        match time::timeout(stop.grace, work).await {
-            Ok(Ok(())) => {}
-            Ok(Err(message)) => tracing::warn!(container = stop.name, message, "preStop hook failed"),
-            Err(_) => tracing::warn!(container = stop.name, "preStop hook took all of the grace period"),
+    let (hooked, left) = match hook {
+        // Without one the grace period is whole, or what is left of it after a restart of this work.
+        None => (Ok(()), stop.grace),
+        Some(hook) => {
+            let hooked = hook.run(stop.grace).await;
+            (hooked, stop.grace.saturating_sub(began.elapsed()).max(LEAST_GRACE))
         }
-    }
-    let passed = began.elapsed();
-    // Without a hook the grace period is whole, or what is left of it after a restart of this work.
-    let left = if passed < Duration::from_millis(10) {
-        stop.grace
-    } else {
-        stop.grace.saturating_sub(passed).max(LEAST_GRACE)
     };
-    runtime.stop_container(&stop.id, left).await
+    runtime.stop_container(&stop.id, left).await?;
+    Ok(hooked)
 }
