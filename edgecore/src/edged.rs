@@ -6,9 +6,10 @@
 //! a running container is never touched because edgecore was away.
 //!
 //! Reading order: [`pod`] what is desired, [`pod_state`] the decisions, [`pod_worker`] their execution, [`status`] what
-//! is reported; [`cri`] and [`relist`] the runtime; [`volumes`], [`images`], [`mod@env`] and their neighbours, what a
+//! is reported; [`cri`] and [`relist`] the runtime; [`volumes`], [`images`] (and [`image_gc`]), [`mod@env`] and their neighbours, what a
 //! container is made of; [`node_status`] the node.
 
+pub mod calls;
 pub mod cri;
 mod dispatcher;
 pub mod dns;
@@ -16,6 +17,7 @@ pub mod env;
 pub mod events;
 mod expand;
 pub mod hosts;
+pub mod image_gc;
 pub mod images;
 pub mod labels;
 pub mod logs;
@@ -48,10 +50,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    calls::Calls,
     cri::{CriError, Runtime},
     dispatcher::Dispatcher,
     dns::DnsSettings,
     events::Events,
+    image_gc::{ImageGc, ImageGcLimits},
     logs::{LogLimits, LogPaths},
     node_status::{NodeReporter, NodeStatusConfig},
     pod_worker::Shared,
@@ -104,6 +108,8 @@ pub struct Edged {
     dispatcher: Dispatcher,
     relister: Relister,
     reporter: NodeReporter,
+    image_gc: ImageGc,
+    calls: Calls,
 }
 
 impl Edged {
@@ -163,19 +169,34 @@ impl Edged {
             poke: poke.clone(),
             hub: hub.clone(),
         });
+        let calls = runtime.calls();
+        let image_gc =
+            ImageGc::new(runtime.clone(), store.clone(), sandbox_image.clone(), ImageGcLimits::default());
         let relister = Relister { runtime: runtime.clone(), poke, views: views_sender };
         let reporter =
             NodeReporter::new(node_status, sandbox_image, runtime, store, views.clone(), facts_sender, hub)?;
-        Ok(Self { dispatcher: Dispatcher::new(shared, views, LOG_LIMITS), relister, reporter })
+        Ok(Self {
+            dispatcher: Dispatcher::new(shared, views, LOG_LIMITS),
+            relister,
+            reporter,
+            image_gc,
+            calls,
+        })
+    }
+
+    /// What the container runtime has taken, for the registry of metrics.
+    pub fn calls(&self) -> Calls {
+        self.calls.clone()
     }
 
     /// Runs until it is told to stop; the pods go on.
     pub async fn run(self, stop: CancellationToken) -> Result<(), EdgedError> {
-        let Self { dispatcher, relister, reporter } = self;
+        let Self { dispatcher, relister, reporter, image_gc, calls: _ } = self;
         let mut tasks = JoinSet::new();
         tasks.spawn(dispatcher.run(stop.clone()));
         tasks.spawn(relister.run(stop.clone()));
         tasks.spawn(reporter.run(stop.clone()));
+        tasks.spawn(image_gc.run(stop.clone()));
         while let Some(ended) = tasks.join_next().await {
             ended.map_err(|error| EdgedError::Task(error.to_string()))?;
             if !stop.is_cancelled() {

@@ -56,6 +56,20 @@ async fn pods(bench: &Bench) -> Result<()> {
         ensure!(log.contains(expected), "{expected:?} is not in {log}");
     }
 
+    let told = node.reports(ReportKind::Event, "web")?;
+    let told: Vec<_> =
+        told.iter().map(|event| [&event["type"], &event["reason"], &event["message"]]).collect();
+    let present = |image: &str| format!("Container image \"{image}\" already present on machine");
+    let expected = [present(BUSYBOX), present(AGNHOST)].map(|pulled| {
+        [
+            ["Normal", "Pulled", &pulled],
+            ["Normal", "Created", "Container created"],
+            ["Normal", "Started", "Container started"],
+        ]
+        .map(|event| event.map(Value::from))
+    });
+    ensure!(told == expected.as_flattened().iter().map(<[_; 3]>::each_ref).collect::<Vec<_>>(), "{told:?}");
+
     // edgecore goes and comes back: the same container.
     let node = Node::start(&site, node.end().await?)?;
     wait::until("adopted", SOON, async || {

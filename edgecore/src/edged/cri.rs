@@ -22,6 +22,8 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
+use super::calls::Calls;
+
 /// A CNI plugin may take its time; this is what kubelet gives it, too.
 const SANDBOX_DEADLINE: Duration = Duration::from_mins(2);
 /// Calls that make the runtime start or remove something.
@@ -76,6 +78,7 @@ pub struct Runtime {
     pods: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     spent_micros: Arc<AtomicU64>,
+    calls: Calls,
 }
 
 impl Runtime {
@@ -99,6 +102,7 @@ impl Runtime {
             pods: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
             spent_micros: Arc::default(),
+            calls: Calls::default(),
         })
     }
 
@@ -111,6 +115,11 @@ impl Runtime {
     /// The time spent in calls since the last time this was asked.
     pub fn take_spent(&self) -> Duration {
         Duration::from_micros(self.spent_micros.swap(0, Ordering::Relaxed))
+    }
+
+    /// What all calls over this connection have taken.
+    pub fn calls(&self) -> Calls {
+        self.calls.clone()
     }
 
     pub async fn version(&self) -> Result<v1::VersionResponse, CriError> {
@@ -287,6 +296,21 @@ impl Runtime {
         Ok(self.call("ListImages", Some(ASK_DEADLINE), client.list_images(request)).await?.images)
     }
 
+    pub async fn remove_image(&self, image: &str) -> Result<(), CriError> {
+        let request = v1::RemoveImageRequest { image: Some(image_spec(image)) };
+        let mut client = self.images.clone();
+        gone_is_fine(self.call("RemoveImage", Some(SANDBOX_DEADLINE), client.remove_image(request)).await)
+    }
+
+    /// Where the images are.
+    pub async fn image_filesystems(&self) -> Result<Vec<String>, CriError> {
+        let mut client = self.images.clone();
+        let request = v1::ImageFsInfoRequest {};
+        let answer = self.call("ImageFsInfo", Some(ASK_DEADLINE), client.image_fs_info(request)).await?;
+        let ids = answer.image_filesystems.into_iter().filter_map(|filesystem| filesystem.fs_id);
+        Ok(ids.map(|id| id.mountpoint).collect())
+    }
+
     async fn call<T>(
         &self,
         call: &'static str,
@@ -300,6 +324,7 @@ impl Runtime {
         };
         let spent = began.elapsed();
         self.spent_micros.fetch_add(u64::try_from(spent.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.calls.note(call, spent, !matches!(result, Ok(Ok(_))));
         tracing::trace!(call, micros = spent.as_micros(), "runtime call");
         result?.map(Response::into_inner).map_err(|status| self.refusal(call, &status))
     }

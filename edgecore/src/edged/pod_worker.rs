@@ -5,6 +5,7 @@
 //! time: a new worker adopts what the runtime shows.
 
 mod cleanup;
+mod evict;
 mod hooks;
 mod images;
 mod observe;
@@ -134,6 +135,9 @@ pub struct PodWorker {
     reported: Option<PodStatus>,
     reported_in_session: bool,
     terminated_reported: bool,
+    terminal_kept: bool,
+    /// When the volumes with a sizeLimit are to be measured.
+    measure_at: Option<Instant>,
     /// Events that are kept with the next status.
     untold: Vec<Bytes>,
     /// When the pod came in, until it first ran: what edgecore adds is measured from it.
@@ -172,6 +176,8 @@ impl PodWorker {
             reported: None,
             reported_in_session: false,
             terminated_reported: false,
+            terminal_kept: false,
+            measure_at: None,
             untold: Vec::new(),
             arrived: Some(Instant::now()),
         }
@@ -323,8 +329,9 @@ impl PodWorker {
                 return Ok(Next::Wait(None));
             }
             Course::Ended(terminal) => {
-                if self.memory.terminal.is_none() {
+                if !self.terminal_kept {
                     self.keep_terminal(&terminal).await?;
+                    self.terminal_kept = true;
                     self.memory.terminal = Some(terminal);
                 }
                 self.probes.clear();
@@ -342,6 +349,7 @@ impl PodWorker {
                         &mut self.memory,
                     );
                     wake = earlier(wake, self.enforce_deadline());
+                    wake = earlier(wake, self.enforce_size_limits().await);
                     wake = earlier(wake, self.follow_init());
                 }
             }

@@ -104,7 +104,7 @@ impl Volumes {
         self.root.join(uid.as_str())
     }
 
-    fn volume_directory(&self, uid: &PodUid, volume: &str) -> PathBuf {
+    pub fn volume_directory(&self, uid: &PodUid, volume: &str) -> PathBuf {
         self.pod_directory(uid).join("volumes").join(volume)
     }
 

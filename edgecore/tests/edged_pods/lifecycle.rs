@@ -265,6 +265,11 @@ async fn ends(node: &Node) -> Result<()> {
     let mut pod = pod_of(sleeper("true"), json!({}));
     merge_spec(&mut pod, json!({"activeDeadlineSeconds": 2}));
     node.put("Pod", "late", 1, pod).await?;
+    let fill = "mkdir /small/x; head -c 3000000 /dev/zero > /small/x/y";
+    let mounts = json!({"volumeMounts": [{"name": "small", "mountPath": "/small"}]});
+    let mut pod = pod_of(sleeper(fill), mounts);
+    merge_spec(&mut pod, json!({"volumes": [{"name": "small", "emptyDir": {"sizeLimit": "1Mi"}}]}));
+    node.put("Pod", "greedy", 1, pod).await?;
     let mut pod = pod_of(shell("exit 0"), json!({}));
     merge_spec(
         &mut pod,
@@ -292,13 +297,18 @@ async fn ends(node: &Node) -> Result<()> {
     }
     let status = node.until("late", "failed", |status| status["phase"] == "Failed").await?;
     ensure!(status["reason"] == "DeadlineExceeded", "{status}");
+    let status = node.until("greedy", "evicted", |status| status["phase"] == "Failed").await?;
+    ensure!(status["reason"] == "Evicted", "{status}");
+    let message = "Usage of EmptyDir volume \"small\" exceeds the limit \"1Mi\". ";
+    ensure!(status["message"] == message, "{status}");
+    node.event("greedy", "Evicted", message).await?;
     let status = node.until("with-sidecar", "succeeded", |status| status["phase"] == "Succeeded").await?;
     ensure!(status["initContainerStatuses"][0]["state"]["terminated"].is_object(), "{status}");
     let status = node.until("bad-init", "failed", |status| status["phase"] == "Failed").await?;
     ensure!(status["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 5, "{status}");
     ensure!(waits_for(&status, "PodInitializing"), "{status}");
     ensure!(condition(&status, "Initialized")["reason"] == "ContainersNotInitialized", "{status}");
-    for name in ["second", "late", "with-sidecar", "bad-init"] {
+    for name in ["second", "late", "greedy", "with-sidecar", "bad-init"] {
         node.delete("Pod", name).await?;
     }
     Ok(())

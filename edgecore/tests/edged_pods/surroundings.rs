@@ -1,11 +1,15 @@
 //! What a container finds around it: network, rights, volumes, limits, names, and what it leaves in the logs.
 
-use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path};
+use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use edgecore::edged::{
+    cri::Runtime,
+    image_gc::{ImageGc, ImageGcLimits},
+};
 use harness::{
     Bench, Site, SiteOptions, bench,
-    setup::{AGNHOST, BUSYBOX},
+    setup::{AGNHOST, AGNHOST_NEXT, BUSYBOX, PAUSE},
     wait,
 };
 use serde_json::json;
@@ -29,6 +33,7 @@ async fn surroundings(bench: &Bench) -> Result<()> {
     volumes(&site, &node).await?;
     limits(&node).await?;
     check_noise(&site, &node).await?;
+    images(&site, &node).await?;
     node.end().await?.close().await?;
     Ok(())
 }
@@ -356,4 +361,30 @@ async fn check_noise(site: &Site, node: &Node) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn images(site: &Site, node: &Node) -> Result<()> {
+    // One image runs, one is only named by a pod that cannot start, one is not wanted by anybody.
+    node.put("Pod", "user", 1, pod_of(sleeper("true"), json!({}))).await?;
+    let mut pod = pod_of(json!({"name": "main", "image": AGNHOST}), json!({}));
+    pod["spec"]["hostUsers"] = json!(false);
+    node.put("Pod", "waiter", 1, pod).await?;
+    node.until("user", "ready", is_ready).await?;
+    let names = async || -> Result<Vec<String>> {
+        let listed = site.ctr(&["images", "list", "-q"]).await?;
+        let mut names: Vec<String> =
+            listed.lines().filter(|name| name.starts_with("skerry.test")).map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    };
+    ensure!(names().await? == [AGNHOST, AGNHOST_NEXT, BUSYBOX, PAUSE].map(str::to_owned));
+    let limits = |high, low| ImageGcLimits { high, low, min_age: Duration::ZERO };
+    let collect = async |limits| {
+        let runtime = Runtime::new(&site.runtime_endpoint())?;
+        ImageGc::new(runtime, node.store.clone(), String::new(), limits).collect().await
+    };
+    ensure!(collect(limits(101, 100)).await?.is_empty(), "a disk with room was cleared");
+    ensure!(collect(limits(0, 0)).await?.len() == 1);
+    ensure!(names().await? == [AGNHOST, BUSYBOX, PAUSE].map(str::to_owned));
+    Ok(())
 }

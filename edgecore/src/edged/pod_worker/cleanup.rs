@@ -20,6 +20,7 @@ impl PodWorker {
     pub(super) fn recall(&mut self) -> Result<(), WorkError> {
         if let Some(value) = self.shared.store.local(&self.terminal_key())? {
             self.memory.terminal = Some(serde_json::from_slice(&value)?);
+            self.terminal_kept = true;
         }
         Ok(())
     }
@@ -44,7 +45,7 @@ impl PodWorker {
         self.shared.volumes.remove(&pod.uid)?;
         self.shared.logs.remove_pod(&pod)?;
         self.shared.tokens.forget(&pod.uid).await?;
-        if self.memory.terminal.is_some() {
+        if self.terminal_kept {
             self.shared.store.delete_local(&self.terminal_key()).await?;
         }
         for directory in resources::cgroup_directories(Path::new(CGROUPS), &pod.uid) {
