@@ -97,8 +97,9 @@ impl App {
         let sessions = Arc::new(Registry::default());
         let serving = Arc::new(AtomicBool::new(false));
         let ready = readiness(&serving, &index);
-        let page = status_page(address, &index, &sessions);
-        let admin = Admin::bind(&admin_address, registry, log_level, ready, vec![("/status", page)]).await?;
+        let pages =
+            vec![("/status", status_page(address, &index, &sessions)), ("/digestz", digests_page(&index))];
+        let admin = Admin::bind(&admin_address, registry, log_level, ready, pages).await?;
 
         let upstream = Upstream::new(client.clone(), Arc::clone(&index), metrics.clone());
         let context = Arc::new(SessionContext {
@@ -169,6 +170,15 @@ fn status_page(address: SocketAddr, index: &Arc<Index>, sessions: &Arc<Registry>
     Arc::new(move || {
         let (objects, _) = index.sizes();
         json!({"address": address.to_string(), "sessions": sessions.len(), "objects": objects})
+    })
+}
+
+/// To be compared with what edgecore says at the same path: equal means that the node holds what it should.
+fn digests_page(index: &Arc<Index>) -> Page {
+    let index = Arc::clone(index);
+    Arc::new(move || {
+        let nodes = index.digests();
+        nodes.into_iter().map(|(node, digest)| (node, json!(digest.to_string()))).collect()
     })
 }
 

@@ -85,7 +85,7 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     let (hub, state) = EdgeHub::new(hub, store.clone(), asked)?;
     let mut registry = Registry::default();
     metrics::register(&mut registry, store.clone(), state.clone());
-    let pages = vec![("/nodez", nodez(&state))];
+    let pages = vec![("/nodez", nodez(&state)), ("/digestz", digestz(&node, &store))];
     if let Some(directory) = admin_address.strip_prefix("unix://").and_then(|path| Path::new(path).parent()) {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("failed to make {} for the admin socket", directory.display()))?;
@@ -112,4 +112,10 @@ fn readiness() -> Readiness {
 fn nodez(state: &watch::Receiver<HubState>) -> Page {
     let state = state.clone();
     Arc::new(move || serde_json::to_value(&*state.borrow()).unwrap_or_default())
+}
+
+/// Of the objects that the store holds, in the form of cloudcore's page of that name.
+fn digestz(node: &str, store: &Store) -> Page {
+    let (node, store) = (node.to_owned(), store.clone());
+    Arc::new(move || serde_json::json!({ node.as_str(): store.digest().to_string() }))
 }

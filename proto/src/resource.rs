@@ -171,6 +171,13 @@ impl Digest {
     }
 }
 
+/// For people and pages: the count, and the sum in hexadecimal digits.
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{:032x}", self.count, self.sum)
+    }
+}
+
 impl<'a> FromIterator<(&'a ResourceKey, u64)> for Digest {
     fn from_iter<I: IntoIterator<Item = (&'a ResourceKey, u64)>>(entries: I) -> Self {
         let mut digest = Self::default();

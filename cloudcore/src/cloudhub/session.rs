@@ -13,7 +13,7 @@ use bytes::Bytes;
 use kube::Client;
 use proto::{
     codec::{self, DecodeError, EncodeError},
-    message::{Answer, Body, GoodbyeReason, Report, ReportAck, ReportKind, Request, Response},
+    message::{Action, Answer, Batch, Body, GoodbyeReason, Report, ReportAck, ReportKind, Request, Response},
     session::{CloudEvent, CloudSession, Dead, Violation},
 };
 use runtime::link::{FrameSender, Link, LinkError};
@@ -23,7 +23,7 @@ use tokio::{
     time::{self, Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info, trace, warn};
 
 use super::registry::{Registration, Registry};
 use crate::{
@@ -278,6 +278,7 @@ impl Driver {
             if let Body::Batch(batch) = &body {
                 self.context.metrics.batches.inc();
                 self.context.metrics.changes.inc_by(batch.changes.len() as u64);
+                trace_batch(batch);
             }
             permit.send(codec::encode(body).map_err(End::Encode)?);
         }
@@ -291,6 +292,9 @@ impl Driver {
 
     fn receive(&mut self, frame: Bytes) -> Result<(), End> {
         let body = codec::decode(frame).map_err(End::Decode)?;
+        if let Body::Ack(ack) = &body {
+            trace!(seq = ack.seq, "batch acked");
+        }
         self.session.handle_frame(body, Instant::now().into_std()).map_err(End::Violation)
     }
 
@@ -417,6 +421,18 @@ impl Driver {
             if matches!(done, Ok(Done::Writer(_))) {
                 break;
             }
+        }
+    }
+}
+
+/// What was sent and acked can be followed change by change: the crash tests hold edges to it.
+fn trace_batch(batch: &Batch) {
+    for change in &batch.changes {
+        let (seq, key) = (batch.seq, &change.key);
+        match &change.action {
+            Some(Action::Put(put)) => trace!(seq, %key, version = put.resource_version, "put sent"),
+            Some(Action::Patch(patch)) => trace!(seq, %key, version = patch.resource_version, "patch sent"),
+            Some(Action::Delete(_)) | None => trace!(seq, %key, "delete sent"),
         }
     }
 }

@@ -159,6 +159,11 @@ impl Index {
         (state.objects.len(), state.nodes.len())
     }
 
+    /// The digest of what each connected node should hold, by name.
+    pub fn digests(&self) -> BTreeMap<String, Digest> {
+        self.read().nodes.iter().map(|(node, view)| (node.to_string(), view.digest)).collect()
+    }
+
     /// Pods that wait to be protected.
     pub fn unprotected(&self) -> &Arc<KeySet> {
         &self.unprotected
