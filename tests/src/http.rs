@@ -50,6 +50,16 @@ pub async fn get_tcp(address: SocketAddr, path: &str) -> Result<Response> {
     spawn_blocking(move || tcp(address, &path)).await?
 }
 
+/// `PUT` of a text to a path from the host.
+pub async fn put_tcp(address: SocketAddr, path: &str, body: &str) -> Result<Response> {
+    let head =
+        format!("PUT {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    spawn_blocking(move || {
+        exchange(connect(address)?, &head).with_context(|| format!("no answer from {address}"))
+    })
+    .await?
+}
+
 /// `GET` of a path of a unix socket.
 pub async fn get_unix(socket: &Path, path: &str) -> Result<Response> {
     let (socket, path) = (socket.to_owned(), path.to_owned());
@@ -64,16 +74,24 @@ pub async fn get_unix(socket: &Path, path: &str) -> Result<Response> {
 }
 
 fn tcp(address: SocketAddr, path: &str) -> Result<Response> {
+    get(connect(address)?, &address.to_string(), path).with_context(|| format!("no answer from {address}"))
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, CONNECT)
         .with_context(|| format!("no connection to {address}"))?;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_write_timeout(Some(ANSWER))?;
-    get(stream, &address.to_string(), path).with_context(|| format!("no answer from {address}"))
+    Ok(stream)
+}
+
+fn get(stream: impl Read + Write, host: &str, path: &str) -> Result<Response> {
+    exchange(stream, &format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n"))
 }
 
 /// HTTP/1.0: the answer ends with the connection, and is never chunked.
-fn get(mut stream: impl Read + Write, host: &str, path: &str) -> Result<Response> {
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
+fn exchange(mut stream: impl Read + Write, request: &str) -> Result<Response> {
+    stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     stream.take(LONGEST).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);

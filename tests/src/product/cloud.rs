@@ -99,6 +99,18 @@ impl Cloud {
     pub async fn admin(&self, path: &str) -> Result<Response> {
         http::get_tcp(self.admin, path).await
     }
+
+    /// Changes cloudcore's log filter while it runs.
+    pub async fn set_log_level(&self, filter: &str) -> Result<()> {
+        let answer = http::put_tcp(self.admin, "/loglevel", filter).await?;
+        ensure!(answer.status == 200, "cloudcore refuses the log filter {filter}: {}", answer.body);
+        Ok(())
+    }
+
+    /// cloudcore's log, kept by its supervisor.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("cloudcore.log")
+    }
 }
 
 pub(super) fn read_pid(path: &Path) -> Result<u32> {
