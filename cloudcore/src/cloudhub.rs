@@ -1,10 +1,12 @@
 //! The edge's side of cloudcore: one TCP port for HTTPS (enrollment, health) and for the link.
 //!
 //! [`listener`] accepts, [`enrollment`] signs certificates for holders of a join token, [`session`] drives one node's
-//! session, [`registry`] sees to it that a node has one session, [`authz`] says what a node may see and write.
+//! session, [`registry`] sees to it that a node has one session, [`holder`] says which machine a node's name belongs to,
+//! [`authz`] what a node may see and write.
 
 pub mod authz;
 pub mod enrollment;
+pub mod holder;
 pub mod listener;
 pub mod registry;
 pub mod session;

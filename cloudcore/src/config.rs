@@ -39,6 +39,8 @@ pub struct HubConfig {
     /// Addresses and DNS names of the server's certificate.
     pub names: Vec<String>,
     pub node_limit: usize,
+    /// The longest heartbeat that a node gets.
+    pub keepalive: Duration,
     pub write_timeout: Duration,
     pub certificate_validity: Duration,
 }
@@ -58,8 +60,7 @@ impl From<CloudCoreConfig> for Config {
             advertise_address,
             dns_names,
             node_limit,
-            // The edge's own heartbeat, announced in its hello, decides.
-            keepalive_interval: _,
+            keepalive_interval,
             write_timeout,
             edge_cert_signing_duration,
             node_lease: NodeLease { duration_seconds, renew_interval_seconds },
@@ -86,6 +87,7 @@ impl From<CloudCoreConfig> for Config {
                 listen: SocketAddr::new(address, port),
                 names,
                 node_limit: usize::try_from(node_limit).unwrap_or(usize::MAX),
+                keepalive: seconds(keepalive_interval),
                 write_timeout: seconds(write_timeout),
                 certificate_validity: Duration::from_secs(u64::from(edge_cert_signing_duration) * 86_400),
             },

@@ -10,6 +10,7 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use rustls_pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub mod authority;
@@ -90,6 +91,12 @@ pub fn node_of(certificate: &CertificateDer<'_>) -> Option<String> {
     let mut names = subject.iter_common_name().filter_map(|name| name.as_str().ok());
     let (name, None) = (names.next()?, names.next()) else { return None };
     name.strip_prefix(NODE_CN).filter(|node| !node.is_empty()).map(str::to_owned)
+}
+
+/// The SHA-256 of the certificate's public key, in hexadecimal: the same in each certificate of one key.
+pub fn key_hash(certificate: &CertificateDer<'_>) -> Result<String, TlsError> {
+    let (_, certificate) = X509Certificate::from_der(certificate).map_err(TlsError::Certificate)?;
+    Ok(crate::token::hex(&Sha256::digest(certificate.public_key().raw)))
 }
 
 /// Not before and not after, in seconds since 1970.

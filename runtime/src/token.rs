@@ -47,6 +47,15 @@ pub struct Token {
     pub bearer: String,
     /// When it expires, in seconds since 1970, as it says itself.
     pub expires: u64,
+    /// The only node that it is for, if it is for one.
+    pub node: Option<String>,
+}
+
+/// What a valid token allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// A token for one node lets that node alone join, also in place of a machine that had joined under its name.
+    pub node: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,6 +69,8 @@ struct Header {
 struct Claims {
     exp: u64,
     jti: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
 }
 
 impl Token {
@@ -72,7 +83,7 @@ impl Token {
         let (hash, bearer) = text.split_once('.').ok_or(TokenError::Malformed)?;
         let ca_hash = unhex(hash).ok_or(TokenError::Malformed)?;
         let (_, claims, _) = split(bearer)?;
-        Ok(Self { ca_hash, bearer: bearer.to_owned(), expires: claims.exp })
+        Ok(Self { ca_hash, bearer: bearer.to_owned(), expires: claims.exp, node: claims.node })
     }
 }
 
@@ -123,13 +134,25 @@ impl SigningKeys {
         Ok(())
     }
 
-    /// A new token for the cluster with this CA.
+    /// A new token for the cluster with this CA, for any node that is new to it.
     pub fn sign(&self, ca_der: &[u8], ttl: Duration, now: u64) -> Result<String, TokenError> {
+        self.sign_for(None, ca_der, ttl, now)
+    }
+
+    /// A new token, for one node if it is named.
+    pub fn sign_for(
+        &self,
+        node: Option<&str>,
+        ca_der: &[u8],
+        ttl: Duration,
+        now: u64,
+    ) -> Result<String, TokenError> {
         let (kid, key) = self.keys.last_key_value().ok_or(TokenError::NoKey)?;
         let mut jti = [0; 16];
         SystemRandom::new().fill(&mut jti).map_err(|_| TokenError::Randomness)?;
         let header = Header { alg: "HS256".to_owned(), typ: "JWT".to_owned(), kid: kid.clone() };
-        let claims = Claims { exp: now.saturating_add(ttl.as_secs()), jti: hex(&jti) };
+        let exp = now.saturating_add(ttl.as_secs());
+        let claims = Claims { exp, jti: hex(&jti), node: node.map(str::to_owned) };
         let part = |json: Result<Vec<u8>, serde_json::Error>| {
             json.map(|json| BASE64.encode(json)).map_err(|_| TokenError::Malformed)
         };
@@ -139,7 +162,7 @@ impl SigningKeys {
     }
 
     /// Checks the credential part of a token.
-    pub fn verify(&self, bearer: &str, now: u64) -> Result<(), TokenError> {
+    pub fn verify(&self, bearer: &str, now: u64) -> Result<Grant, TokenError> {
         if bearer.len() > MAX_TOKEN {
             return Err(TokenError::Malformed);
         }
@@ -151,7 +174,7 @@ impl SigningKeys {
         if claims.exp <= now {
             return Err(TokenError::Expired { ago: now - claims.exp });
         }
-        Ok(())
+        Ok(Grant { node: claims.node })
     }
 }
 
@@ -200,10 +223,19 @@ mod tests {
         let keys = SigningKeys::from_secret(&keys.to_secret()).unwrap();
         let new = Token::parse(&keys.sign(b"ca", DAY, 2000).unwrap()).unwrap();
         assert_eq!(old.ca_hash, <[u8; 32]>::from(Sha256::digest(b"ca")));
-        assert_eq!(keys.verify(&old.bearer, 3000), Ok(()));
-        assert_eq!(keys.verify(&new.bearer, 3000), Ok(()));
+        let any = Grant { node: None };
+        assert_eq!(keys.verify(&old.bearer, 3000), Ok(any.clone()));
+        assert_eq!(keys.verify(&new.bearer, 3000), Ok(any));
         assert_eq!(keys.verify(&old.bearer, 1000 + 86_405), Err(TokenError::Expired { ago: 5 }));
         assert_eq!(old.expires, 1000 + 86_400);
+    }
+
+    #[test]
+    fn a_token_may_be_for_one_node() {
+        let keys = SigningKeys::generate(1).unwrap();
+        let token = Token::parse(&keys.sign_for(Some("pump-7"), b"ca", DAY, 1).unwrap()).unwrap();
+        assert_eq!(token.node.as_deref(), Some("pump-7"));
+        assert_eq!(keys.verify(&token.bearer, 2), Ok(Grant { node: Some("pump-7".to_owned()) }));
     }
 
     #[test]

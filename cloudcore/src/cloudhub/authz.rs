@@ -21,6 +21,10 @@ pub enum Denied {
     ForeignEvent,
     #[error("the report is not about this node")]
     ForeignNode,
+    #[error("the pod has ended, and an ended pod does not run again")]
+    Ended,
+    #[error("the node has been taken over by a machine with another key")]
+    OtherKey,
 }
 
 /// Whether `node` may report on the pod that `pod` describes and it knows by `uid`.
@@ -32,6 +36,17 @@ pub fn may_report(node: &str, pod: &PodFacts, uid: &str) -> Result<(), Denied> {
         return Err(Denied::OtherUid);
     }
     Ok(())
+}
+
+/// Whether `node` may say that the pod is in this phase: nobody leaves a terminal one.
+pub fn may_report_phase(node: &str, pod: &PodFacts, uid: &str, phase: &str) -> Result<(), Denied> {
+    may_report(node, pod, uid)?;
+    if pod.ended && !is_terminal(phase) { Err(Denied::Ended) } else { Ok(()) }
+}
+
+/// Whether a pod in this phase has ended for good.
+pub fn is_terminal(phase: &str) -> bool {
+    matches!(phase, "Succeeded" | "Failed")
 }
 
 /// Whether `node` may say that the pod is gone.
@@ -77,6 +92,7 @@ pub fn is_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edgecontroller::protection::Eviction;
 
     fn pod() -> PodFacts {
         PodFacts {
@@ -84,7 +100,9 @@ mod tests {
             node: "mine".into(),
             service_account: "robot".into(),
             deleting: false,
-            evictable: false,
+            ended: false,
+            opted_out: false,
+            eviction: Eviction::Never,
             references: Vec::new(),
         }
     }
@@ -94,6 +112,10 @@ mod tests {
         assert_eq!(may_report("mine", &pod(), "u"), Ok(()));
         assert_eq!(may_report("other", &pod(), "u"), Err(Denied::OtherNode));
         assert_eq!(may_report("mine", &pod(), "older"), Err(Denied::OtherUid));
+        let ended = PodFacts { ended: true, ..pod() };
+        assert_eq!(may_report_phase("mine", &ended, "u", "Failed"), Ok(()));
+        assert_eq!(may_report_phase("mine", &ended, "u", "Running"), Err(Denied::Ended));
+        assert_eq!(may_report_phase("mine", &pod(), "u", "Running"), Ok(()));
         assert_eq!(may_terminate("mine", &pod(), "u"), Err(Denied::NotDeleting));
         assert_eq!(may_terminate("mine", &PodFacts { deleting: true, ..pod() }, "u"), Ok(()));
         assert_eq!(

@@ -1,4 +1,5 @@
-//! `POST /edge.crt`: a certificate for a node, for who holds a join token.
+//! `/edge.crt`: `POST` gets a certificate for a node, for who holds a join token; `GET` says whether it would, before there
+//! is a key; `DELETE`, by who holds the certificate, gives the name back.
 //!
 //! The signing keys are read from the cached Secret at each request, so a rotation counts at once.
 
@@ -12,11 +13,22 @@ use crds::componentconfig::is_dns_name;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use runtime::tls::{CertificateAuthority, CsrError};
+use kube::Client;
+use runtime::{
+    tls::{self, CertificateAuthority, CsrError},
+    token::Grant,
+};
+use rustls_pki_types::CertificateDer;
 use tracing::{info, warn};
 
-use super::listener::text;
-use crate::{edgecontroller::index::Index, secrets};
+use super::{
+    holder::{self, NotYours},
+    listener::text,
+};
+use crate::{
+    edgecontroller::{api::Failure, index::Index},
+    secrets,
+};
 
 /// A signing request is about 400 bytes.
 const MAX_CSR: usize = 64 << 10;
@@ -24,6 +36,7 @@ const MAX_CSR: usize = 64 << 10;
 /// Signs nodes' requests.
 pub struct Enrollment {
     ca: CertificateAuthority,
+    client: Client,
     index: Arc<Index>,
     validity: Duration,
 }
@@ -31,19 +44,20 @@ pub struct Enrollment {
 type Refusal = (StatusCode, String);
 
 impl Enrollment {
-    pub fn new(ca: CertificateAuthority, index: Arc<Index>, validity: Duration) -> Self {
-        Self { ca, index, validity }
+    pub fn new(ca: CertificateAuthority, client: Client, index: Arc<Index>, validity: Duration) -> Self {
+        Self { ca, client, index, validity }
     }
 
     pub fn ca(&self) -> &CertificateAuthority {
         &self.ca
     }
 
-    pub async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    /// `POST`.
+    pub async fn enroll(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
         // The token first: a stranger's body is not even read.
-        let node = match self.authenticate(&parts.headers) {
-            Ok(node) => node,
+        let (node, grant) = match self.authenticate(&parts.headers) {
+            Ok(asked) => asked,
             Err((code, reason)) => {
                 info!(%code, reason, "enrollment refused");
                 return text(code, reason + "\n");
@@ -55,24 +69,61 @@ impl Enrollment {
                 return text(StatusCode::BAD_REQUEST, format!("failed to read the request: {error}\n"));
             }
         };
-        match self.ca.sign_node_csr(&csr, &node, self.validity) {
+        match self.issue(&node, &grant, &csr).await {
             Ok(certificate) => {
                 info!(node, "node enrolled");
                 text(StatusCode::OK, certificate)
             }
-            Err(error) => {
-                let code = match error {
-                    CsrError::Malformed(_) | CsrError::Forbidden { .. } => StatusCode::BAD_REQUEST,
-                    CsrError::Issue(_) | CsrError::Randomness => StatusCode::INTERNAL_SERVER_ERROR,
-                };
-                warn!(node, error = %runtime::chain(&error), "certificate signing request refused");
-                text(code, format!("{}\n", runtime::chain(&error)))
+            Err((code, reason)) => {
+                warn!(node, %code, reason, "enrollment refused");
+                text(code, reason + "\n")
+            }
+        }
+    }
+
+    async fn issue(&self, node: &str, grant: &Grant, csr: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let certificate = self.ca.sign_node_csr(csr, node, self.validity).map_err(|error| {
+            let code = match error {
+                CsrError::Malformed(_) | CsrError::Forbidden { .. } => StatusCode::BAD_REQUEST,
+                CsrError::Issue(_) | CsrError::Randomness => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            (code, runtime::chain(&error).to_string())
+        })?;
+        let key_hash = tls::key_hash(&CertificateDer::from(certificate.as_slice()))
+            .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, runtime::chain(&error).to_string()))?;
+        settle(holder::claim(&self.client, node, &key_hash, grant).await)?;
+        Ok(certificate)
+    }
+
+    /// `GET`: the answer to a `POST` with these headers, but for the certificate.
+    pub async fn check(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
+        let checked = async {
+            let (node, grant) = self.authenticate(headers)?;
+            settle(holder::check_name(&self.client, &node, &grant).await)?;
+            Ok::<_, Refusal>(format!("{node} may join\n"))
+        };
+        match checked.await {
+            Ok(welcome) => text(StatusCode::OK, welcome),
+            Err((code, reason)) => text(code, reason + "\n"),
+        }
+    }
+
+    /// `DELETE`, by the machine whose key this is.
+    pub async fn release(&self, node: &str, key_hash: &str) -> Response<Full<Bytes>> {
+        match holder::release(&self.client, node, key_hash).await {
+            Ok(was_held) => {
+                info!(node, was_held, "node has left");
+                text(StatusCode::OK, "released\n")
+            }
+            Err(failure) => {
+                let (code, reason) = unavailable(&failure);
+                text(code, reason + "\n")
             }
         }
     }
 
     /// The node for which a holder of a valid token asks.
-    fn authenticate(&self, headers: &HeaderMap) -> Result<String, Refusal> {
+    fn authenticate(&self, headers: &HeaderMap) -> Result<(String, Grant), Refusal> {
         let value = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let unauthorized = |reason: &str| (StatusCode::UNAUTHORIZED, reason.to_owned());
         let bearer = value(header::AUTHORIZATION.as_str())
@@ -83,11 +134,24 @@ impl Enrollment {
             (StatusCode::SERVICE_UNAVAILABLE, reason.to_owned())
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        keys.verify(bearer.trim(), now).map_err(|error| unauthorized(&error.to_string()))?;
+        let grant = keys.verify(bearer.trim(), now).map_err(|error| unauthorized(&error.to_string()))?;
         let node = value("NodeName").unwrap_or_default();
         if !is_dns_name(node) {
             return Err((StatusCode::BAD_REQUEST, "header NodeName holds no valid node name".to_owned()));
         }
-        Ok(node.to_owned())
+        Ok((node.to_owned(), grant))
     }
+}
+
+fn settle(outcome: Result<Result<(), NotYours>, Failure>) -> Result<(), Refusal> {
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(not_yours)) => Err((StatusCode::FORBIDDEN, not_yours.to_string())),
+        Err(failure) => Err(unavailable(&failure)),
+    }
+}
+
+fn unavailable(failure: &Failure) -> Refusal {
+    let reason = format!("cloudcore cannot ask the API server now; try again: {}", runtime::chain(failure));
+    (StatusCode::SERVICE_UNAVAILABLE, reason)
 }

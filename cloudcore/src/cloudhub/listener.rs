@@ -1,4 +1,4 @@
-//! The one port: TLS, then HTTP/1 for `POST /edge.crt`, `GET /healthz` and the upgrade `GET /link`.
+//! The one port: TLS, then HTTP/1 for `/edge.crt`, `GET /healthz` and the upgrade `GET /link`.
 //!
 //! A client certificate is optional in TLS, because who enrolls has none yet; `/link` asks for one. Until a connection has
 //! become a session it is bounded in number and in time, so that strangers cannot use the port up.
@@ -33,9 +33,13 @@ use tracing::{debug, info, warn};
 
 use super::{
     enrollment::Enrollment,
+    holder,
     session::{self, SessionContext},
 };
-use crate::metrics::{EnrollmentLabels, HandshakeLabels};
+use crate::{
+    edgecontroller::upstream::Reporter,
+    metrics::{EnrollmentLabels, HandshakeLabels},
+};
 
 /// TLS handshakes under way at once: each costs a signature, and a core makes a few thousand a second.
 const HANDSHAKES: usize = 128;
@@ -73,10 +77,12 @@ struct Hub {
 }
 
 type Answer = Response<Full<Bytes>>;
+type Refusal = (StatusCode, String);
 
 impl CloudHub {
     pub fn new(listener: TcpListener, context: Arc<SessionContext>, ca: CertificateAuthority) -> Self {
-        let enrollment = Enrollment::new(ca, Arc::clone(&context.index), context.hub.certificate_validity);
+        let (client, index) = (context.client.clone(), Arc::clone(&context.index));
+        let enrollment = Enrollment::new(ca, client, index, context.hub.certificate_validity);
         let hub = Hub { context, enrollment, handshakes: Semaphore::new(HANDSHAKES) };
         Self { listener, hub: Arc::new(hub) }
     }
@@ -149,9 +155,9 @@ impl Hub {
             () = stop.cancelled() => return,
         };
         match upgraded {
-            Ok(Ok(Some((node, io)))) => {
+            Ok(Ok(Some((peer_node, io)))) => {
                 let link = websocket::server(io, peer).await;
-                session::run(Arc::clone(&self.context), link, node, stop).await;
+                session::run(Arc::clone(&self.context), link, peer_node, stop).await;
             }
             Ok(Ok(None)) => {}
             Ok(Err(reason)) => debug!(%peer, reason, "connection ended"),
@@ -185,8 +191,8 @@ impl Hub {
         &self,
         stream: tokio_rustls::server::TlsStream<TcpStream>,
         certificate: Option<CertificateDer<'static>>,
-    ) -> Result<Option<(String, TokioIo<hyper::upgrade::Upgraded>)>, String> {
-        let upgrade: Mutex<Option<(String, OnUpgrade)>> = Mutex::new(None);
+    ) -> Result<Option<(Reporter, TokioIo<hyper::upgrade::Upgraded>)>, String> {
+        let upgrade: Mutex<Option<(Reporter, OnUpgrade)>> = Mutex::new(None);
         let service = service_fn(|request: Request<Incoming>| {
             let (certificate, upgrade) = (certificate.as_ref(), &upgrade);
             async move { Ok::<_, Infallible>(self.answer(request, certificate, upgrade).await) }
@@ -209,17 +215,22 @@ impl Hub {
         &self,
         mut request: Request<Incoming>,
         certificate: Option<&CertificateDer<'static>>,
-        upgrade: &Mutex<Option<(String, OnUpgrade)>>,
+        upgrade: &Mutex<Option<(Reporter, OnUpgrade)>>,
     ) -> Answer {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
             (&Method::POST, "/edge.crt") => {
-                let answer = self.enrollment.answer(request).await;
+                let answer = self.enrollment.enroll(request).await;
                 let code = answer.status().as_u16();
                 self.context.metrics.enrollments.get_or_create(&EnrollmentLabels { code }).inc();
                 answer
             }
-            (&Method::GET, websocket::PATH) => match self.admit(certificate, request.headers()) {
+            (&Method::GET, "/edge.crt") => self.enrollment.check(request.headers()).await,
+            (&Method::DELETE, "/edge.crt") => match identify(certificate) {
+                Ok(Reporter { node, key_hash }) => self.enrollment.release(&node, &key_hash).await,
+                Err((code, reason)) => text(code, reason),
+            },
+            (&Method::GET, websocket::PATH) => match self.admit(certificate, request.headers()).await {
                 Ok((node, key)) => {
                     let on_upgrade = hyper::upgrade::on(&mut request);
                     *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some((node, on_upgrade));
@@ -238,20 +249,16 @@ impl Hub {
     }
 
     /// The node that may open a link, with the key of its WebSocket handshake.
-    fn admit(
+    async fn admit(
         &self,
         certificate: Option<&CertificateDer<'static>>,
         headers: &HeaderMap,
-    ) -> Result<(String, String), (StatusCode, String)> {
-        let Some(certificate) = certificate else {
-            let reason = "no client certificate: enroll with `keadm join` first\n";
-            return Err((StatusCode::UNAUTHORIZED, reason.to_owned()));
-        };
-        let Some(node) = tls::node_of(certificate) else {
-            return Err((StatusCode::FORBIDDEN, "the client certificate is not a node's\n".to_owned()));
-        };
+    ) -> Result<(Reporter, String), Refusal> {
+        let peer = identify(certificate)?;
+        let Reporter { node, key_hash } = &peer;
+        self.check_holder(node, key_hash).await?;
         let registry = &self.context.registry;
-        if registry.len() >= self.context.hub.node_limit && !registry.contains(&node) {
+        if registry.len() >= self.context.hub.node_limit && !registry.contains(node) {
             let reason = format!(
                 "node limit of {} reached (modules.cloudHub.nodeLimit)\n",
                 self.context.hub.node_limit
@@ -261,8 +268,29 @@ impl Hub {
         let key = websocket_key(headers).ok_or_else(|| {
             (StatusCode::BAD_REQUEST, "not a WebSocket handshake of version 13\n".to_owned())
         })?;
-        Ok((node, key))
+        Ok((peer, key))
     }
+
+    /// Where the cache would refuse, the API server has the last word: the Node may have got a new key just now.
+    async fn check_holder(&self, node: &str, key_hash: &str) -> Result<(), Refusal> {
+        let SessionContext { client, index, .. } = &*self.context;
+        let Err(cached) = holder::may_link(node, index.node(node).as_ref(), key_hash) else { return Ok(()) };
+        let checked = holder::check_link(client, node, key_hash).await;
+        checked.unwrap_or(Err(cached)).map_err(|reason| (StatusCode::FORBIDDEN, format!("{reason}\n")))
+    }
+}
+
+/// The node that the client's certificate, which TLS has verified, is for.
+fn identify(certificate: Option<&CertificateDer<'static>>) -> Result<Reporter, Refusal> {
+    let Some(certificate) = certificate else {
+        let reason = "no client certificate: enroll with `keadm join` first\n";
+        return Err((StatusCode::UNAUTHORIZED, reason.to_owned()));
+    };
+    let node = tls::node_of(certificate).zip(tls::key_hash(certificate).ok());
+    let Some((node, key_hash)) = node else {
+        return Err((StatusCode::FORBIDDEN, "the client certificate is not a node's\n".to_owned()));
+    };
+    Ok(Reporter { node: node.into(), key_hash: key_hash.into() })
 }
 
 fn websocket_key(headers: &HeaderMap) -> Option<String> {

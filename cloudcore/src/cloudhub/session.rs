@@ -25,14 +25,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, trace, warn};
 
-use super::registry::{Registration, Registry};
+use super::{
+    holder::{self, NotYours},
+    registry::{Registration, Registry},
+};
 use crate::{
     config::HubConfig,
     edgecontroller::{
         index::{Index, NodeSubscription},
         lanes::Lanes,
         lease::{self, LeaseConfig},
-        upstream::Upstream,
+        upstream::{Reporter, Upstream},
     },
     metrics::{BytesLabels, EndLabels, Metrics},
 };
@@ -89,6 +92,8 @@ enum End {
     Stopping,
     #[error("the node fell too far behind")]
     Behind,
+    #[error(transparent)]
+    ShutOut(NotYours),
     #[error("a task of the session failed")]
     Task,
 }
@@ -98,6 +103,7 @@ impl End {
     fn farewell(&self) -> Option<(GoodbyeReason, String)> {
         let reason = match self {
             Self::Superseded => GoodbyeReason::Superseded,
+            Self::ShutOut(_) => GoodbyeReason::Forbidden,
             Self::Stopping | Self::Behind | Self::Task | Self::Encode(_) => GoodbyeReason::ShuttingDown,
             Self::Decode(_) | Self::Violation(_) => GoodbyeReason::Violation,
             Self::Closed | Self::Goodbye { .. } | Self::Link(_) | Self::WriteTimedOut(_) | Self::Dead(_) => {
@@ -119,6 +125,7 @@ impl End {
             Self::Superseded => "superseded",
             Self::Stopping => "stopping",
             Self::Behind => "behind",
+            Self::ShutOut(_) => "shut out",
         }
     }
 }
@@ -139,7 +146,7 @@ enum Done {
 
 struct Driver {
     context: Arc<SessionContext>,
-    node: Arc<str>,
+    peer: Reporter,
     session: CloudSession,
     view: NodeSubscription,
     tasks: JoinSet<Done>,
@@ -153,16 +160,16 @@ struct Driver {
     answering: usize,
 }
 
-/// Runs a session on a link whose peer has proven to be `node`, until it ends.
-#[tracing::instrument(name = "session", skip_all, fields(%node, session = tracing::field::Empty))]
-pub async fn run(context: Arc<SessionContext>, link: Link, node: String, stop: CancellationToken) {
-    let registration = context.registry.enter(&node);
+/// Runs a session on a link whose other end has proven to be `node`, until it ends.
+#[tracing::instrument(name = "session", skip_all, fields(node = %node.node, session = tracing::field::Empty))]
+pub async fn run(context: Arc<SessionContext>, link: Link, node: Reporter, stop: CancellationToken) {
+    let registration = context.registry.enter(&node.node);
     tracing::Span::current().record("session", registration.id());
     let metrics = context.metrics.clone();
     metrics.sessions.inc();
     let (peer, transport) = (link.peer, link.transport);
     debug!(%peer, transport, "link opened");
-    let end = drive(context, link, &node, &registration, stop).await;
+    let end = drive(context, link, node, &registration, stop).await;
     metrics.sessions.dec();
     metrics.session_ends.get_or_create(&EndLabels { reason: end.label() }).inc();
     match &end {
@@ -176,7 +183,7 @@ pub async fn run(context: Arc<SessionContext>, link: Link, node: String, stop: C
 async fn drive(
     context: Arc<SessionContext>,
     link: Link,
-    node: &str,
+    node: Reporter,
     registration: &Registration,
     stop: CancellationToken,
 ) -> End {
@@ -196,9 +203,9 @@ async fn drive(
     let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
     let now = Instant::now().into_std();
     let mut driver = Driver {
-        session: CloudSession::new(node.to_owned(), SOFTWARE.to_owned(), unix_ms, now),
-        view: context.index.subscribe(node),
-        node: node.into(),
+        session: CloudSession::new(node.node.to_string(), SOFTWARE.to_owned(), unix_ms, now),
+        view: context.index.subscribe(&node.node),
+        peer: node,
         tasks,
         frames,
         blocked: false,
@@ -237,6 +244,7 @@ async fn drive(
             }
             _ = heal.tick() => {
                 driver.heal();
+                driver.view.recheck();
                 Ok(())
             }
             () = registration.superseded().cancelled() => Err(End::Superseded),
@@ -257,6 +265,9 @@ impl Driver {
             return Err(End::Behind);
         }
         while let Some(key) = self.view.dirty().pop() {
+            if key.kind() == "Node" {
+                self.check_holder()?;
+            }
             self.session.mark_dirty(key);
         }
         loop {
@@ -291,9 +302,19 @@ impl Driver {
     }
 
     fn receive(&mut self, frame: Bytes) -> Result<(), End> {
-        let body = codec::decode(frame).map_err(End::Decode)?;
-        if let Body::Ack(ack) = &body {
-            trace!(seq = ack.seq, "batch acked");
+        let mut body = codec::decode(frame).map_err(End::Decode)?;
+        match &mut body {
+            Body::Hello(hello) => {
+                let limit = u32::try_from(self.context.hub.keepalive.as_millis()).unwrap_or(u32::MAX);
+                hello.heartbeat_ms = hello.heartbeat_ms.min(limit);
+            }
+            Body::Inventory(inventory) => {
+                for entry in &inventory.entries {
+                    self.view.edge_holds(&entry.key, entry.resource_version);
+                }
+            }
+            Body::Ack(ack) => trace!(seq = ack.seq, "batch acked"),
+            _ => {}
         }
         self.session.handle_frame(body, Instant::now().into_std()).map_err(End::Violation)
     }
@@ -325,10 +346,17 @@ impl Driver {
         Ok(())
     }
 
+    /// The name may have been taken from this machine while it was connected.
+    fn check_holder(&self) -> Result<(), End> {
+        let Reporter { node, key_hash } = &self.peer;
+        let held = self.context.index.node(node);
+        holder::may_link(node, held.as_ref(), key_hash).map_err(End::ShutOut)
+    }
+
     fn keep_lease(&mut self) {
         let index = Arc::clone(&self.context.index);
         let (client, config) = (self.context.client.clone(), self.context.lease);
-        let node = Arc::clone(&self.node);
+        let node = Arc::clone(&self.peer.node);
         self.tasks.spawn(async move {
             let uid = {
                 let node = Arc::clone(&node);
@@ -351,9 +379,9 @@ impl Driver {
                 self.lanes.done(&lane);
                 continue;
             };
-            let (upstream, node) = (Arc::clone(&self.context.upstream), Arc::clone(&self.node));
+            let (upstream, peer) = (Arc::clone(&self.context.upstream), self.peer.clone());
             self.tasks.spawn(async move {
-                let done = upstream.deliver(&node, &report).await;
+                let done = upstream.deliver(&peer, &report).await;
                 Done::Work { lane, ack: ack.then_some(done) }
             });
         }
@@ -361,7 +389,7 @@ impl Driver {
             && let Some(request) = self.questions.pop_front()
         {
             self.answering += 1;
-            let (upstream, node) = (Arc::clone(&self.context.upstream), Arc::clone(&self.node));
+            let (upstream, node) = (Arc::clone(&self.context.upstream), Arc::clone(&self.peer.node));
             self.tasks.spawn(async move { Done::Answer(upstream.answer(&node, request).await) });
         }
     }
@@ -390,7 +418,7 @@ impl Driver {
     /// long as it is connected.
     fn heal(&mut self) {
         let Some(report) = &self.node_status else { return };
-        let node = self.context.index.node(&self.node);
+        let node = self.context.index.node(&self.peer.node);
         let astray = node.is_none_or(|node| node.ready.as_deref() == Some("Unknown"));
         if astray && !self.healing && self.context.index.is_complete() {
             self.healing = true;

@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -15,6 +18,7 @@ use proto::{Digest, Object, ResourceKey, session::View};
 use super::{
     key_set::KeySet,
     objects::{Cached, Facts, KINDS, Kind, NodeFacts, PodFacts},
+    protection::{Eviction, Guard},
 };
 
 /// Keys that changed while a session was busy. A node that falls further behind is better served by a new session,
@@ -24,8 +28,8 @@ const MAX_DIRTY: usize = 50_000;
 /// The shared index.
 pub struct Index {
     state: RwLock<State>,
-    /// Pods whose tolerations would have them evicted: bounded by the number of pods.
-    unprotected: Arc<KeySet>,
+    /// Pods whose tolerations are not what they should be: bounded by the number of pods.
+    unguarded: Arc<KeySet>,
 }
 
 struct State {
@@ -79,7 +83,7 @@ impl Index {
             holders: HashMap::new(),
             next_session: 1,
         };
-        Self { state: RwLock::new(state), unprotected: Arc::new(KeySet::default()) }
+        Self { state: RwLock::new(state), unguarded: Arc::new(KeySet::default()) }
     }
 
     /// The whole content of a kind, as of `resource_version`: what is not in it is gone.
@@ -94,10 +98,10 @@ impl Index {
             .cloned()
             .collect();
         for key in gone {
-            state.remove(&key, &self.unprotected);
+            state.remove(&key, &self.unguarded);
         }
         for cached in objects {
-            state.put(cached, &self.unprotected);
+            state.put(cached, &self.unguarded);
         }
         let was_complete = state.is_complete();
         let entry = state.kinds.entry(kind.key).or_default();
@@ -113,14 +117,14 @@ impl Index {
     pub fn apply(&self, kind: &Kind, cached: Cached) {
         let mut state = self.write();
         state.saw(kind, cached.object.version.resource_version);
-        state.put(cached, &self.unprotected);
+        state.put(cached, &self.unguarded);
     }
 
     /// `resource_version` is that of the deletion.
     pub fn delete(&self, kind: &Kind, key: &ResourceKey, resource_version: u64) {
         let mut state = self.write();
         state.saw(kind, resource_version);
-        state.remove(key, &self.unprotected);
+        state.remove(key, &self.unguarded);
     }
 
     /// Nothing of this kind changed up to `resource_version` but what was applied.
@@ -164,18 +168,17 @@ impl Index {
         self.read().nodes.iter().map(|(node, view)| (node.to_string(), view.digest)).collect()
     }
 
-    /// Pods that wait to be protected.
-    pub fn unprotected(&self) -> &Arc<KeySet> {
-        &self.unprotected
+    /// Pods that wait to be protected from eviction, or to be given back to it.
+    pub fn unguarded(&self) -> &Arc<KeySet> {
+        &self.unguarded
     }
 
-    /// The pod's bytes and resource version, if it is in need of protection now.
-    pub fn unprotected_pod(&self, key: &ResourceKey) -> Option<(Bytes, u64)> {
+    /// The pod's bytes, and what has to be done to it now.
+    pub fn unguarded_pod(&self, key: &ResourceKey) -> Option<(Bytes, Guard)> {
         let state = self.read();
         let cached = state.objects.get(key)?;
         let Facts::Pod(facts) = &cached.facts else { return None };
-        let needed = facts.evictable && state.is_protecting(&facts.node);
-        needed.then(|| (cached.object.bytes.clone(), cached.object.version.resource_version))
+        Some((cached.object.bytes.clone(), state.guard(facts)?))
     }
 
     /// Starts to follow what a node needs, for one session.
@@ -195,9 +198,16 @@ impl Index {
             for pod in state.pods.get(&*node).cloned().unwrap_or_default() {
                 state.refer_pod(&node, &pod);
             }
-            state.protect_all(&node, &self.unprotected);
+            state.guard_all(&node, &self.unguarded);
         }
-        NodeSubscription { index: Arc::clone(self), node, id, dirty }
+        NodeSubscription {
+            index: Arc::clone(self),
+            node,
+            id,
+            dirty,
+            newest_pod: AtomicU64::new(0),
+            withheld: Mutex::default(),
+        }
     }
 
     fn unsubscribe(&self, node: &Arc<str>, id: u64) {
@@ -241,7 +251,7 @@ impl State {
         }
     }
 
-    fn put(&mut self, cached: Cached, unprotected: &KeySet) {
+    fn put(&mut self, cached: Cached, unguarded: &KeySet) {
         let key = cached.object.key.clone();
         let hash = cached.object.version.hash;
         let previous = self.objects.insert(key.clone(), cached);
@@ -262,21 +272,21 @@ impl State {
             (Facts::Pod(now), before) => {
                 let now = now.clone();
                 let before = if let Some(Facts::Pod(before)) = before { Some(before) } else { None };
-                self.pod_changed(&key, before.as_ref(), Some(&now), unprotected);
+                self.pod_changed(&key, before.as_ref(), Some(&now), unguarded);
             }
             (Facts::Node(now), before) => {
                 let before = if let Some(Facts::Node(before)) = &before { Some(before) } else { None };
                 let same =
                     before.is_some_and(|before| (before.edge, before.opted_out) == (now.edge, now.opted_out));
                 if !same {
-                    self.protect_all(key.name(), unprotected);
+                    self.guard_all(key.name(), unguarded);
                 }
             }
             (Facts::Plain, _) => {}
         }
     }
 
-    fn remove(&mut self, key: &ResourceKey, unprotected: &KeySet) {
+    fn remove(&mut self, key: &ResourceKey, unguarded: &KeySet) {
         let Some(previous) = self.objects.remove(key) else { return };
         for node in self.holders.get(key).into_iter().flatten() {
             if let Some(view) = self.nodes.get_mut(node) {
@@ -285,7 +295,7 @@ impl State {
             }
         }
         if let Facts::Pod(before) = previous.facts {
-            self.pod_changed(key, Some(&before), None, unprotected);
+            self.pod_changed(key, Some(&before), None, unguarded);
         }
     }
 
@@ -295,7 +305,7 @@ impl State {
         key: &ResourceKey,
         before: Option<&PodFacts>,
         now: Option<&PodFacts>,
-        unprotected: &KeySet,
+        unguarded: &KeySet,
     ) {
         let same = matches!((before, now), (Some(before), Some(now))
             if before.node == now.node && before.references == now.references);
@@ -316,11 +326,8 @@ impl State {
                 self.drop_each(&before.node, key, &before.references);
             }
         }
-        if let Some(now) = now
-            && now.evictable
-            && self.is_protecting(&now.node)
-        {
-            unprotected.mark(key);
+        if now.is_some_and(|now| self.guard(now).is_some()) {
+            unguarded.mark(key);
         }
     }
 
@@ -391,22 +398,27 @@ impl State {
         }
     }
 
-    fn is_protecting(&self, node: &str) -> bool {
-        match self.node(node) {
-            Some(facts) => !facts.opted_out && (facts.edge || self.nodes.contains_key(node)),
-            None => self.nodes.contains_key(node),
+    /// What is to be done about the pod's eviction.
+    fn guard(&self, pod: &PodFacts) -> Option<Guard> {
+        if pod.deleting {
+            return None;
+        }
+        let node = self.node(&pod.node);
+        let opted_out = pod.opted_out || node.is_some_and(|node| node.opted_out);
+        let at_edge = node.is_some_and(|node| node.edge) || self.nodes.contains_key(&*pod.node);
+        match pod.eviction {
+            Eviction::Exposed if !opted_out && at_edge => Some(Guard::Protect),
+            Eviction::Guarded if opted_out => Some(Guard::GiveBack),
+            Eviction::Exposed | Eviction::Guarded | Eviction::Never => None,
         }
     }
 
-    fn protect_all(&self, node: &str, unprotected: &KeySet) {
-        if !self.is_protecting(node) {
-            return;
-        }
+    fn guard_all(&self, node: &str, unguarded: &KeySet) {
         for key in self.pods.get(node).into_iter().flatten() {
             if let Some(Facts::Pod(facts)) = self.objects.get(key).map(|cached| &cached.facts)
-                && facts.evictable
+                && self.guard(facts).is_some()
             {
-                unprotected.mark(key);
+                unguarded.mark(key);
             }
         }
     }
@@ -418,11 +430,48 @@ pub struct NodeSubscription {
     node: Arc<str>,
     id: u64,
     dirty: Arc<KeySet>,
+    /// Of the pods that the edge came with. What pods refer to is gone only if a cache of pods that is as new says so.
+    newest_pod: AtomicU64,
+    /// What this replica was too old to judge: the edge holds it in this version. Bounded by the edge's inventory.
+    withheld: Mutex<BTreeMap<ResourceKey, u64>>,
 }
 
 impl NodeSubscription {
     pub fn dirty(&self) -> &KeySet {
         &self.dirty
+    }
+
+    /// The edge holds this version, maybe from a replica that knew more.
+    pub fn edge_holds(&self, key: &str, resource_version: u64) {
+        if key.starts_with("Pod/") {
+            self.newest_pod.fetch_max(resource_version, Ordering::Relaxed);
+        }
+    }
+
+    /// Looks again at what could not be judged: an object that was deleted before this replica heard of it brings no event.
+    pub fn recheck(&self) {
+        let known = |key: &ResourceKey, version| self.is_seen(key, version);
+        self.withheld().retain(|key, version| {
+            let known = known(key, *version);
+            if known {
+                self.dirty.mark(key);
+            }
+            !known
+        });
+    }
+
+    fn is_seen(&self, key: &ResourceKey, resource_version: u64) -> bool {
+        let state = self.index.read();
+        // A kind that is not watched was sent by a cloud that knows more.
+        let seen = |kind: &str, version: u64| {
+            state.kinds.get(kind).is_some_and(|kind| kind.listed && kind.newest >= version)
+        };
+        seen(key.kind(), resource_version) && seen("Pod", self.newest_pod.load(Ordering::Relaxed))
+    }
+
+    fn withheld(&self) -> MutexGuard<'_, BTreeMap<ResourceKey, u64>> {
+        // A map is whole whatever panicked beside it.
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -457,11 +506,12 @@ impl View for NodeSubscription {
         self.index.read().nodes.get(&self.node).map(|view| view.digest).unwrap_or_default()
     }
 
-    /// A key of a kind that is not watched was sent by a cloud that knows more: it is never taken for gone.
     fn has_seen(&self, key: &ResourceKey, resource_version: u64) -> bool {
-        let state = self.index.read();
-        let kind = state.kinds.get(key.kind());
-        kind.is_some_and(|kind| kind.listed && kind.newest >= resource_version)
+        let seen = self.is_seen(key, resource_version);
+        if !seen {
+            self.withheld().insert(key.clone(), resource_version);
+        }
+        seen
     }
 }
 

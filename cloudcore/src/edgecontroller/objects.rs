@@ -2,7 +2,9 @@
 //!
 //! What the edge cannot use is cut out here, so that a write which changes nothing else costs nothing on any line:
 //! `metadata.managedFields` and `metadata.resourceVersion` (it travels beside the bytes) of every object, `status` of
-//! Pods, and all but the identity, labels, annotations and spec of Nodes.
+//! Pods but for the phase of those that have ended, and all but the identity, labels, annotations and spec of Nodes.
+//!
+//! An ended pod's phase travels, since nobody else remembers it when the edge has lost its store: it must not run again.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
@@ -14,13 +16,18 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::protection::EVICT_ANNOTATION;
+use super::protection::{EVICT_ANNOTATION, Eviction};
+use crate::cloudhub::authz;
 use pod::PodSpec;
 
 mod pod;
 
 /// Presence of this label makes a node an edge node, whatever its value.
 pub const EDGE_LABEL: &str = "node-role.kubernetes.io/edge";
+
+/// On a Node: the hash of the key of the machine that is this node, written by cloudcore. Anything else that an operator
+/// writes shuts the machine out (`kubectl annotate --overwrite node N skerry.io/enrolled-key=revoked`).
+pub const KEY_ANNOTATION: &str = "skerry.io/enrolled-key";
 
 /// A kind that is watched.
 #[derive(Debug)]
@@ -110,8 +117,11 @@ pub struct PodFacts {
     pub service_account: Box<str>,
     /// It has a deletionTimestamp.
     pub deleting: bool,
-    /// Its tolerations would let it be evicted from a node that cannot be reached, and it did not ask for that.
-    pub evictable: bool,
+    /// Its phase is one that no pod leaves.
+    pub ended: bool,
+    /// It asks to be evicted as Kubernetes does by default.
+    pub opted_out: bool,
+    pub eviction: Eviction,
     pub references: Vec<ResourceKey>,
 }
 
@@ -123,6 +133,8 @@ pub struct NodeFacts {
     pub opted_out: bool,
     /// Status of the condition Ready.
     pub ready: Option<Box<str>>,
+    /// [`KEY_ANNOTATION`].
+    pub key_hash: Option<Box<str>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -227,8 +239,13 @@ impl Kind {
             Shape::Pod => {
                 let spec = fields.get("spec").ok_or_else(|| missing("spec"))?.get();
                 let spec: PodSpec = serde_json::from_str(spec).map_err(parse)?;
-                let bytes = self.bytes(&fields, raw_metadata, &["status"]).map_err(parse)?;
-                (bytes, Facts::Pod(spec.facts(&metadata)))
+                let mut bytes = self.bytes(&fields, raw_metadata, &["status"]).map_err(parse)?;
+                let ended = fields.get("status").and_then(|status| terminal_phase(status.get()));
+                if let Some(phase) = &ended {
+                    bytes.pop();
+                    bytes.extend_from_slice(format!(r#","status":{{"phase":"{phase}"}}}}"#).as_bytes());
+                }
+                (bytes, Facts::Pod(spec.facts(&metadata, ended.is_some())))
             }
             Shape::Node => {
                 let facts = NodeFacts {
@@ -236,6 +253,7 @@ impl Kind {
                     edge: metadata.labels.iter().any(|labels| labels.contains_key(EDGE_LABEL)),
                     opted_out: evicts(metadata.annotations.as_ref()),
                     ready: fields.get("status").and_then(|status| ready(status.get())),
+                    key_hash: annotation(metadata.annotations.as_ref(), KEY_ANNOTATION).map(Into::into),
                 };
                 (node_bytes(&fields, raw_metadata).map_err(parse)?, Facts::Node(facts))
             }
@@ -317,8 +335,21 @@ fn ready(status: &str) -> Option<Box<str>> {
         .map(|condition| condition.status)
 }
 
+fn terminal_phase(status: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Status {
+        phase: String,
+    }
+    let status: Status = serde_json::from_str(status).ok()?;
+    Some(status.phase).filter(|phase| authz::is_terminal(phase))
+}
+
+fn annotation<'a>(annotations: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'a str> {
+    annotations?.get(name).map(String::as_str)
+}
+
 fn evicts(annotations: Option<&BTreeMap<String, String>>) -> bool {
-    annotations.and_then(|annotations| annotations.get(EVICT_ANNOTATION)).is_some_and(|value| value == "true")
+    annotation(annotations, EVICT_ANNOTATION) == Some("true")
 }
 
 #[cfg(test)]
@@ -348,6 +379,22 @@ mod tests {
         assert_eq!(value["metadata"]["deletionTimestamp"], "2026-01-01T00:00:00Z");
         assert_eq!(value["metadata"]["uid"], "u");
         assert!(value["metadata"].get("managedFields").is_none() && value.get("status").is_none());
+    }
+
+    #[test]
+    fn of_an_ended_pod_the_phase_is_passed_on() {
+        let pod = |status: Value| {
+            let pod = json!({"metadata": {"name": "job", "namespace": "a", "uid": "u", "resourceVersion": "1"},
+                "spec": {"nodeName": "n"}, "status": status});
+            let cached = kind("Pod").take(&pod.to_string()).unwrap();
+            let Facts::Pod(facts) = cached.facts else { panic!("no pod") };
+            (serde_json::from_slice::<Value>(&cached.object.bytes).unwrap(), facts.ended)
+        };
+        let (object, ended) = pod(json!({"phase": "Failed", "podIP": "10.0.0.1", "reason": "Evicted"}));
+        assert_eq!((object["status"].clone(), ended), (json!({"phase": "Failed"}), true));
+        assert_eq!(object["spec"]["nodeName"], "n");
+        let (object, ended) = pod(json!({"phase": "Running"}));
+        assert!(object.get("status").is_none() && !ended);
     }
 
     #[test]

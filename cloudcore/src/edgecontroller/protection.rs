@@ -1,13 +1,13 @@
 //! Eviction protection: a pod on an edge node outlives any outage of the line.
 //!
 //! The control plane evicts what runs on a node that it cannot reach once the pod's tolerations of the taints not-ready
-//! and unreachable run out, 300 s by default. Those of a bound pod may still be extended, so every pod bound to an edge node
-//! gets them without an end, unless the pod or its Node is annotated [`EVICT_ANNOTATION`]` = "true"`. An annotation that
-//! comes later does not take the protection back: the API allows no toleration to be removed from a bound pod.
+//! and unreachable run out, 300 s by default. Those of a bound pod may still be changed in length, so every pod bound to an
+//! edge node gets them without an end, unless the pod or its Node is annotated [`EVICT_ANNOTATION`]` = "true"`. How long they
+//! were is kept in [`RECORD_ANNOTATION`], and an opt-out that comes later brings that back.
 //!
-//! Level-triggered: the index says which pods are without protection now, whatever led to it.
+//! Level-triggered: the index says which pods are not as they should be now, whatever led to it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use kube::Client;
 use proto::ResourceKey;
@@ -24,6 +24,10 @@ use super::{
 
 /// On a Pod or a Node: evict as Kubernetes does by default.
 pub const EVICT_ANNOTATION: &str = "skerry.io/evict-when-unreachable";
+
+/// On a pod that was protected: the seconds for which it tolerated the taints before, `not-ready=300,unreachable=300`. A
+/// taint that it tolerated without end by itself is not named.
+pub const RECORD_ANNOTATION: &str = "skerry.io/toleration-seconds";
 
 const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
@@ -72,34 +76,91 @@ impl Toleration {
     }
 }
 
-/// Whether a pod with these tolerations would be evicted from a node that cannot be reached.
-pub fn needs_protection(tolerations: &[Toleration]) -> bool {
-    protected(tolerations).is_some()
+/// What a pod's tolerations say of its eviction from a node that cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eviction {
+    /// It would be evicted.
+    Exposed,
+    /// It would have been, before it was protected.
+    Guarded,
+    /// It would not be, as its owner wanted it.
+    Never,
 }
 
-/// The tolerations that protect the pod, if they are not what it has.
-///
-/// The first toleration that matches a taint decides how long it is tolerated, so those that name the taints lose their
-/// end, and what is missing goes to the front. One for every taint is left as it is: it is about other taints too.
-fn protected(tolerations: &[Toleration]) -> Option<Vec<Toleration>> {
+impl Eviction {
+    pub fn of(tolerations: &[Toleration], is_recorded: bool) -> Self {
+        match (limits(tolerations).next(), is_recorded) {
+            (Some(_), _) => Self::Exposed,
+            (None, true) => Self::Guarded,
+            (None, false) => Self::Never,
+        }
+    }
+}
+
+/// What is to be done about a pod's eviction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    Protect,
+    GiveBack,
+}
+
+/// The taints that are not tolerated for ever, and for how many seconds they are. The first toleration that matches a
+/// taint decides.
+fn limits(tolerations: &[Toleration]) -> impl Iterator<Item = (&'static str, i64)> {
+    TAINTS.into_iter().filter_map(|taint| {
+        let first = tolerations.iter().find(|toleration| toleration.matches(taint));
+        Some((taint, first.map_or(Some(0), |first| first.seconds)?))
+    })
+}
+
+/// The tolerations that protect the pod: those that name the taints lose their end, and what is missing goes to the front.
+/// One for every taint is left as it is: it is about other taints too.
+fn protected(tolerations: &[Toleration]) -> Vec<Toleration> {
     let mut wanted = tolerations.to_vec();
     for toleration in &mut wanted {
-        if TAINTS.iter().any(|key| toleration.key == *key && toleration.matches(key)) {
+        if TAINTS.iter().any(|taint| toleration.key == *taint && toleration.matches(taint)) {
             toleration.seconds = None;
         }
     }
-    for key in TAINTS.iter().rev() {
-        let first = wanted.iter().find(|toleration| toleration.matches(key));
-        if first.is_none_or(|first| first.seconds.is_some()) {
-            wanted.insert(0, Toleration::unlimited(key));
-        }
-    }
-    (wanted != tolerations).then_some(wanted)
+    let missing: Vec<_> = limits(&wanted).map(|(taint, _)| Toleration::unlimited(taint)).collect();
+    wanted.splice(0..0, missing);
+    wanted
 }
 
-/// The JSON patch for a pod, or `None` if it is protected. It applies only to the very pod, and to the tolerations, that
-/// were looked at.
-fn patch(pod: &[u8], resource_version: u64) -> Result<Option<Value>, serde_json::Error> {
+/// The tolerations as they were, but for those that were added: a bound pod's may not be taken away, and are cut to what
+/// was tolerated before.
+fn given_back(tolerations: &[Toleration], record: &str) -> Vec<Toleration> {
+    let mut wanted = tolerations.to_vec();
+    for (taint, seconds) in parse_record(record) {
+        let first = wanted.iter_mut().find(|toleration| toleration.matches(taint));
+        if let Some(first) = first.filter(|first| first.key == taint) {
+            first.seconds = Some(seconds);
+        }
+    }
+    wanted
+}
+
+fn record(tolerations: &[Toleration]) -> String {
+    let parts: Vec<_> =
+        limits(tolerations).map(|(taint, seconds)| format!("{}={seconds}", short(taint))).collect();
+    parts.join(",")
+}
+
+fn parse_record(record: &str) -> impl Iterator<Item = (&'static str, i64)> {
+    record.split(',').filter_map(|part| {
+        let (name, seconds) = part.split_once('=')?;
+        let taint = TAINTS.into_iter().find(|taint| short(taint) == name.trim())?;
+        Some((taint, seconds.trim().parse().ok()?))
+    })
+}
+
+fn short(taint: &str) -> &str {
+    taint.rsplit_once('/').map_or(taint, |(_, name)| name)
+}
+
+/// The merge patch for a pod. It applies to the very pod only, by the uid; and the API server takes no list of tolerations
+/// that lacks one which was added meanwhile.
+fn patch(pod: &[u8], guard: Guard) -> Result<Value, serde_json::Error> {
     #[derive(Deserialize)]
     struct Pod {
         metadata: Metadata,
@@ -108,25 +169,29 @@ fn patch(pod: &[u8], resource_version: u64) -> Result<Option<Value>, serde_json:
     #[derive(Deserialize)]
     struct Metadata {
         uid: String,
+        #[serde(default)]
+        annotations: BTreeMap<String, String>,
     }
     #[derive(Deserialize)]
     struct Spec {
         #[serde(default)]
         tolerations: Vec<Toleration>,
     }
-    let pod: Pod = serde_json::from_slice(pod)?;
-    let Some(wanted) = protected(&pod.spec.tolerations) else { return Ok(None) };
-    let same_pod = json!({"op": "test", "path": "/metadata/uid", "value": pod.metadata.uid});
-    let (test, op) = if pod.spec.tolerations.is_empty() {
-        let version = resource_version.to_string();
-        (json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}), "add")
-    } else {
-        (json!({"op": "test", "path": "/spec/tolerations", "value": pod.spec.tolerations}), "replace")
+    let Pod { metadata, spec: Spec { tolerations } } = serde_json::from_slice(pod)?;
+    let (wanted, kept) = match guard {
+        Guard::Protect => (protected(&tolerations), Some(record(&tolerations))),
+        Guard::GiveBack => {
+            let record = metadata.annotations.get(RECORD_ANNOTATION).map_or("", String::as_str);
+            (given_back(&tolerations, record), None)
+        }
     };
-    Ok(Some(json!([same_pod, test, {"op": op, "path": "/spec/tolerations", "value": wanted}])))
+    Ok(json!({
+        "metadata": {"uid": metadata.uid, "annotations": {RECORD_ANNOTATION: kept}},
+        "spec": {"tolerations": wanted},
+    }))
 }
 
-/// Protects what the index says is unprotected.
+/// Does what the index says is to be done.
 pub struct Protection {
     client: Client,
     index: Arc<Index>,
@@ -139,15 +204,15 @@ impl Protection {
 
     pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
         let mut patches: JoinSet<(ResourceKey, bool)> = JoinSet::new();
-        let queue = Arc::clone(self.index.unprotected());
+        let queue = Arc::clone(self.index.unguarded());
         loop {
             while patches.len() < CONCURRENCY
                 && let Some(key) = queue.pop()
             {
-                if let Some((bytes, version)) = self.index.unprotected_pod(&key) {
+                if let Some((bytes, guard)) = self.index.unguarded_pod(&key) {
                     let client = self.client.clone();
                     patches.spawn(async move {
-                        let done = protect(&client, &key, &bytes, version).await;
+                        let done = apply(&client, &key, &bytes, guard).await;
                         if !done {
                             // The slot is held meanwhile: an API server that refuses is not asked more often.
                             tokio::time::sleep(RETRY).await;
@@ -171,19 +236,21 @@ impl Protection {
 }
 
 /// Whether the pod needs no further attempt.
-async fn protect(client: &Client, key: &ResourceKey, bytes: &[u8], version: u64) -> bool {
-    let patch = match patch(bytes, version) {
-        Ok(Some(patch)) => patch,
-        Ok(None) => return true,
+async fn apply(client: &Client, key: &ResourceKey, bytes: &[u8], guard: Guard) -> bool {
+    let patch = match patch(bytes, guard) {
+        Ok(patch) => patch,
         Err(error) => {
             warn!(pod = %key, error = %runtime::chain(&error), "cannot protect a pod that does not parse");
             return true;
         }
     };
     let path = format!("/api/v1/namespaces/{}/pods/{}", key.namespace(), key.name());
-    match api::patch(client, &path, Patch::Json, &patch).await {
+    match api::patch(client, &path, Patch::Merge, &patch).await {
         Ok(_) => {
-            info!(pod = %key, "pod protected from eviction");
+            match guard {
+                Guard::Protect => info!(pod = %key, "pod protected from eviction"),
+                Guard::GiveBack => info!(pod = %key, "pod opted out: evicted again as Kubernetes does"),
+            }
             true
         }
         // Gone: nothing to protect. Changed since: the watch brings its new state, and it is looked at again.
@@ -203,42 +270,73 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    #[test]
-    fn the_default_tolerations_lose_their_end() {
-        let pod = json!({"metadata": {"uid": "u"}, "spec": {"tolerations": [
-            {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300},
-            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300},
-            {"key": "mine", "operator": "Exists"}]}});
-        let patch = patch(pod.to_string().as_bytes(), 7).unwrap().unwrap();
-        assert_eq!(
-            patch,
-            json!([
-                {"op": "test", "path": "/metadata/uid", "value": "u"},
-                {"op": "test", "path": "/spec/tolerations", "value": pod["spec"]["tolerations"]},
-                {"op": "replace", "path": "/spec/tolerations", "value": [
-                    {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"},
-                    {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"},
-                    {"key": "mine", "operator": "Exists"}]}])
-        );
+    fn pod(annotations: &Value, tolerations: &Value) -> Vec<u8> {
+        json!({"metadata": {"uid": "u", "annotations": annotations}, "spec": {"tolerations": tolerations}})
+            .to_string()
+            .into_bytes()
     }
 
     #[test]
-    fn missing_ones_are_added_and_what_is_protected_is_left_alone() {
-        let pod = json!({"metadata": {"uid": "u"}, "spec": {}});
-        let patch = patch(pod.to_string().as_bytes(), 7).unwrap().unwrap();
-        assert_eq!(patch[1], json!({"op": "test", "path": "/metadata/resourceVersion", "value": "7"}));
-        let added = tolerations(patch[2]["value"].clone());
-        assert_eq!(added.len(), 2);
-        assert!(!needs_protection(&added));
-        assert!(!needs_protection(&tolerations(json!([{"operator": "Exists"}]))));
+    fn the_default_tolerations_lose_their_end_and_get_it_back() {
+        let before = json!([
+            {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300},
+            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
+            {"key": "mine", "operator": "Exists"}]);
+        let patched = patch(&pod(&json!({}), &before), Guard::Protect).unwrap();
+        let record = json!({RECORD_ANNOTATION: "not-ready=300,unreachable=30"});
+        assert_eq!(
+            patched,
+            json!({"metadata": {"uid": "u", "annotations": record},
+                "spec": {"tolerations": [
+                    {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"},
+                    {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"},
+                    {"key": "mine", "operator": "Exists"}]}})
+        );
+        assert_eq!(
+            Eviction::of(&tolerations(patched["spec"]["tolerations"].clone()), true),
+            Eviction::Guarded
+        );
+        let back = patch(&pod(&record, &patched["spec"]["tolerations"]), Guard::GiveBack).unwrap();
+        assert_eq!(back["spec"]["tolerations"], before);
+        assert_eq!(back["metadata"]["annotations"], json!({RECORD_ANNOTATION: null}));
+    }
+
+    #[test]
+    fn missing_ones_are_added_and_later_cut_to_nothing() {
+        let patched = patch(&pod(&json!({}), &json!([])), Guard::Protect).unwrap();
+        let record = &patched["metadata"]["annotations"];
+        assert_eq!(*record, json!({RECORD_ANNOTATION: "not-ready=0,unreachable=0"}));
+        let added = tolerations(patched["spec"]["tolerations"].clone());
+        assert_eq!((added.len(), Eviction::of(&added, true)), (2, Eviction::Guarded));
+        let back = patch(&pod(record, &patched["spec"]["tolerations"]), Guard::GiveBack).unwrap();
+        let seconds: Vec<_> =
+            tolerations(back["spec"]["tolerations"].clone()).iter().map(|one| one.seconds).collect();
+        assert_eq!(seconds, [Some(0), Some(0)]);
+    }
+
+    #[test]
+    fn what_is_tolerated_for_ever_by_itself_is_left_alone() {
+        assert_eq!(Eviction::of(&tolerations(json!([{"operator": "Exists"}])), false), Eviction::Never);
+        let daemon = json!([{"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"},
+            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]);
+        let record = record(&tolerations(daemon.clone()));
+        assert_eq!(record, "unreachable=5");
+        let back = given_back(&protected(&tolerations(daemon.clone())), &record);
+        assert_eq!(serde_json::to_value(back).unwrap(), daemon);
     }
 
     #[test]
     fn a_limited_wildcard_is_kept_and_overruled() {
         let wildcard = json!({"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10});
-        let wanted = protected(&tolerations(json!([wildcard]))).unwrap();
+        let before = tolerations(json!([wildcard]));
+        assert_eq!(record(&before), "not-ready=10,unreachable=10");
+        let wanted = protected(&before);
         assert_eq!(wanted.len(), 3);
         assert_eq!(serde_json::to_value(&wanted[2]).unwrap(), wildcard);
-        assert!(!needs_protection(&wanted));
+        assert_eq!(Eviction::of(&wanted, true), Eviction::Guarded);
+        assert_eq!(
+            Eviction::of(&given_back(&wanted, "garbage,not-ready=x,unreachable=10"), true),
+            Eviction::Exposed
+        );
     }
 }

@@ -67,6 +67,13 @@ enum Parsed {
     Event { key: ResourceKey, event: Value },
 }
 
+/// A node that reports: its name and the hash of the key that it has proven to hold.
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    pub node: Arc<str>,
+    pub key_hash: Arc<str>,
+}
+
 #[derive(Deserialize)]
 struct PodReport {
     uid: String,
@@ -79,11 +86,12 @@ impl Upstream {
         Self { client, index, slots: Semaphore::new(SLOTS), metrics }
     }
 
-    /// Delivers a report of `node`; returns once it is settled.
-    pub async fn deliver(&self, node: &str, report: &Report) -> ReportAck {
+    /// Delivers a node's report; returns once it is settled.
+    pub async fn deliver(&self, reporter: &Reporter, report: &Report) -> ReportAck {
+        let node = &*reporter.node;
         let kind = kind_name(report.kind());
         let verdict = match parse(node, report) {
-            Ok(parsed) => self.settle(node, kind, &report.key, &parsed).await,
+            Ok(parsed) => self.settle(reporter, kind, &report.key, &parsed).await,
             Err(reason) => Verdict::Refused(reason),
         };
         let (outcome, refused) = match verdict {
@@ -97,13 +105,14 @@ impl Upstream {
         ReportAck { id: report.id, refused }
     }
 
-    async fn settle(&self, node: &str, kind: &'static str, key: &str, parsed: &Parsed) -> Verdict {
+    async fn settle(&self, reporter: &Reporter, kind: &'static str, key: &str, parsed: &Parsed) -> Verdict {
+        let node = &*reporter.node;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         loop {
             let attempt = {
                 // The semaphore is never closed; without a permit the bound is all that is lost.
                 let _slot = self.slots.acquire().await;
-                self.attempt(node, parsed).await
+                self.attempt(reporter, parsed).await
             };
             match attempt {
                 Ok(verdict) => return verdict,
@@ -123,10 +132,12 @@ impl Upstream {
         }
     }
 
-    async fn attempt(&self, node: &str, parsed: &Parsed) -> Result<Verdict, Failure> {
+    async fn attempt(&self, reporter: &Reporter, parsed: &Parsed) -> Result<Verdict, Failure> {
+        let node = &*reporter.node;
         match parsed {
             Parsed::NodeStatus(report) => {
-                node::apply(&self.client, node, report).await.map(|()| Verdict::Taken)
+                let written = node::apply(&self.client, reporter, report).await?;
+                Ok(written.map_or_else(Verdict::from, |()| Verdict::Taken))
             }
             Parsed::PodStatus { key, uid, status } => self.pod_status(node, key, uid, status).await,
             Parsed::PodTerminated { key, uid } => self.pod_terminated(node, key, uid).await,
@@ -141,7 +152,9 @@ impl Upstream {
         uid: &str,
         status: &Value,
     ) -> Result<Verdict, Failure> {
-        if let Err(denied) = self.check_pod(key, |pod| authz::may_report(node, pod, uid)).await? {
+        let phase = status["phase"].as_str().unwrap_or_default();
+        let check = |pod: &PodFacts| authz::may_report_phase(node, pod, uid, phase);
+        if let Err(denied) = self.check_pod(key, check).await? {
             return Ok(denied.into());
         }
         let patch = json!({
@@ -179,30 +192,31 @@ impl Upstream {
         }
     }
 
+    /// `key` is the object that the event is about.
     async fn event(&self, node: &str, key: &ResourceKey, event: &Value) -> Result<Verdict, Failure> {
         let involved = &event["involvedObject"];
         let text = |field: &str| involved[field].as_str().unwrap_or_default();
-        let foreign = || Ok(Denied::ForeignEvent.into());
-        match text("kind") {
-            "Node" if text("name") == node => {}
-            "Pod" if text("namespace") == key.namespace() && authz::is_name(text("name")) => {
-                let Ok(pod) = ResourceKey::new("Pod", text("namespace"), text("name")) else {
-                    return foreign();
-                };
+        let is_the_key =
+            (text("kind"), text("namespace"), text("name")) == (key.kind(), key.namespace(), key.name());
+        match key.kind() {
+            "Node" if is_the_key && key.name() == node => {}
+            "Pod" if is_the_key => {
                 let uid = text("uid");
-                if let Err(denied) = self.check_pod(&pod, |pod| authz::may_report(node, pod, uid)).await? {
+                if let Err(denied) = self.check_pod(key, |pod| authz::may_report(node, pod, uid)).await? {
                     return Ok(denied.into());
                 }
             }
-            _ => return foreign(),
+            _ => return Ok(Denied::ForeignEvent.into()),
         }
+        // Those of nodes, which have no namespace, are kept where the kubelet's are.
+        let namespace = if key.namespace().is_empty() { "default" } else { key.namespace() };
         let mut event = event.clone();
         event["apiVersion"] = "v1".into();
         event["kind"] = "Event".into();
-        event["metadata"] = json!({"name": key.name(), "namespace": key.namespace()});
+        event["metadata"] = json!({"name": event["metadata"]["name"], "namespace": namespace});
         event["source"]["host"] = node.into();
         event["reportingInstance"] = node.into();
-        let path = format!("/api/v1/namespaces/{}/events", key.namespace());
+        let path = format!("/api/v1/namespaces/{namespace}/events");
         match api::create(&self.client, &path, &event).await {
             // The name is the event's own: it was delivered before, and the ack was lost.
             Ok(_) | Err(Failure::Refused { code: 409, .. }) => Ok(Verdict::Taken),
@@ -329,11 +343,11 @@ fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
             Ok(Parsed::PodTerminated { key, uid })
         }
         ReportKind::Event => {
-            expect("Event")?;
             let mut event: Value = serde_json::from_slice(&report.payload).map_err(malformed)?;
             drop_nulls(&mut event);
             let source_is_usable = event.get("source").is_none_or(Value::is_object);
-            if !event.is_object() || !source_is_usable || key.namespace().is_empty() {
+            let is_named = event["metadata"]["name"].as_str().is_some_and(authz::is_name);
+            if !is_named || !source_is_usable {
                 return Err("report is no event".to_owned());
             }
             Ok(Parsed::Event { key, event })
@@ -370,6 +384,8 @@ mod tests {
         let Ok(Parsed::PodStatus { uid, status, .. }) = parsed else { panic!("not taken") };
         assert_eq!((uid.as_str(), status), ("u", json!({"phase": "Running"})));
 
+        let event = json!({"metadata": {"name": "x.1"}, "source": {}});
+        assert!(parse("n", &report(ReportKind::Event, "Pod/a/x", &event)).is_ok());
         let node = json!({"metadata": {"name": "n"}, "status": {}});
         assert!(parse("n", &report(ReportKind::NodeStatus, "Node//n", &node)).is_ok());
         for (kind, key, payload) in [
@@ -381,8 +397,9 @@ mod tests {
             (ReportKind::PodStatus, "Pod/a/x", json!({"uid": "u"})),
             (ReportKind::PodStatus, "Pod/a/x", json!({"status": {}})),
             (ReportKind::PodTerminated, "Node//n", json!({"uid": "u"})),
-            (ReportKind::Event, "Event/a/e", json!([])),
-            (ReportKind::Event, "Event//e", json!({})),
+            (ReportKind::Event, "Pod/a/x", json!([])),
+            (ReportKind::Event, "Pod/a/x", json!({"metadata": {"name": "../x"}})),
+            (ReportKind::Event, "Pod/a/x", json!({"metadata": {"name": "x.1"}, "source": "y"})),
             (ReportKind::Unspecified, "Pod/a/x", json!({})),
         ] {
             assert!(parse("n", &report(kind, key, &payload)).is_err(), "{kind:?} {key} {payload} was taken");

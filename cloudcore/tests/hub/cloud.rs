@@ -82,9 +82,14 @@ pub(crate) fn now() -> u64 {
 
 /// What `keadm gettoken` prints.
 pub(crate) async fn token(client: &Client) -> Result<Token> {
+    token_for(client, None).await
+}
+
+/// What `keadm gettoken --node` prints.
+pub(crate) async fn token_for(client: &Client, node: Option<&str>) -> Result<Token> {
     let keys = SigningKeys::from_secret(&secret(client, "tokensecret").await?)?;
     let ca = secret(client, "casecret").await?;
-    Ok(Token::parse(&keys.sign(&ca["cadata"], Duration::from_mins(10), now())?)?)
+    Ok(Token::parse(&keys.sign_for(node, &ca["cadata"], Duration::from_mins(10), now())?)?)
 }
 
 /// Enrolls once cloudcore has listed its secrets.
@@ -126,8 +131,11 @@ pub(crate) async fn prepare(client: &Client) -> Result<()> {
 }
 
 pub(crate) async fn ready(client: &Client, node: &str) -> Result<String> {
+    Ok(ready_condition(client, node).await?["status"].as_str().unwrap_or_default().to_owned())
+}
+
+pub(crate) async fn ready_condition(client: &Client, node: &str) -> Result<Value> {
     let node = get(client, &format!("/api/v1/nodes/{node}")).await?;
     let conditions = node["status"]["conditions"].as_array().context("no conditions")?;
-    let ready = conditions.iter().find(|condition| condition["type"] == "Ready").context("no Ready")?;
-    Ok(ready["status"].as_str().unwrap_or_default().to_owned())
+    conditions.iter().find(|condition| condition["type"] == "Ready").cloned().context("no Ready")
 }

@@ -8,6 +8,11 @@ use proto::{
     limits::MAX_FRAME,
     message::{Answer, GoodbyeReason, Question, ReportKind, TokenQuestion},
 };
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType,
+    ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth},
+    IsCa, KeyPair,
+};
 use runtime::{
     tls,
     token::{SigningKeys, Token},
@@ -18,6 +23,17 @@ use crate::{
     cloud::{Cloud, get, join, node_report, now, pod, prepare, request, running, secret, token},
     edge::{Edge, LONG, post_csr},
 };
+
+/// A request in the name of edge-2, with something else in it.
+fn csr_with(organization: &str, change: impl Fn(&mut CertificateParams)) -> Result<Vec<u8>> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, organization);
+    params.distinguished_name.push(DnType::CommonName, "system:node:edge-2");
+    params.extended_key_usages = vec![ClientAuth];
+    change(&mut params);
+    Ok(params.serialize_request(&KeyPair::generate()?)?.der().to_vec())
+}
 
 pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
     let cluster = bench.cluster(&ClusterOptions::default()).await?;
@@ -39,17 +55,24 @@ pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
     ensure!(code == 401 && String::from_utf8_lossy(&body).contains("not issued"), "{code} {body:?}");
     let elsewhere = Token { ca_hash: [7; 32], ..good.clone() };
     let error = post_csr(cloud.address, &elsewhere, "edge-2", csr.clone()).await.err().context("pin")?;
-    ensure!(format!("{error:#}").contains("OtherCa"), "{error:#}");
+    ensure!(format!("{error:#}").contains("does not match the pin in the token"), "{error:#}");
     // Signing requests.
     for (node, csr) in [
         ("edge-3", csr.clone()),
         ("edge-2", b"garbage".to_vec()),
         ("../x", csr.clone()),
         ("edge-2", vec![0; 70_000]),
+        ("edge-2", csr_with("system:nodes", |csr| csr.extended_key_usages = vec![ServerAuth])?),
+        ("edge-2", csr_with("system:nodes", |csr| csr.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))?),
+        ("edge-2", csr_with("system:masters", |_| {})?),
     ] {
         let (code, body, _) = post_csr(cloud.address, &good, node, csr).await?;
         ensure!(code == 400, "{node}: {code} {body:?}");
     }
+
+    // The same request without anything unusual is granted.
+    let (code, body, _) = post_csr(cloud.address, &good, "edge-2", csr_with("system:nodes", |_| {})?).await?;
+    ensure!(code == 200, "{code} {body:?}");
 
     // A certificate of another node.
     let mut edge = Edge::connect_as(cloud.address, &mine, "edge-2", BTreeMap::new()).await?;
@@ -71,16 +94,17 @@ pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
     let uid = &theirs["metadata"]["uid"];
     let mut edge = Edge::connect(cloud.address, &mine, BTreeMap::new()).await?;
     edge.until("first sync", |edge| edge.synced).await?;
-    let event = |kind: &str, namespace: &str, name: &str| json!({"involvedObject": {"kind": kind, "namespace": namespace, "name": name, "uid": uid}, "reason": "R", "type": "Normal"});
+    let event = |kind: &str, namespace: &str, name: &str| json!({"metadata": {"name": "e.1"}, "involvedObject": {"kind": kind, "namespace": namespace, "name": name, "uid": uid}, "reason": "R", "type": "Normal"});
     for (kind, key, payload) in [
         (ReportKind::NodeStatus, "Node//edge-2", node_report("edge-2")),
         (ReportKind::NodeStatus, "Node//edge-1", node_report("edge-2")),
         (ReportKind::PodStatus, "Pod/default/theirs", running(uid)),
         (ReportKind::PodStatus, "Pod/default/theirs%2fstatus", running(uid)),
         (ReportKind::PodTerminated, "Pod/default/theirs", json!({"uid": uid})),
-        (ReportKind::Event, "Event/default/e1", event("Pod", "default", "theirs")),
-        (ReportKind::Event, "Event/default/e2", event("Node", "", "edge-2")),
-        (ReportKind::Event, "Event/default/e3", event("Secret", "default", "x")),
+        (ReportKind::Event, "Pod/default/theirs", event("Pod", "default", "theirs")),
+        (ReportKind::Event, "Node//edge-2", event("Node", "", "edge-2")),
+        (ReportKind::Event, "Node//edge-1", event("Node", "", "edge-2")),
+        (ReportKind::Event, "Secret/default/x", event("Secret", "default", "x")),
     ] {
         let id = edge.report(kind, key, &payload);
         ensure!(!edge.ack(id).await?.is_empty(), "{kind:?} {key} was taken");

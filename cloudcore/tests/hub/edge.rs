@@ -42,15 +42,43 @@ pub(crate) async fn post_csr(
     csr: Vec<u8>,
 ) -> Result<(u16, Bytes, CertificateDer<'static>)> {
     let (config, ca) = tls::pinned_client_config(token.ca_hash)?;
-    let tcp = TcpStream::connect(address).await?;
-    let name = ServerName::IpAddress(address.ip().into());
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = http::Request::post("/edge.crt")
+    let request = enrollment("POST", token, node).body(Full::new(Bytes::from(csr)))?;
+    let (code, body) = exchange(address, Arc::new(config), request).await?;
+    Ok((code, body, ca.get().context("the CA was seen")?))
+}
+
+/// `GET /edge.crt`: whether the token lets the node join.
+pub(crate) async fn check_token(address: SocketAddr, token: &Token, node: &str) -> Result<(u16, String)> {
+    let (config, _) = tls::pinned_client_config(token.ca_hash)?;
+    let request = enrollment("GET", token, node).body(Full::default())?;
+    let (code, body) = exchange(address, Arc::new(config), request).await?;
+    Ok((code, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// `DELETE /edge.crt`: the node leaves.
+pub(crate) async fn release(address: SocketAddr, identity: &Identity) -> Result<u16> {
+    let request = http::Request::delete("/edge.crt").header("Host", "cloudcore").body(Full::default())?;
+    Ok(exchange(address, Arc::clone(&identity.tls), request).await?.0)
+}
+
+fn enrollment(method: &str, token: &Token, node: &str) -> http::request::Builder {
+    http::Request::builder()
+        .method(method)
+        .uri("/edge.crt")
         .header("Host", "cloudcore")
         .header("Authorization", format!("Bearer {}", token.bearer))
         .header("NodeName", node)
-        .body(Full::new(Bytes::from(csr)))?;
+}
+
+async fn exchange(
+    address: SocketAddr,
+    config: Arc<rustls::ClientConfig>,
+    request: http::Request<Full<Bytes>>,
+) -> Result<(u16, Bytes)> {
+    let tcp = TcpStream::connect(address).await?;
+    let name = ServerName::IpAddress(address.ip().into());
+    let stream = TlsConnector::from(config).connect(name, tcp).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let exchange = async {
         let answer = sender.send_request(request).await?;
         let code = answer.status().as_u16();
@@ -58,14 +86,13 @@ pub(crate) async fn post_csr(
     };
     tokio::pin!(connection);
     tokio::pin!(exchange);
-    let (code, body) = tokio::select! {
-        answer = &mut exchange => answer?,
+    tokio::select! {
+        answer = &mut exchange => answer,
         ended = &mut connection => {
             ended?;
-            exchange.await?
+            exchange.await
         }
-    };
-    Ok((code, body, ca.get().context("the CA was seen")?))
+    }
 }
 
 pub(crate) async fn enroll(address: SocketAddr, token: &Token, node: &str) -> Result<Identity> {

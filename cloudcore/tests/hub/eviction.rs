@@ -84,5 +84,29 @@ pub(crate) async fn eviction(bench: &Bench) -> Result<()> {
         Ok(())
     })
     .await?;
+
+    // Who opts out later is evictable again as before; who changes his mind is protected again.
+    let limits = async |name: &str| {
+        let pod = get(&client, &format!("{pods}/{name}")).await?;
+        let tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+        let limits: Vec<_> =
+            tolerations.iter().filter_map(|toleration| toleration["tolerationSeconds"].as_i64()).collect();
+        anyhow::Ok((limits, pod["metadata"]["annotations"].clone()))
+    };
+    for (on, off) in
+        [("nodes/edge-1", "true"), ("pods/kept", "true"), ("nodes/edge-1", "-"), ("pods/kept", "-")]
+    {
+        let annotation =
+            format!("skerry.io/evict-when-unreachable{}", if off == "-" { "-" } else { "=true" });
+        cluster.kubectl(&["annotate", on, &annotation]).await?;
+        // Either of the two opts out.
+        let wanted: &[i64] = if (on, off) == ("pods/kept", "-") { &[] } else { &[5, 5] };
+        wait::until("the pod's tolerations", LONG, async || {
+            let (limits, annotations) = limits("kept").await?;
+            ensure!(limits == wanted, "{on} {annotation}: {limits:?} {annotations}");
+            Ok(())
+        })
+        .await?;
+    }
     cloud.stop().await
 }

@@ -7,6 +7,7 @@ mod cloud;
 mod confinement;
 mod edge;
 mod eviction;
+mod holder;
 mod outage;
 mod path;
 
@@ -18,6 +19,11 @@ async fn a_node_joins_gets_its_pods_and_reports() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_sees_and_writes_nothing_but_its_own() -> Result<()> {
     bench::run_without_product(confinement::confinement).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nodes_name_belongs_to_one_machine() -> Result<()> {
+    bench::run_without_product(holder::holder).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

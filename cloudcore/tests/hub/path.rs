@@ -8,7 +8,7 @@ use proto::message::{Answer, Question, ReportKind, TokenQuestion};
 use serde_json::{Value, json};
 
 use crate::{
-    cloud::{Cloud, get, join, node_report, pod, prepare, ready, request, running},
+    cloud::{Cloud, get, join, node_report, pod, prepare, ready, ready_condition, request, running},
     edge::{Edge, LONG},
 };
 
@@ -82,8 +82,17 @@ pub(crate) async fn whole_path(bench: &Bench) -> Result<()> {
     cluster
         .kubectl(&["label", "--overwrite", "nodes", "edge-1", "node-role.kubernetes.io/edge=", "site=b"])
         .await?;
+    let since = ready_condition(&client, "edge-1").await?["lastTransitionTime"].clone();
+    wait::until("a second has passed", LONG, async || {
+        let now = jiff::Timestamp::now().to_string();
+        ensure!(*now > *since.as_str().context("a transition has a time")?, "{now}");
+        Ok(())
+    })
+    .await?;
     let id = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
     ensure!(edge.ack(id).await?.is_empty());
+    let again = ready_condition(&client, "edge-1").await?;
+    ensure!(again["lastTransitionTime"] == since, "a heartbeat is no transition: {again} after {since}");
     let node = get(&client, "/api/v1/nodes/edge-1").await?;
     ensure!(
         node["metadata"]["labels"]["site"] == "b"
@@ -130,15 +139,22 @@ pub(crate) async fn whole_path(bench: &Bench) -> Result<()> {
     ensure!(web["status"]["phase"] == "Running" && web["status"]["podIP"] == "10.1.1.1", "{web}");
     let scheduled = web["status"]["conditions"].as_array().context("conditions")?;
     ensure!(scheduled.iter().any(|condition| condition["type"] == "Ready"));
-    let event = json!({"metadata": {"name": "web.1"}, "involvedObject": {"kind": "Pod", "namespace": "default", "name": "web", "uid": uid},
+    let event = json!({"metadata": {"name": "web.1"}, "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": "default", "name": "web", "uid": uid},
         "reason": "Started", "message": "m", "type": "Normal", "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:00Z",
         "source": {"component": "edged"}});
     for _ in 0..2 {
-        let id = edge.report(ReportKind::Event, "Event/default/web.1", &event);
+        let id = edge.report(ReportKind::Event, "Pod/default/web", &event);
         ensure!(edge.ack(id).await?.is_empty(), "the second time it counts as delivered");
     }
+    let seen = cluster.kubectl(&["events", "--for=pod/web"]).await?;
+    ensure!(seen.contains("Started"), "{seen}");
     let event = get(&client, "/api/v1/namespaces/default/events/web.1").await?;
-    ensure!(event["source"]["host"] == "edge-1");
+    ensure!(event["source"]["host"] == "edge-1" && event["involvedObject"]["uid"] == uid, "{event}");
+    let rebooted = json!({"metadata": {"name": "edge-1.1"}, "involvedObject": {"kind": "Node", "name": "edge-1"}, "reason": "Rebooted",
+        "message": "m", "type": "Warning", "count": 1, "source": {"component": "edged"}});
+    let id = edge.report(ReportKind::Event, "Node//edge-1", &rebooted);
+    ensure!(edge.ack(id).await?.is_empty());
+    get(&client, "/api/v1/namespaces/default/events/edge-1.1").await?;
 
     // A token for the pod's own account.
     let id = edge.ask(Question::ServiceAccountToken(TokenQuestion {
@@ -183,6 +199,32 @@ pub(crate) async fn whole_path(bench: &Bench) -> Result<()> {
     let mut edge = Edge::connect(cloud.address, &identity, store).await?;
     edge.until("sync after a restart", |edge| edge.synced).await?;
     ensure!((edge.changes, edge.store.len()) == (0, held));
+
+    // A pod that has ended stays so, also for an edge that has lost its store.
+    let job =
+        request(&client, "POST", "/api/v1/namespaces/default/pods", Some(&pod("job", "edge-1"))).await?;
+    let mut ended = running(&job["metadata"]["uid"]);
+    ended["status"]["phase"] = "Failed".into();
+    let id = edge.report(ReportKind::PodStatus, "Pod/default/job", &ended);
+    ensure!(edge.ack(id).await?.is_empty());
+    let failed = |edge: &Edge| {
+        edge.json("Pod/default/job").is_some_and(|job| job["status"] == json!({"phase": "Failed"}))
+    };
+    edge.until("the phase", failed).await?;
+    drop(edge);
+    let mut edge = Edge::connect(cloud.address, &identity, BTreeMap::new()).await?;
+    edge.until("the phase again", failed).await?;
+    let id = edge.report(ReportKind::PodStatus, "Pod/default/job", &running(&job["metadata"]["uid"]));
+    ensure!(!edge.ack(id).await?.is_empty(), "it does not run again");
+    ensure!(get(&client, "/api/v1/namespaces/default/pods/job").await?["status"]["phase"] == "Failed");
+    request(
+        &client,
+        "DELETE",
+        "/api/v1/namespaces/default/pods/job",
+        Some(&json!({"gracePeriodSeconds": 0})),
+    )
+    .await?;
+    edge.until("removal", |edge| edge.synced && !edge.holds("Pod/default/job")).await?;
 
     // A pod is deleted: the edge is told, and says when it is done.
     let id = edge.report(ReportKind::PodTerminated, "Pod/default/web", &json!({"uid": uid}));

@@ -92,8 +92,9 @@ pub struct CloudHub {
     pub dns_names: Vec<String>,
     /// How many edge nodes may be connected at once; one more is refused. A bound on memory, at about 100 KiB a node.
     pub node_limit: u32,
-    /// Seconds between the signs of life that cloudcore sends on a line where nothing else is sent. Either side gives a
-    /// line up after two of them. 30, because at 15 a quiet line carries twice the bytes, and metered lines pay for them.
+    /// The longest heartbeat that an edge node gets, in seconds; a line is given up after two of them without a sign of
+    /// life. A node chooses its own with modules.edgeHub.heartbeat; where that is longer, cloudcore asks for a sign of life
+    /// by itself. 600, which leaves the choice to the nodes: they know what their line costs.
     pub keepalive_interval: u32,
     /// Seconds that one frame may take to be written before the line is given up.
     pub write_timeout: u32,
@@ -109,7 +110,7 @@ impl Default for CloudHub {
             advertise_address: Vec::new(),
             dns_names: Vec::new(),
             node_limit: 1000,
-            keepalive_interval: 30,
+            keepalive_interval: 600,
             write_timeout: 30,
             edge_cert_signing_duration: 365,
             node_lease: NodeLease::default(),

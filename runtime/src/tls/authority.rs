@@ -12,6 +12,8 @@ use time::OffsetDateTime;
 
 use super::{NODE_CN, NODES_ORGANIZATION, pkcs8};
 
+/// The CA's own name: what has another is no cloudcore's.
+pub(super) const CA_NAME: &str = "Skerry";
 const DAY: Duration = Duration::from_hours(24);
 /// As KubeEdge's: rotating a CA is an operation of its own, never forced by a date.
 const CA_VALIDITY: Duration = DAY.saturating_mul(36_500);
@@ -50,7 +52,7 @@ impl fmt::Debug for CertificateAuthority {
 impl CertificateAuthority {
     pub fn generate() -> Result<Self, CsrError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CsrError::Issue)?;
-        let mut params = params("Skerry", None, CA_VALIDITY)?;
+        let mut params = params(CA_NAME, None, CA_VALIDITY)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let certificate = params.self_signed(&key).map_err(CsrError::Issue)?.der().clone();
@@ -94,7 +96,7 @@ impl CertificateAuthority {
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CsrError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CsrError::Issue)?;
         let sans = CertificateParams::new(names.to_vec()).map_err(CsrError::Issue)?.subject_alt_names;
-        let mut params = params("cloudcore", Some("Skerry"), SERVER_VALIDITY)?;
+        let mut params = params("cloudcore", Some(CA_NAME), SERVER_VALIDITY)?;
         params.subject_alt_names = sans;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -182,7 +184,7 @@ fn params(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::{node_of, validity};
+    use crate::tls::{key_hash, node_of, validity};
 
     #[test]
     fn a_node_gets_its_own_certificate_and_no_other() {
@@ -193,6 +195,9 @@ mod tests {
         assert_eq!(node_of(&certificate).as_deref(), Some("edge-1"));
         let (from, to) = validity(&certificate).unwrap();
         assert_eq!(to - from, 86_400 + 3600);
+        let renewed = CertificateDer::from(ca.sign_node_csr(&csr, "edge-1", DAY).unwrap());
+        assert_eq!(key_hash(&certificate).unwrap(), key_hash(&renewed).unwrap());
+        assert_ne!(key_hash(&certificate).unwrap(), key_hash(ca.certificate()).unwrap());
         let error = ca.sign_node_csr(&csr, "edge-2", DAY).unwrap_err();
         assert!(matches!(error, CsrError::Forbidden { field: "subject", .. }), "{error}");
         assert!(matches!(ca.sign_node_csr(b"garbage", "edge-1", DAY), Err(CsrError::Malformed(_))));

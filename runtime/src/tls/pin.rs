@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -13,14 +13,34 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::authority::CA_NAME;
 
 /// Why a server was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PinError {
     #[error(
-        "the server's certificates do not include the CA that the token names: another cluster, an old token, or somebody in between"
+        "the server's CA does not match the pin in the token: it is the cloudcore of another cluster; get a token from the \
+         right one with `keadm gettoken`"
     )]
     OtherCa,
+    #[error(
+        "the server's certificate is no cloudcore's: something else answers there, or somebody is in between"
+    )]
+    NotCloudcore,
+}
+
+impl PinError {
+    /// What the server's certificates say, none of which is the one that the token names.
+    fn of(chain: &[CertificateDer<'_>]) -> Self {
+        let is_ours = chain.iter().any(|certificate| {
+            X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| {
+                certificate.subject().iter_common_name().any(|name| name.as_str() == Ok(CA_NAME))
+            })
+        });
+        if is_ours { Self::OtherCa } else { Self::NotCloudcore }
+    }
 }
 
 /// A client configuration that trusts just the CA with this hash, and hands that CA's certificate out once it has been seen
@@ -65,8 +85,9 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, Error> {
         let pinned =
             |certificate: &&CertificateDer<'_>| <[u8; 32]>::from(Sha256::digest(certificate)) == self.ca_hash;
-        let other_ca = || CertificateError::Other(rustls::OtherError(Arc::new(PinError::OtherCa)));
-        let ca = intermediates.iter().find(pinned).ok_or_else(other_ca)?.clone().into_owned();
+        // Not as a fault of the certificate: such a one is shown in the notation of Rust.
+        let other = || Error::Other(rustls::OtherError(Arc::new(PinError::of(intermediates))));
+        let ca = intermediates.iter().find(pinned).ok_or_else(other)?.clone().into_owned();
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone())?;
         let verified =

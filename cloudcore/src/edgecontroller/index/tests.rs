@@ -149,20 +149,69 @@ fn pods_of_edge_nodes_wait_for_protection() {
         vec![pod("p", "edge", &[], 1), pod("q", "cloud", &[], 1), pod("r", "ours", &[], 1)],
         1,
     );
-    assert_eq!(drain(index.unprotected()), [""; 0]);
+    assert_eq!(drain(index.unguarded()), [""; 0]);
     index.apply(kind("Node"), node("edge", &edge, &json!({})));
     index.apply(kind("Node"), node("cloud", &json!({}), &json!({})));
-    assert_eq!(drain(index.unprotected()), ["Pod/a/p"]);
+    assert_eq!(drain(index.unguarded()), ["Pod/a/p"]);
     let session = index.subscribe("ours");
-    assert_eq!(drain(index.unprotected()), ["Pod/a/r"]);
+    assert_eq!(drain(index.unguarded()), ["Pod/a/r"]);
     drop(session);
 
     let opted_out = json!({"skerry.io/evict-when-unreachable": "true"});
     index.apply(kind("Node"), node("edge", &edge, &opted_out));
     index.apply(kind("Pod"), pod("p2", "edge", &[], 2));
-    assert_eq!(drain(index.unprotected()), [""; 0]);
-    assert!(index.unprotected_pod(&key("Pod/a/p2")).is_none());
+    assert_eq!(drain(index.unguarded()), [""; 0]);
+    assert!(index.unguarded_pod(&key("Pod/a/p2")).is_none());
     index.apply(kind("Node"), node("edge", &edge, &json!({})));
-    assert_eq!(drain(index.unprotected()), ["Pod/a/p", "Pod/a/p2"]);
-    assert!(index.unprotected_pod(&key("Pod/a/p2")).is_some());
+    assert_eq!(drain(index.unguarded()), ["Pod/a/p", "Pod/a/p2"]);
+    assert!(matches!(index.unguarded_pod(&key("Pod/a/p2")), Some((_, Guard::Protect))));
+}
+
+#[test]
+fn an_opt_out_gives_back_what_we_have_protected_and_nothing_else() {
+    let index = Arc::new(Index::new());
+    let edge = json!({"node-role.kubernetes.io/edge": "true"});
+    let tolerant = |name: &str, annotations: &Value| {
+        cached(
+            "Pod",
+            &json!({"metadata": {"name": name, "namespace": "a", "uid": name, "annotations": annotations},
+                "spec": {"nodeName": "edge", "tolerations": [{"operator": "Exists"}]}}),
+        )
+    };
+    let record = json!({"skerry.io/toleration-seconds": "not-ready=300,unreachable=300"});
+    index.apply(kind("Node"), node("edge", &edge, &json!({})));
+    index.apply(kind("Pod"), tolerant("ours", &record));
+    index.apply(kind("Pod"), tolerant("daemon", &json!({})));
+    assert_eq!(drain(index.unguarded()), [""; 0]);
+    let mut opted_out = record;
+    opted_out["skerry.io/evict-when-unreachable"] = "true".into();
+    index.apply(kind("Pod"), tolerant("ours", &opted_out));
+    assert_eq!(drain(index.unguarded()), ["Pod/a/ours"]);
+    assert!(matches!(index.unguarded_pod(&key("Pod/a/ours")), Some((_, Guard::GiveBack))));
+    let record = json!({"skerry.io/toleration-seconds": "not-ready=300,unreachable=300"});
+    index.apply(kind("Pod"), tolerant("ours", &record));
+    drain(index.unguarded());
+    index.apply(kind("Node"), node("edge", &edge, &json!({"skerry.io/evict-when-unreachable": "true"})));
+    assert_eq!(drain(index.unguarded()), ["Pod/a/ours"], "the node's opt-out counts for all of its pods");
+}
+
+#[test]
+fn what_a_newer_replica_sent_is_kept_until_this_one_has_caught_up() {
+    let index = Arc::new(Index::new());
+    for kind in &KINDS {
+        index.replace(kind, Vec::new(), 100);
+    }
+    let view = index.subscribe("n");
+    // Pod p (at 120) refers to settings (at 50); this replica's cache of pods is at 100.
+    view.edge_holds("Pod/a/p", 120);
+    view.edge_holds("ConfigMap/a/settings", 50);
+    assert!(!view.has_seen(&key("Pod/a/p"), 120));
+    assert!(!view.has_seen(&key("ConfigMap/a/settings"), 50), "the pod that needs it is not known yet");
+    view.recheck();
+    assert_eq!(drain(view.dirty()), [""; 0]);
+    // The pod is deleted, and this replica hears of neither: its list is newer, and empty.
+    index.replace(kind("Pod"), Vec::new(), 130);
+    view.recheck();
+    assert_eq!(drain(view.dirty()), ["ConfigMap/a/settings", "Pod/a/p"]);
+    assert!(view.has_seen(&key("ConfigMap/a/settings"), 50));
 }

@@ -3,8 +3,8 @@
 use proto::ResourceKey;
 use serde::Deserialize;
 
-use super::{Metadata, PodFacts, evicts};
-use crate::edgecontroller::protection::{Toleration, needs_protection};
+use super::{Metadata, PodFacts, annotation, evicts};
+use crate::edgecontroller::protection::{Eviction, RECORD_ANNOTATION, Toleration};
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
@@ -95,7 +95,7 @@ struct EnvFrom {
 }
 
 impl PodSpec {
-    pub(super) fn facts(self, metadata: &Metadata) -> PodFacts {
+    pub(super) fn facts(self, metadata: &Metadata, ended: bool) -> PodFacts {
         let references = self.references(&metadata.namespace);
         let deleting = metadata.deletion_timestamp.is_some();
         let service_account =
@@ -105,9 +105,12 @@ impl PodSpec {
             node: self.node_name,
             service_account,
             deleting,
-            evictable: !deleting
-                && !evicts(metadata.annotations.as_ref())
-                && needs_protection(&self.tolerations),
+            ended,
+            opted_out: evicts(metadata.annotations.as_ref()),
+            eviction: Eviction::of(
+                &self.tolerations,
+                annotation(metadata.annotations.as_ref(), RECORD_ANNOTATION).is_some(),
+            ),
             references,
         }
     }

@@ -10,35 +10,45 @@ use kube::Client;
 use serde_json::{Map, Value, json};
 use tracing::info;
 
+use super::Reporter;
 use crate::{
-    cloudhub::authz,
+    cloudhub::authz::{self, Denied},
     edgecontroller::{
         api::{self, Failure, Patch},
-        objects::EDGE_LABEL,
+        objects::{EDGE_LABEL, KEY_ANNOTATION},
     },
 };
 
 /// Registers the node and writes its status. A conflict means that somebody wrote in between: to be tried again.
-pub(super) async fn apply(client: &Client, node: &str, report: &Value) -> Result<(), Failure> {
+pub(super) async fn apply(
+    client: &Client,
+    reporter: &Reporter,
+    report: &Value,
+) -> Result<Result<(), Denied>, Failure> {
+    let node = &*reporter.node;
     let path = format!("/api/v1/nodes/{node}");
     let mut current = match api::get(client, &path).await {
         Ok(current) => current,
         Err(Failure::Refused { code: 404, .. }) => {
-            let created = api::create(client, "/api/v1/nodes", &registration(node, report)).await?;
+            let created = api::create(client, "/api/v1/nodes", &registration(reporter, report)).await?;
             info!(node, "node registered");
             created
         }
         Err(failure) => return Err(failure),
     };
-    if let Some(patch) = missing_metadata(&current, report) {
+    let held_by = &current["metadata"]["annotations"][KEY_ANNOTATION];
+    if held_by.as_str().is_some_and(|key| *key != *reporter.key_hash) {
+        return Ok(Err(Denied::OtherKey));
+    }
+    if let Some(patch) = missing_metadata(&current, reporter, report) {
         current = api::patch(client, &path, Patch::Merge, &patch).await?;
     }
     let patch = status_patch(&current, report, Timestamp::now());
     api::patch(client, &format!("{path}/status"), Patch::Merge, &patch).await?;
-    Ok(())
+    Ok(Ok(()))
 }
 
-fn registration(node: &str, report: &Value) -> Value {
+fn registration(reporter: &Reporter, report: &Value) -> Value {
     let mut spec = Map::new();
     if let Some(taints) = report["spec"].get("taints") {
         spec.insert("taints".to_owned(), taints.clone());
@@ -46,7 +56,11 @@ fn registration(node: &str, report: &Value) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": node, "labels": labels(report), "annotations": annotations(report)},
+        "metadata": {
+            "name": &*reporter.node,
+            "labels": labels(report),
+            "annotations": annotations(reporter, report),
+        },
         "spec": spec,
     })
 }
@@ -59,8 +73,10 @@ fn labels(report: &Value) -> Map<String, Value> {
     labels
 }
 
-fn annotations(report: &Value) -> Map<String, Value> {
-    allowed(report, "annotations")
+fn annotations(reporter: &Reporter, report: &Value) -> Map<String, Value> {
+    let mut annotations = allowed(report, "annotations");
+    annotations.insert(KEY_ANNOTATION.to_owned(), (*reporter.key_hash).into());
+    annotations
 }
 
 fn allowed(report: &Value, field: &str) -> Map<String, Value> {
@@ -69,12 +85,12 @@ fn allowed(report: &Value, field: &str) -> Map<String, Value> {
 }
 
 /// What the Node lacks of the report's labels and annotations.
-fn missing_metadata(current: &Value, report: &Value) -> Option<Value> {
+fn missing_metadata(current: &Value, reporter: &Reporter, report: &Value) -> Option<Value> {
     let missing = |field: &str, wanted: Map<String, Value>| -> Map<String, Value> {
         wanted.into_iter().filter(|(key, _)| current["metadata"][field].get(key).is_none()).collect()
     };
     let labels = missing("labels", labels(report));
-    let annotations = missing("annotations", annotations(report));
+    let annotations = missing("annotations", annotations(reporter, report));
     if labels.is_empty() && annotations.is_empty() {
         return None;
     }
@@ -117,18 +133,23 @@ fn status_patch(current: &Value, report: &Value, now: Timestamp) -> Value {
 mod tests {
     use super::*;
 
+    fn reporter() -> Reporter {
+        Reporter { node: "n".into(), key_hash: "k".into() }
+    }
+
     #[test]
     fn an_operators_labels_survive_and_missing_ones_are_added() {
         let report = json!({"metadata": {"labels": {EDGE_LABEL: "", "site": "a", "new": "1",
-            "node-role.kubernetes.io/control-plane": ""}}, "status": {}});
+            "node-role.kubernetes.io/control-plane": ""}, "annotations": {KEY_ANNOTATION: "forged"}}, "status": {}});
         let current = json!({"metadata": {"resourceVersion": "7", "labels": {EDGE_LABEL: "", "site": "b"}}});
         assert_eq!(
-            missing_metadata(&current, &report).unwrap(),
-            json!({"metadata": {"resourceVersion": "7", "labels": {"new": "1"}, "annotations": {}}})
+            missing_metadata(&current, &reporter(), &report).unwrap(),
+            json!({"metadata": {"resourceVersion": "7", "labels": {"new": "1"}, "annotations": {KEY_ANNOTATION: "k"}}})
         );
-        let complete = json!({"metadata": {"labels": {EDGE_LABEL: "true", "site": "b", "new": "2"}}});
-        assert_eq!(missing_metadata(&complete, &report), None);
-        assert_eq!(registration("n", &json!({}))["metadata"]["labels"], json!({EDGE_LABEL: "true"}));
+        let complete = json!({"metadata": {"labels": {EDGE_LABEL: "true", "site": "b", "new": "2"},
+            "annotations": {KEY_ANNOTATION: "k"}}});
+        assert_eq!(missing_metadata(&complete, &reporter(), &report), None);
+        assert_eq!(registration(&reporter(), &json!({}))["metadata"]["labels"], json!({EDGE_LABEL: "true"}));
     }
 
     #[test]
