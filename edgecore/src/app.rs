@@ -85,7 +85,7 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     let (hub, state) = EdgeHub::new(hub, store.clone(), asked)?;
     let mut registry = Registry::default();
     metrics::register(&mut registry, store.clone(), state.clone());
-    let pages = vec![("/nodez", nodez(&state)), ("/digestz", digestz(&node, &store))];
+    let pages = vec![("/nodez", nodez(&state, &store))];
     if let Some(directory) = admin_address.strip_prefix("unix://").and_then(|path| Path::new(path).parent()) {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("failed to make {} for the admin socket", directory.display()))?;
@@ -109,9 +109,13 @@ fn readiness() -> Readiness {
 }
 
 /// What `keadm join` waits for and `keadm` shows.
-fn nodez(state: &watch::Receiver<HubState>) -> Page {
-    let state = state.clone();
-    Arc::new(move || serde_json::to_value(&*state.borrow()).unwrap_or_default())
+fn nodez(state: &watch::Receiver<HubState>, store: &Store) -> Page {
+    let (state, store) = (state.clone(), store.clone());
+    Arc::new(move || {
+        let mut page = serde_json::to_value(&*state.borrow()).unwrap_or_default();
+        page["storeError"] = store.failure().unwrap_or_default().into();
+        page
+    })
 }
 
 /// Of the objects that the store holds, in the form of cloudcore's page of that name.

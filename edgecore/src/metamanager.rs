@@ -325,6 +325,12 @@ impl Store {
         })
     }
 
+    /// Why nothing can be stored at present; `None` while all is well. What is held can be read all the same.
+    pub fn failure(&self) -> Option<String> {
+        let failure = self.inner.shared.failure();
+        (!failure.is_empty()).then(|| failure.clone())
+    }
+
     /// Syncs of the journal and of checkpoints since the store was opened.
     pub fn syncs(&self) -> u64 {
         self.inner.shared.syncs.load(Relaxed)

@@ -46,6 +46,8 @@ impl Collector for Reader {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
+        let failing = self.store.failure().is_some();
+        gauge("edgecore_store_failing", "1 while the store takes no changes", failing.into())?;
         gauge("edgecore_connected", "1 while the cloud has let this node in", hub.connected.into())?;
         let objects = i64::try_from(self.store.digest().count).unwrap_or(i64::MAX);
         gauge("edgecore_desired_objects", "Objects that the cloud wants here", objects)

@@ -32,8 +32,9 @@ use crate::metamanager::{DesiredChange, Store, StoreError};
 const WRITE_QUEUE: usize = 4;
 /// Questions under way: one a pod that starts.
 const MAX_QUESTIONS: usize = 256;
-/// Delays between attempts to store what came, on a disk that takes nothing: a full one is polled, not hammered.
-const COMMIT_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Delays between attempts to store what the disk does not take. The session goes on: to end it would only have the cloud
+/// send all of it again over a line that may be metered.
+const STORE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Time for a goodbye before the link is dropped.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -68,8 +69,9 @@ pub(super) struct Driver<'a> {
 struct Work {
     /// Changes handed out by the session and not yet given to the store.
     queued: VecDeque<(u64, Vec<Desired>)>,
-    /// The store at work, with the last batch of the group.
-    commit: Option<(u64, BoxFuture<'static, Result<(), StoreError>>)>,
+    commit: Option<Commit>,
+    /// Acked reports that the store could not forget yet. None of them comes twice, so the outbox bounds them.
+    undone: Vec<u64>,
     questions: HashMap<u64, oneshot::Sender<Result<Answer, String>>>,
     /// The newest report sent in this session.
     reported: u64,
@@ -79,6 +81,39 @@ struct Work {
     /// Synced came; true once what it covers is stored.
     synced_after: Option<u64>,
     received: u64,
+}
+
+/// The store at work.
+struct Commit {
+    /// The last batch of the group.
+    seq: u64,
+    changes: Vec<DesiredChange>,
+    storing: BoxFuture<'static, Result<(), StoreError>>,
+    backoff: Backoff,
+}
+
+impl Commit {
+    fn start(store: &Store, seq: u64, changes: Vec<DesiredChange>) -> Self {
+        let storing = store_after(Duration::ZERO, store, &changes);
+        Self { seq, changes, storing, backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1) }
+    }
+
+    fn retry(&mut self, store: &Store) {
+        self.storing = store_after(self.backoff.next_delay(), store, &self.changes);
+    }
+}
+
+fn store_after(
+    delay: Duration,
+    store: &Store,
+    changes: &[DesiredChange],
+) -> BoxFuture<'static, Result<(), StoreError>> {
+    let (store, changes) = (store.clone(), changes.to_vec());
+    async move {
+        time::sleep(delay).await;
+        store.apply(changes).await
+    }
+    .boxed()
 }
 
 impl Driver<'_> {
@@ -96,6 +131,7 @@ impl Driver<'_> {
         let mut work = Work {
             queued: VecDeque::new(),
             commit: None,
+            undone: Vec::new(),
             questions: HashMap::new(),
             reported: 0,
             node_report: None,
@@ -118,10 +154,9 @@ impl Driver<'_> {
                     Err(error) => Err(error.into()),
                 },
                 // Polled by reference: the commit goes on when another arm wins.
-                stored = committed(&mut work.commit) => match stored {
-                    Ok(seq) => { session.committed(seq); Ok(()) }
-                    Err(error) => Err(SessionError::from(error).into()),
-                },
+                stored = committed(work.commit.as_mut()) => {
+                    self.handle_stored(&mut session, &mut work, stored).await
+                }
                 // A watch only marks that something changed.
                 _ = outbox.changed() => { work.outbox_changed = true; Ok(()) }
                 Some(ask) = self.asks.recv(), if asking => {
@@ -272,8 +307,29 @@ impl Driver<'_> {
                 Desired::Delete(key) => DesiredChange::Delete(key),
             })
             .collect();
-        let storing = store_all(self.store.clone(), changes, self.state.clone());
-        work.commit = Some((last, storing.boxed()));
+        work.commit = Some(Commit::start(self.store, last, changes));
+    }
+
+    /// What is stored is acked. What the disk did not take is tried again, and nothing after it meanwhile.
+    async fn handle_stored(
+        &self,
+        session: &mut EdgeSession,
+        work: &mut Work,
+        stored: Result<(), StoreError>,
+    ) -> Result<(), HubError> {
+        match (stored, &mut work.commit) {
+            (Ok(()), commit) => {
+                if let Some(commit) = commit.take() {
+                    session.committed(commit.seq);
+                }
+                self.forget_reports(work).await
+            }
+            (Err(error), Some(commit)) if error.may_heal() => {
+                commit.retry(self.store);
+                Ok(())
+            }
+            (Err(error), _) => Err(SessionError::from(error).into()),
+        }
     }
 
     fn send_reports(&self, session: &mut EdgeSession, work: &mut Work) -> Result<(), HubError> {
@@ -306,56 +362,28 @@ impl Driver<'_> {
         }
         // The window has room again.
         work.outbox_changed = true;
-        let ids = acks.iter().map(|ack| ack.id).collect();
-        if let Err(error) = self.store.reports_done(ids).await {
-            // They are sent again in the next session, and taken again.
-            warn!(error = %runtime::chain(&error), "failed to take acked reports out of the outbox");
-        }
+        work.undone.extend(acks.iter().map(|ack| ack.id));
+        self.forget_reports(work).await
     }
-}
 
-/// Stores a group, however long it takes for the disk to have room or be writable again. The session goes on meanwhile,
-/// with nothing acked and the window closed: to end it would have the cloud send everything again and again.
-async fn store_all(
-    store: Store,
-    changes: Vec<DesiredChange>,
-    state: watch::Sender<HubState>,
-) -> Result<(), StoreError> {
-    let mut backoff = Backoff::new(COMMIT_RETRY.0, COMMIT_RETRY.1);
-    let mut failed = false;
-    loop {
-        match store.apply(changes.clone()).await {
-            Ok(()) => {
-                if failed {
-                    info!("the store takes changes again");
-                    state.send_modify(|state| state.last_error.clear());
-                }
-                return Ok(());
-            }
-            Err(error @ (StoreError::Journal { .. } | StoreError::Checkpoint { .. })) => {
-                let reason = runtime::chain(&error).to_string();
-                if !failed {
-                    warn!(reason, "what the cloud sent cannot be stored; nothing is acked until it is");
-                }
-                failed = true;
-                state.send_modify(|state| state.last_error = reason);
-                time::sleep(backoff.next_delay()).await;
-            }
-            Err(error) => return Err(error),
+    /// What cannot be forgotten now is forgotten after the next commit, or sent again in the next session.
+    async fn forget_reports(&self, work: &mut Work) -> Result<(), HubError> {
+        if work.undone.is_empty() {
+            return Ok(());
         }
+        match self.store.reports_done(work.undone.clone()).await {
+            Ok(()) => work.undone.clear(),
+            Err(error) if error.may_heal() => {}
+            Err(error) => return Err(SessionError::from(error).into()),
+        }
+        Ok(())
     }
 }
 
 /// The group under way, to its end.
-async fn committed(
-    commit: &mut Option<(u64, BoxFuture<'static, Result<(), StoreError>>)>,
-) -> Result<u64, StoreError> {
+async fn committed(commit: Option<&mut Commit>) -> Result<(), StoreError> {
     match commit {
-        Some((seq, storing)) => {
-            let (seq, stored) = (*seq, storing.await);
-            *commit = None;
-            stored.map(|()| seq)
-        }
+        Some(commit) => (&mut commit.storing).await,
         None => std::future::pending().await,
     }
 }

@@ -1,7 +1,8 @@
 //! What goes between the handles of the store and its writer: requests one way, the state to read the other.
 
 use std::sync::{
-    PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicU64, mpsc::SyncSender,
+    Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicU64,
+    mpsc::SyncSender,
 };
 
 use bytes::Bytes;
@@ -63,6 +64,8 @@ pub(super) struct Shared {
     pub(super) dropped_reports: AtomicU64,
     pub(super) syncs: AtomicU64,
     pub(super) bytes_written: AtomicU64,
+    /// Why the last group was not stored; empty once one was.
+    pub(super) failure: Mutex<String>,
 }
 
 pub(super) struct Held {
@@ -77,6 +80,11 @@ impl Shared {
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Held> {
         // sled's panics are caught inside the index, and what they leave is replaced.
         self.held.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn failure(&self) -> MutexGuard<'_, String> {
+        // A text, put in place as a whole.
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Held> {

@@ -46,6 +46,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The disk is to blame: the same request may succeed later, with nothing else changed.
+    pub fn may_heal(&self) -> bool {
+        matches!(self, Self::Journal { .. } | Self::Checkpoint { .. })
+    }
+
     pub(super) fn journal(source: io::Error) -> Self {
         Self::Journal { source: Arc::new(source) }
     }

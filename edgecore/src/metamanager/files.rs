@@ -36,12 +36,13 @@ impl Directory {
     /// Creates the directory if it is missing. `Ok(None)` when another process holds it.
     pub(super) fn lock(path: &Path) -> io::Result<Option<Self>> {
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(FILE_MODE)
-            .open(path.join("lock"))?;
+        let name = path.join("lock");
+        let lock =
+            match OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(&name) {
+                // What is stored can be read, and the lock needs no writing.
+                Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&name)?,
+                opened => opened?,
+            };
         match lock.try_lock() {
             Ok(()) => Ok(Some(Self { path: path.to_owned(), lock })),
             Err(TryLockError::WouldBlock) => Ok(None),

@@ -51,13 +51,16 @@ pub(super) fn recover(directory: &Directory, outbox_bytes: u64) -> io::Result<Re
         }
     };
     // From here on the stop is no longer clean, whatever happens next.
-    if marker.is_some() {
-        files::remove(&directory.marker())?;
-        directory.sync()?;
-    }
-    files::remove(&directory.scratch())?;
+    let read_only = match tidy(directory, marker.is_some()) {
+        Ok(()) => false,
+        // A marker that stays is outdated as soon as there is a newer journal.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => true,
+        Err(error) => return Err(error),
+    };
     let mut healed = Vec::new();
     match marker {
+        // sled writes when it is opened.
+        _ if read_only => {}
         Some(Some(marker)) => match reopen(directory, &found, marker, outbox_bytes) {
             Ok(recovered) => {
                 remove_indexes(directory, &found, Some(recovered.index_number));
@@ -72,6 +75,14 @@ pub(super) fn recover(directory: &Directory, outbox_bytes: u64) -> io::Result<Re
         None => {}
     }
     rebuild(directory, &found, outbox_bytes, healed)
+}
+
+fn tidy(directory: &Directory, marked: bool) -> io::Result<()> {
+    if marked {
+        files::remove(&directory.marker())?;
+        directory.sync()?;
+    }
+    files::remove(&directory.scratch())
 }
 
 /// Takes sled's directory as it is, if it is what the marker says in every entry.

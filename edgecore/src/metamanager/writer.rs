@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -118,6 +118,7 @@ impl Writer {
             dropped_reports: AtomicU64::new(outbox.dropped),
             syncs: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
+            failure: Mutex::new(String::new()),
         });
         let mut writer = Self {
             directory,
@@ -138,7 +139,7 @@ impl Writer {
         if writer.journal.is_none()
             && let Err(error) = writer.rotate()
         {
-            warn!(error = %runtime::chain(&error), "the store can be read, but takes nothing yet");
+            writer.note(Some(&error));
         }
         (writer, shared)
     }
@@ -198,14 +199,26 @@ impl Writer {
     fn answer(&mut self, group: Vec<(Request, Reply)>) {
         let (requests, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         let committed = self.commit(requests);
-        if let Err(error) = &committed {
-            warn!(error = %runtime::chain(error), "nothing of this group is stored");
-        }
+        self.note(committed.as_ref().err());
         for (at, reply) in replies.into_iter().enumerate() {
             let answer = committed.as_ref().map(|answers| answers[at]).map_err(Clone::clone);
             if reply.send(answer).is_err() {
                 debug!("nobody waited for the commit");
             }
+        }
+    }
+
+    /// Lets everyone see whether the store takes anything. A disk may be full for months: told once a change.
+    fn note(&self, error: Option<&StoreError>) {
+        let reason = error.map(|error| runtime::chain(error).to_string()).unwrap_or_default();
+        let before = std::mem::replace(&mut *self.shared.failure(), reason.clone());
+        match (before.is_empty(), reason.is_empty()) {
+            (false, true) => info!("the store takes changes again"),
+            (_, false) if reason != before => {
+                warn!(reason, "the store can be read, but takes no changes");
+            }
+            (_, false) => debug!(reason, "the store still takes no changes"),
+            (true, true) => {}
         }
     }
 
