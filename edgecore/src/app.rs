@@ -85,7 +85,7 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     let (hub, state) = EdgeHub::new(hub, store.clone(), asked)?;
     let mut registry = Registry::default();
     metrics::register(&mut registry, store.clone(), state.clone());
-    let pages = vec![("/nodez", nodez(&state, &store))];
+    let pages = vec![("/nodez", nodez(&state, &store)), ("/digestz", digestz(&node, &store))];
     if let Some(directory) = admin_address.strip_prefix("unix://").and_then(|path| Path::new(path).parent()) {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("failed to make {} for the admin socket", directory.display()))?;

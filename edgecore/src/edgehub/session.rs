@@ -276,7 +276,7 @@ impl Driver<'_> {
                 work.queued.push_back((seq, changes));
             }
             EdgeEvent::Synced => work.synced_after = Some(work.received),
-            EdgeEvent::ReportsDone(acks) => self.reports_done(work, acks).await,
+            EdgeEvent::ReportsDone(acks) => self.reports_done(work, acks).await?,
             EdgeEvent::Answered { id, answer } => {
                 if let Some(asker) = work.questions.remove(&id) {
                     let answer = match answer {
@@ -348,7 +348,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    async fn reports_done(&self, work: &mut Work, acks: Vec<ReportAck>) {
+    async fn reports_done(&self, work: &mut Work, acks: Vec<ReportAck>) -> Result<(), HubError> {
         for ack in &acks {
             if !ack.refused.is_empty() {
                 warn!(report = ack.id, reason = ack.refused, "the cloud refused a report");
