@@ -55,6 +55,7 @@ pub(crate) enum Mode {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
+    #[value(alias = "short")]
     Text,
     Json,
 }
@@ -86,6 +87,9 @@ pub(crate) struct Init {
     /// Deployment mode: the image of cloudcore
     #[arg(long, value_name = "IMAGE", default_value = concat!("skerry/cloudcore:v", env!("CARGO_PKG_VERSION")))]
     pub(crate) image: String,
+    /// Deployment mode: where that image is, as in registry.example/skerry
+    #[arg(long, value_name = "REPOSITORY", conflicts_with = "image")]
+    pub(crate) image_repository: Option<String>,
     /// Host mode: the directory of cloudcore's configuration, kubeconfig, log and process id
     #[arg(long, value_name = "DIR", default_value = "/etc/kubeedge", value_parser = absolute)]
     pub(crate) config_dir: PathBuf,
@@ -104,18 +108,25 @@ pub(crate) struct Init {
     /// Only print what would be done
     #[arg(long, short = 'd')]
     pub(crate) dry_run: bool,
+    /// Set a key of cloudcore.yaml, as in modules.cloudHub.nodeLimit=5000; several with commas
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = setting)]
+    pub(crate) set: Vec<(String, String)>,
     /// Go on although preflight checks fail
-    #[arg(long)]
+    #[arg(long, alias = "skip-preflight-checks")]
     pub(crate) force: bool,
+    #[command(flatten)]
+    _foreign: foreign::ChartFlags,
 }
 
 /// Print a new join token.
 ///
 /// A token holds the hash of the cluster's CA, so that an edge node knows from the first contact whom it speaks to, and a
-/// credential that expires. Any number can be valid at a time.
+/// credential that expires. Any number can be valid at a time. Without --node it is for every node that is new to the
+/// cluster; a name that a machine has joined under is taken over with a token for that very node only.
 #[derive(Args)]
 #[command(after_help = "Examples:
   keadm gettoken --kube-config=/root/.kube/config
+  keadm gettoken --node=pump-7
   keadm gettoken --ttl=7d -o json")]
 pub(crate) struct GetToken {
     #[command(flatten)]
@@ -123,6 +134,9 @@ pub(crate) struct GetToken {
     /// How long the token is valid, as in 90m, 24h, 7d
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = crate::time::parse)]
     pub(crate) ttl: Duration,
+    /// The only node that the token is for; needed where a machine that had joined as NAME is replaced
+    #[arg(long, value_name = "NAME", value_parser = dns_name)]
+    pub(crate) node: Option<String>,
     /// text, or json with the expiry
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     pub(crate) output: Format,
@@ -178,6 +192,11 @@ pub(crate) struct Join {
     /// Go on although preflight checks fail
     #[arg(long)]
     pub(crate) force: bool,
+    /// How cloudcore is spoken to; websocket is the only way so far
+    #[arg(long, value_name = "PROTOCOL", value_parser = hub_protocol, hide = true)]
+    _hub_protocol: Option<()>,
+    #[command(flatten)]
+    _foreign: foreign::DownloadFlags,
 }
 
 /// Take this machine's edge node away, or with --kube-config the cloud side.
@@ -213,6 +232,8 @@ pub(crate) struct Reset {
     /// Only print what would be done
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    _scripts: foreign::ScriptFlags,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -332,5 +353,10 @@ fn kubeedge_version(text: &str) -> Result<String, String> {
     }
 }
 
+fn hub_protocol(text: &str) -> Result<(), String> {
+    if text == "websocket" { Ok(()) } else { Err("websocket is the only one so far".to_owned()) }
+}
+
+mod foreign;
 #[cfg(test)]
 mod tests;

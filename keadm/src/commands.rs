@@ -8,7 +8,7 @@ use crate::{
     output,
 };
 
-mod config;
+pub(crate) mod config;
 mod gettoken;
 mod init;
 mod join;

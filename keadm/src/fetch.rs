@@ -8,8 +8,11 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use runtime::tls::{PinError, pinned_client_config};
-use rustls::{CertificateError, pki_types::ServerName};
+use runtime::{
+    tls::{PinError, pinned_client_config},
+    token::Token,
+};
+use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
@@ -24,8 +27,11 @@ const MAX_ANSWER: usize = 64 << 10;
 pub(crate) async fn admin(address: &str, path: &str) -> Result<(StatusCode, Bytes)> {
     let ask = async {
         match address.strip_prefix("unix://") {
-            Some(socket) => get(UnixStream::connect(Path::new(socket)).await?, "localhost", path).await,
-            None => get(TcpStream::connect(address).await?, address, path).await,
+            Some(socket) => {
+                let io = UnixStream::connect(Path::new(socket)).await?;
+                exchange(io, "localhost", Request::get(path)).await
+            }
+            None => exchange(TcpStream::connect(address).await?, address, Request::get(path)).await,
         }
     };
     timeout(DEADLINE, ask)
@@ -47,10 +53,13 @@ pub(crate) enum HubError {
     Unreachable(String, #[source] io::Error),
     #[error("something other than cloudcore answers at {0}")]
     Other(String),
-    #[error(
-        "the cloudcore at {0} belongs to another cluster than the token: its CA is not the one that the token names"
-    )]
+    #[error("the CA at {0} does not match the pin in the token: it is the cloudcore of another cluster")]
     OtherCa(String),
+    /// By cloudcore itself, which says why.
+    #[error("cloudcore refuses the token: {reason}")]
+    Token { reason: String },
+    #[error("cloudcore at {at} cannot check the token now: {reason}")]
+    Unable { at: String, reason: String },
     #[error("cloudcore's certificate is not for {0}")]
     OtherName(String),
     #[error("cloudcore's certificate is not valid at this machine's time, {0}")]
@@ -75,8 +84,14 @@ impl HubError {
             }
             Self::Other(_) => "check address and port; keadm init printed them".to_owned(),
             Self::OtherCa(_) => {
-                "get a token with keadm gettoken from the cluster that this address belongs to".to_owned()
+                "get a new token from the right cluster with keadm gettoken, or correct the address"
+                    .to_owned()
             }
+            // The reason names what to do, where there is more than this.
+            Self::Token { .. } => {
+                "get a new token with keadm gettoken, from the cluster to join and for this node".to_owned()
+            }
+            Self::Unable { .. } => "try again; look into cloudcore's log if it stays so".to_owned(),
             Self::OtherName(host) => {
                 format!("use an advertised address, or add it: keadm init --advertise-address=…,{host}")
             }
@@ -89,21 +104,60 @@ impl HubError {
 /// Asks cloudcore at `server` (`HOST:PORT`), connecting to `connect_to` if that is another address, whether it is well, and
 /// that its CA has this hash.
 pub(crate) async fn hub(server: &str, connect_to: Option<&str>, ca_hash: [u8; 32]) -> Result<(), HubError> {
-    let at = || server.to_owned();
+    let request = Request::get("/healthz");
+    match ask(server, connect_to, pinned(server, ca_hash)?, request).await? {
+        (StatusCode::OK, _) => Ok(()),
+        _ => Err(HubError::Other(server.to_owned())),
+    }
+}
+
+/// Asks cloudcore whether it would let `node` join with this token.
+pub(crate) async fn token(server: &str, token: &Token, node: &str) -> Result<(), HubError> {
+    let request = Request::get("/edge.crt")
+        .header(header::AUTHORIZATION, format!("Bearer {}", token.bearer))
+        .header("NodeName", node);
+    let (status, body) = ask(server, None, pinned(server, token.ca_hash)?, request).await?;
+    let reason = || String::from_utf8_lossy(&body).trim().to_owned();
+    match status {
+        StatusCode::OK => Ok(()),
+        StatusCode::SERVICE_UNAVAILABLE => Err(HubError::Unable { at: server.to_owned(), reason: reason() }),
+        _ => Err(HubError::Token { reason: reason() }),
+    }
+}
+
+/// Tells cloudcore that the machine with this certificate leaves, so that its name is free.
+pub(crate) async fn release(server: &str, config: ClientConfig) -> Result<(), HubError> {
+    let (status, body) = ask(server, None, config, Request::delete("/edge.crt")).await?;
+    let reason = String::from_utf8_lossy(&body).trim().to_owned();
+    match status {
+        StatusCode::OK => Ok(()),
+        _ => Err(HubError::Unable { at: server.to_owned(), reason }),
+    }
+}
+
+fn pinned(server: &str, ca_hash: [u8; 32]) -> Result<ClientConfig, HubError> {
+    let unusable = |error| HubError::Tls(server.to_owned(), io::Error::other(error));
+    pinned_client_config(ca_hash).map(|(config, _)| config).map_err(unusable)
+}
+
+async fn ask(
+    server: &str,
+    connect_to: Option<&str>,
+    config: ClientConfig,
+    request: http::request::Builder,
+) -> Result<(StatusCode, Bytes), HubError> {
     let tcp = connect(connect_to.unwrap_or(server)).await?;
     let host = host_of(server);
     let name = ServerName::try_from(host.to_owned()).map_err(|_| HubError::Name(host.to_owned()))?;
-    let (config, _) =
-        pinned_client_config(ca_hash).map_err(|error| HubError::Tls(at(), io::Error::other(error)))?;
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);
     let tls = match timeout(DEADLINE, handshake).await {
-        Err(_) => return Err(HubError::Other(at())),
+        Err(_) => return Err(HubError::Other(server.to_owned())),
         Ok(Err(error)) => return Err(explain(server, error)),
         Ok(Ok(tls)) => tls,
     };
-    match timeout(DEADLINE, get(tls, server, "/healthz")).await {
-        Ok(Ok((StatusCode::OK, _))) => Ok(()),
-        _ => Err(HubError::Other(at())),
+    match timeout(DEADLINE, exchange(tls, server, request)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        _ => Err(HubError::Other(server.to_owned())),
     }
 }
 
@@ -128,7 +182,6 @@ fn explain(server: &str, error: io::Error) -> HubError {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
         Some(rustls::Error::InvalidCertificate(reason)) => match reason {
-            CertificateError::Other(other) if other.0.is::<PinError>() => HubError::OtherCa(at),
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 HubError::OtherName(host_of(server).to_owned())
             }
@@ -139,6 +192,11 @@ fn explain(server: &str, error: io::Error) -> HubError {
                 HubError::Clock(jiff::Timestamp::now().to_string())
             }
             _ => HubError::OtherCa(at),
+        },
+        Some(rustls::Error::Other(other)) => match other.0.downcast_ref() {
+            Some(PinError::OtherCa) => HubError::OtherCa(at),
+            Some(PinError::NotCloudcore) => HubError::Other(at),
+            None => HubError::Tls(at, error),
         },
         Some(rustls::Error::AlertReceived(_)) => HubError::Tls(at, error),
         // No TLS at all, or the connection closed at the first byte of it.
@@ -152,12 +210,12 @@ pub(crate) fn host_of(server: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-async fn get<T>(io: T, host: &str, path: &str) -> Result<(StatusCode, Bytes)>
+async fn exchange<T>(io: T, host: &str, request: http::request::Builder) -> Result<(StatusCode, Bytes)>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
-    let request = Request::get(path)
+    let request = request
         .header(header::HOST, host)
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())

@@ -89,6 +89,28 @@ impl Cluster {
         ))
     }
 
+    /// The newest served version of a group that has this resource.
+    pub(crate) async fn version_with(
+        &self,
+        group: &str,
+        versions: &[&'static str],
+        resource: &str,
+    ) -> Result<Option<&'static str>> {
+        for version in versions {
+            match self.client.list_api_group_resources(&format!("{group}/{version}")).await {
+                Ok(list) if list.resources.iter().any(|served| served.name == resource) => {
+                    return Ok(Some(version));
+                }
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("failed to ask for {group}/{version}"));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Server-side apply: what others set on the object stays.
     pub(crate) async fn apply(&self, object: &Manifest) -> Result<()> {
         let params = PatchParams::apply(FIELD_MANAGER).force();
@@ -208,7 +230,9 @@ impl Manifest {
         let api_version = self.text("/apiVersion");
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         // Every kind that keadm applies has a regular plural.
-        let plural = format!("{}s", self.kind().to_lowercase());
+        let singular = self.kind().to_lowercase();
+        let plural =
+            singular.strip_suffix('y').map_or_else(|| format!("{singular}s"), |stem| format!("{stem}ies"));
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, self.kind()), &plural)
     }
 }

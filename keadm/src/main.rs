@@ -15,6 +15,7 @@ mod kubernetes;
 mod output;
 mod preflight;
 mod process;
+mod settings;
 mod time;
 
 fn main() -> ExitCode {

@@ -59,6 +59,34 @@ fn bad_values_are_refused() {
 }
 
 #[test]
+fn flags_of_kubeedge_without_a_meaning_here_say_so() {
+    for (flags, reason) in [
+        ("init --profile=version=v1.12.0", "keadm init applies no Helm chart"),
+        ("init --external-helm-root=/x", "keadm init applies no Helm chart"),
+        ("init -f values.yaml", "keadm init applies no Helm chart"),
+        ("init --manifests=x", "keadm init applies no Helm chart"),
+        ("join -e c:1 --certport=10002", "same port as everything else"),
+        ("join -e c:1 --certPath=/x", "--root-dir"),
+        ("join -e c:1 --tarballpath=/x", "nothing is downloaded"),
+        ("join -e c:1 --image-repository=x", "no image is pulled"),
+        ("join -e c:1 --hub-protocol=quic", "websocket is the only one"),
+        ("join -e c:1 --pre-run=x.sh", "runs no scripts"),
+        ("reset edge --post-run=x.sh", "runs no scripts"),
+    ] {
+        let line = format!("keadm {flags}");
+        let error = Cli::try_parse_from(line.split_whitespace()).map(drop).unwrap_err().to_string();
+        assert!(error.contains(reason), "{line}: {error}");
+    }
+    parse("keadm join -e c:1 --hub-protocol=websocket");
+    let Command::Init(init) = parse("keadm init --skip-preflight-checks --set=modules.cloudHub.nodeLimit=5")
+    else {
+        panic!("init")
+    };
+    assert!(init.force && init.set.len() == 1);
+    parse("keadm version -o short");
+}
+
+#[test]
 fn labels_are_taken_apart() {
     let Command::Join(join) = parse("keadm join -e c:1 --labels=site=north,node-role.kubernetes.io/edge")
     else {

@@ -86,6 +86,14 @@ fn is_at_or_below(key: &str, path: &str) -> bool {
     key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
+/// Why `path` is no key of the component's configuration, nor below one that takes a map.
+pub(crate) fn unknown_key(path: &str, component: Component) -> Option<String> {
+    let keys = component.keys().ok()?;
+    let is_known =
+        keys.iter().any(|key| key.path == path || (!key.is_section() && is_at_or_below(path, &key.path)));
+    if is_known { None } else { unknown(path, &[component]).ok() }
+}
+
 /// Says which key was probably meant: the nearest path, or one that ends in the same name.
 fn unknown(path: &str, components: &[Component]) -> Result<String> {
     let mut all = Vec::new();

@@ -29,7 +29,7 @@ pub(crate) async fn run(args: GetToken) -> Result<()> {
     };
     let keys = SigningKeys::from_secret(&data(&secret)?)?;
     let now = time::now();
-    let token = keys.sign(&ca, args.ttl, now)?;
+    let token = keys.sign_for(args.node.as_deref(), &ca, args.ttl, now)?;
     match args.output {
         Format::Text => output::data(&token),
         Format::Json => {
@@ -37,7 +37,10 @@ pub(crate) async fn run(args: GetToken) -> Result<()> {
                 i64::try_from(now.saturating_add(args.ttl.as_secs())).context("the expiry is a time")?;
             let expires = jiff::Timestamp::from_second(seconds).context("the expiry is a time")?;
             let hash = hex(&Sha256::digest(&ca));
-            output::json(&json!({ "token": token, "expires": expires.to_string(), "caCertHash": hash }))
+            let node = args.node.as_deref();
+            output::json(
+                &json!({ "token": token, "expires": expires.to_string(), "caCertHash": hash, "node": node }),
+            )
         }
     }
 }

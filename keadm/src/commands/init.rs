@@ -9,17 +9,19 @@ use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    cli::{Init, Mode},
+    cli::{Component, Init, Mode},
     commands::gettoken::{self, NAMESPACE},
     fetch,
     init_system::{Daemon, Outcome},
     kubernetes::{Cluster, Manifest},
     output, preflight,
     preflight::{Preflight, Problem},
+    settings,
 };
 
 pub(crate) mod host;
 pub(crate) mod manifests;
+mod node_selector;
 
 /// A daemon that ends so often while it is waited for will not come up.
 const HOPELESS: u32 = 4;
@@ -32,9 +34,18 @@ pub(crate) async fn run(args: Init) -> Result<()> {
     objects.push(manifests::namespace());
     objects.push(manifests::service_account());
     objects.extend(manifests::permissions());
+    match selector_policy(&cluster).await? {
+        Some(policy) => objects.extend(policy),
+        None => output::note(
+            "this cluster has no mutating admission policies (Kubernetes 1.36 has): pods whose nodeSelector is \
+             node-role.kubernetes.io/edge: \"\" will not be scheduled onto edge nodes; write \"true\" there, or label \
+             the nodes with kubectl label --overwrite nodes NODE node-role.kubernetes.io/edge=",
+        ),
+    }
+    let image = image(&args);
     match args.mode {
         Mode::Host => objects.push(manifests::token()),
-        Mode::Deployment => objects.extend(manifests::deployment(&args.image, &text, args.cloudhub_port)),
+        Mode::Deployment => objects.extend(manifests::deployment(&image, &text, args.cloudhub_port)),
     }
     let daemon = program.map(|program| host::daemon(&args, program));
     if args.dry_run {
@@ -58,6 +69,26 @@ pub(crate) async fn run(args: Init) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// The image of cloudcore.
+fn image(args: &Init) -> String {
+    match &args.image_repository {
+        Some(repository) => {
+            let repository = repository.trim_end_matches('/');
+            format!("{repository}/cloudcore:v{}", env!("CARGO_PKG_VERSION"))
+        }
+        None => args.image.clone(),
+    }
+}
+
+/// What makes both dialects of selecting edge nodes schedule; `None` where the cluster cannot do it.
+pub(crate) async fn selector_policy(cluster: &Cluster) -> Result<Option<Vec<Manifest>>> {
+    // Generally available since 1.36; before, an operator may have turned it on.
+    let versions = ["v1", "v1beta1"];
+    let found =
+        cluster.version_with("admissionregistration.k8s.io", &versions, "mutatingadmissionpolicies").await?;
+    Ok(found.map(node_selector::policy))
 }
 
 struct Found {
@@ -132,6 +163,11 @@ fn configuration(args: &Init, advertise: &[IpAddr]) -> Result<(CloudCoreConfig, 
         configure_hub(&mut config, args, advertise);
         (config, true)
     };
+    let (config, changed) = config;
+    let before = config.clone();
+    let config = settings::set(config, Component::Cloudcore, &args.set)
+        .map_err(|problem| anyhow::anyhow!("{}; {}", problem.cause, problem.fix))?;
+    let config = (config.clone(), changed || config != before);
     if let Err(faults) = config.0.validate() {
         let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
         bail!("the configuration would not be valid: {}", faults.join("; "));
@@ -158,7 +194,7 @@ fn plan(objects: &[Manifest], args: &Init, daemon: Option<&Daemon>, config: &str
     } else {
         output::planned(format_args!(
             "wait for Deployment {NAMESPACE}/cloudcore with the image {}",
-            args.image
+            image(args)
         ));
     }
     output::data(config)

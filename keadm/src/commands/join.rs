@@ -107,7 +107,13 @@ async fn check(args: &Join) -> Result<Found> {
     }
     if let Some(config) = &config {
         let server = &args.cloudcore_ipport;
-        let hub = checks::hub(server, args.token.as_deref(), &config.paths()).await;
+        let hub = checks::hub(
+            server,
+            args.token.as_deref(),
+            &config.modules.edged.hostname_override,
+            &config.paths(),
+        )
+        .await;
         preflight.say(hub, |()| format!("cloudcore answers at {server}, and its CA is the expected one"));
     }
     preflight.finish(args.force)?;

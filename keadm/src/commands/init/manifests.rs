@@ -30,10 +30,12 @@ pub(crate) fn needed_access() -> Vec<Access> {
         on("patch", RBAC, "clusterrolebindings", None),
         on("patch", RBAC, "roles", Some(NAMESPACE)),
         on("patch", "apps", "deployments", Some(NAMESPACE)),
+        on("patch", "admissionregistration.k8s.io", "mutatingadmissionpolicies", None),
+        on("patch", "admissionregistration.k8s.io", "mutatingadmissionpolicybindings", None),
     ]
 }
 
-fn meta(namespace: Option<&str>, name: &str) -> Value {
+pub(super) fn meta(namespace: Option<&str>, name: &str) -> Value {
     let mut meta = json!({ "name": name, "labels": { "app.kubernetes.io/part-of": "kubeedge" } });
     if let Some(namespace) = namespace {
         meta["namespace"] = namespace.into();

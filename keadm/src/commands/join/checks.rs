@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::cri::{Cri, USUAL};
 use crate::{
-    fetch,
+    fetch::{self, HubError},
     preflight::{Check, Problem},
     time,
 };
@@ -108,7 +108,8 @@ pub(super) fn disk_space(root: &Path) -> Check<()> {
 }
 
 /// cloudcore at the address, and the token with it.
-pub(super) async fn hub(server: &str, token: Option<&str>, paths: &EdgePaths) -> Check<()> {
+pub(super) async fn hub(server: &str, token: Option<&str>, node: &str, paths: &EdgePaths) -> Check<()> {
+    let problem = |error: HubError| Problem::new(runtime::chain(&error).to_string(), error.fix());
     let ca_hash = match (joined_ca(paths)?, token) {
         // Enrolled: the token has done its work, and may have expired since.
         (Some(joined), token) => {
@@ -121,7 +122,11 @@ pub(super) async fn hub(server: &str, token: Option<&str>, paths: &EdgePaths) ->
             }
             joined
         }
-        (None, Some(token)) => fresh(parse(token)?)?.ca_hash,
+        (None, Some(token)) => {
+            let token = fresh(parse(token)?)?;
+            fetch::hub(server, None, token.ca_hash).await.map_err(problem)?;
+            return fetch::token(server, &token, node).await.map_err(problem);
+        }
         (None, None) => {
             return Err(Problem::new(
                 "no token was given",
@@ -129,9 +134,7 @@ pub(super) async fn hub(server: &str, token: Option<&str>, paths: &EdgePaths) ->
             ));
         }
     };
-    fetch::hub(server, None, ca_hash)
-        .await
-        .map_err(|error| Problem::new(runtime::chain(&error).to_string(), error.fix()))
+    fetch::hub(server, None, ca_hash).await.map_err(problem)
 }
 
 /// The hash of the CA of the cluster that this machine has joined.
@@ -183,13 +186,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_malformed_and_an_expired_token_are_told_before_anything_is_asked() {
-        let problem = hub("127.0.0.1:1", Some("a.b.c.d"), &nowhere()).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", Some("a.b.c.d"), "n", &nowhere()).await.unwrap_err();
         assert_eq!(problem.cause, "the token is not one that keadm gettoken prints");
         let keys = SigningKeys::generate(1000).unwrap();
         let old = keys.sign(b"ca", Duration::from_mins(1), 1000).unwrap();
-        let problem = hub("127.0.0.1:1", Some(&old), &nowhere()).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", Some(&old), "n", &nowhere()).await.unwrap_err();
         assert!(problem.cause.starts_with("the token expired "), "{}", problem.cause);
-        let problem = hub("127.0.0.1:1", None, &nowhere()).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", None, "n", &nowhere()).await.unwrap_err();
         assert_eq!(problem.cause, "no token was given");
     }
 

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crds::componentconfig::{edgecore::EdgeCoreConfig, is_dns_name};
-use serde_json::Value;
 
 use crate::{
-    cli::Join,
+    cli::{Component, Join},
     preflight::{Check, Problem},
+    settings::set,
 };
 
 /// The name that was given, that of an earlier join, or this machine's.
@@ -56,7 +56,7 @@ pub(super) fn configure(
         edged.node_ip = ip.to_string();
     }
     edged.node_labels.extend(args.labels.iter().cloned());
-    let config = set(config, &args.set)?;
+    let config = set(config, Component::Edgecore, &args.set)?;
     check_socket(&config)?;
     match config.validate() {
         Ok(()) => Ok(config),
@@ -67,35 +67,6 @@ pub(super) fn configure(
                 "correct the flags; keadm config explain KEY says what a key is for",
             ))
         }
-    }
-}
-
-/// `--set`.
-fn set(config: EdgeCoreConfig, settings: &[(String, String)]) -> Check<EdgeCoreConfig> {
-    if settings.is_empty() {
-        return Ok(config);
-    }
-    let invalid =
-        |cause: String| Problem::new(cause, "keadm config explain lists the keys and what they take");
-    let mut value = serde_json::to_value(&config).map_err(|error| invalid(error.to_string()))?;
-    for (key, text) in settings {
-        let mut at = &mut value;
-        for part in key.split('.') {
-            let Value::Object(map) = at else { return Err(invalid(format!("--set {key}: no such key"))) };
-            at = map.entry(part).or_insert_with(|| Value::Object(serde_json::Map::new()));
-        }
-        *at = scalar(text);
-    }
-    serde_json::from_value(value).map_err(|error| invalid(format!("--set: {error}")))
-}
-
-/// As YAML would read it.
-fn scalar(text: &str) -> Value {
-    match (text, text.parse::<u64>()) {
-        ("true", _) => true.into(),
-        ("false", _) => false.into(),
-        (_, Ok(number)) => number.into(),
-        _ => text.into(),
     }
 }
 
@@ -158,7 +129,12 @@ mod tests {
     fn an_unknown_key_is_a_problem() {
         let args = join("--set=modules.edged.memoryCapasity=100Mi");
         let problem = configure(&args, EdgeCoreConfig::default(), "n", SOCKET).unwrap_err();
-        assert!(problem.cause.contains("memoryCapasity"), "{}", problem.cause);
+        let wanted =
+            "there is no key modules.edged.memoryCapasity; did you mean modules.edged.memoryCapacity?";
+        assert!(problem.cause.ends_with(wanted), "{}", problem.cause);
+        let args = join("--set=modules.edged.nodeLabels.site=north");
+        let config = configure(&args, EdgeCoreConfig::default(), "n", SOCKET).unwrap();
+        assert_eq!(config.modules.edged.node_labels["site"], "north");
     }
 
     #[test]

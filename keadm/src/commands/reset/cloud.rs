@@ -10,7 +10,7 @@ use crate::{
     cli::Reset,
     commands::{
         gettoken::NAMESPACE,
-        init::{host, manifests},
+        init::{host, manifests, selector_policy},
     },
     init_system::Daemon,
     kubernetes::{Cluster, Manifest},
@@ -32,7 +32,9 @@ pub(super) async fn run(args: &Reset) -> Result<()> {
     super::consent(args, &question)?;
     remove_host(args).await?;
     let mut removed = 0;
-    for object in objects(args.crds) {
+    let mut objects = objects(args.crds);
+    objects.extend(selector_policy(&cluster).await?.unwrap_or_default());
+    for object in objects {
         if args.dry_run {
             output::planned(format_args!("delete {object}"));
         } else {

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use crds::componentconfig::edgecore::{EdgeCoreConfig, EdgePaths};
 
+use runtime::tls;
+
 use super::files;
 use crate::{
     cli::Reset,
     commands::join::{cri::Cri, daemon},
-    output,
+    fetch, output,
     preflight::{self, Preflight},
 };
 
@@ -33,6 +35,7 @@ pub(super) async fn run(args: &Reset) -> Result<()> {
         output::unchanged("edgecore was not running");
     }
     remove_pods(args, &config).await?;
+    leave(args, &config).await;
     let owned = owned(root, &paths);
     files::unmount_below(&[owned.clone(), vec![paths.pods_dir.clone()]].concat(), args.dry_run)?;
     let mut removed = 0;
@@ -65,6 +68,38 @@ fn configuration(args: &Reset) -> EdgeCoreConfig {
         config.modules.edged.remote_runtime_endpoint.clone_from(endpoint);
     }
     config
+}
+
+/// Tells cloudcore that the name is free. The key is about to go, and with it the only proof of who this machine was.
+async fn leave(args: &Reset, config: &EdgeCoreConfig) {
+    let paths = config.paths();
+    let server = &config.modules.edge_hub.websocket.server;
+    if !paths.cert_file.exists() {
+        return;
+    }
+    if args.dry_run {
+        output::planned(format_args!("tell cloudcore at {server} that the node leaves"));
+        return;
+    }
+    let credentials = || {
+        let ca = tls::read_certificates(&paths.ca_file)?;
+        tls::client_config(&ca, tls::read_certificates(&paths.cert_file)?, tls::read_key(&paths.key_file)?)
+    };
+    let left = match credentials() {
+        Ok(client) => {
+            fetch::release(server, client).await.map_err(|error| runtime::chain(&error).to_string())
+        }
+        Err(error) => Err(runtime::chain(&error).to_string()),
+    };
+    match left {
+        Ok(()) => output::done(format_args!("told cloudcore at {server} that the node leaves")),
+        // The site may be offline for good, and reset goes on.
+        Err(reason) => output::note(format_args!(
+            "cloudcore could not be told that the node leaves ({reason}); to join again under its name, use a token from \
+             keadm gettoken --node={}",
+            config.modules.edged.hostname_override
+        )),
+    }
 }
 
 async fn remove_pods(args: &Reset, config: &EdgeCoreConfig) -> Result<()> {

@@ -1,0 +1,61 @@
+//! `init` and `reset cloud`: a dry run changes nothing, a second run finds nothing to do.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+
+use crate::stage::Stage;
+
+pub(crate) async fn init(stage: &Stage<'_>) -> Result<()> {
+    let planned = stage.init(&["--dry-run"]).await?.says(&[
+        "would apply Namespace kubeedge",
+        "would apply MutatingAdmissionPolicy skerry-edge-node-selector",
+        "would start cloudcore",
+    ])?;
+    ensure!(planned.out.contains(&format!("port: {}", stage.port)), "{}", planned.out);
+    ensure!(!stage.config_dir.exists() && namespaces(stage).await?.is_empty(), "a dry run changed something");
+
+    stage.init(&["--set=modules.cloudHub.nodeLimitt=7"]).await?.refuses(&[
+        "there is no key modules.cloudHub.nodeLimitt; did you mean modules.cloudHub.nodeLimit?",
+    ])?;
+    stage.init(&[]).await?.says(&["started cloudcore", "cloudcore is ready"])?;
+    let pid = fs::read(stage.config_dir.join("cloudcore.pid"))?;
+    stage.init(&[]).await?.says(&["cloudcore under keadm supervise", "running, unchanged"])?;
+    ensure!(fs::read(stage.config_dir.join("cloudcore.pid"))? == pid, "cloudcore was restarted for nothing");
+    let limited = ["--set=modules.cloudHub.nodeLimit=77"];
+    stage.init(&limited).await?.says(&["restarted cloudcore"])?;
+    stage.init(&limited).await?.says(&["running, unchanged"])?;
+    let config = fs::read_to_string(stage.config_dir.join("config/cloudcore.yaml"))?;
+    ensure!(config.contains("nodeLimit: 77"), "{config}");
+    Ok(())
+}
+
+pub(crate) async fn reset(stage: &Stage<'_>) -> Result<()> {
+    let config_dir = format!("--config-dir={}", stage.config_dir.display());
+    let reset = async |more: &[&str]| stage.keadm(&[&["reset", "cloud", &config_dir], more].concat()).await;
+    reset(&["--dry-run"]).await?.says(&[
+        "would stop cloudcore",
+        "would delete MutatingAdmissionPolicy skerry-edge-node-selector",
+        "would delete Namespace kubeedge",
+    ])?;
+    ensure!(!namespaces(stage).await?.is_empty(), "a dry run changed something");
+    reset(&[]).await?.refuses(&["Standard input is no terminal; say --force"])?;
+    reset(&["--force"]).await?.says(&["stopped cloudcore", "namespace kubeedge is gone"])?;
+    let left = stage
+        .cluster
+        .kubectl(&[
+            "get",
+            "clusterroles,clusterrolebindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings",
+            "--selector=app.kubernetes.io/part-of=kubeedge",
+            "--output=name",
+        ])
+        .await?;
+    ensure!(left.is_empty() && namespaces(stage).await?.is_empty(), "{left}");
+    ensure!(!stage.config_dir.exists(), "{} is left", stage.config_dir.display());
+    reset(&["--force"]).await?.says(&["no cloudcore was installed", "deleted 0 objects"])?;
+    Ok(())
+}
+
+async fn namespaces(stage: &Stage<'_>) -> Result<String> {
+    stage.cluster.kubectl(&["get", "namespace", "kubeedge", "--ignore-not-found", "--output=name"]).await
+}
