@@ -271,12 +271,25 @@ impl Hub {
         Ok((peer, key))
     }
 
-    /// Where the cache would refuse, the API server has the last word: the Node may have got a new key just now.
+    /// Where the cache would refuse, or has not been listed yet, the API server has the last word: the Node may have got a
+    /// new key just now.
     async fn check_holder(&self, node: &str, key_hash: &str) -> Result<(), Refusal> {
         let SessionContext { client, index, .. } = &*self.context;
-        let Err(cached) = holder::may_link(node, index.node(node).as_ref(), key_hash) else { return Ok(()) };
-        let checked = holder::check_link(client, node, key_hash).await;
-        checked.unwrap_or(Err(cached)).map_err(|reason| (StatusCode::FORBIDDEN, format!("{reason}\n")))
+        let cached = holder::may_link(node, index.node(node).as_ref(), key_hash);
+        if cached.is_ok() && index.is_complete() {
+            return Ok(());
+        }
+        match (holder::check_link(client, node, key_hash).await, cached) {
+            (Ok(Err(reason)), _) | (Err(_), Err(reason)) => {
+                Err((StatusCode::FORBIDDEN, format!("{reason}\n")))
+            }
+            (Err(failure), Ok(())) => {
+                let reason =
+                    format!("cloudcore cannot ask the API server now: {}\n", runtime::chain(&failure));
+                Err((StatusCode::SERVICE_UNAVAILABLE, reason))
+            }
+            (Ok(Ok(())), _) => Ok(()),
+        }
     }
 }
 

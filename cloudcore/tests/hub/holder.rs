@@ -52,6 +52,11 @@ pub(crate) async fn holder(bench: &Bench) -> Result<()> {
     };
     tokio::try_join!(annotate("revoked"), out(&mut edge))?;
     refused(&cloud, &second).await?;
+    // Also by a cloudcore that has not listed the nodes yet.
+    cloud.stop().await?;
+    let cloud = Cloud::start(cluster.kubeconfig()).await?;
+    let address = cloud.address;
+    refused(&cloud, &second).await?;
     annotate(key).await?;
     let edge = register(&cloud, &second).await?;
 

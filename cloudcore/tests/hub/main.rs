@@ -35,3 +35,8 @@ async fn pods_of_a_node_that_is_cut_off_are_not_evicted() -> Result<()> {
 async fn an_api_server_out_of_reach_is_waited_for() -> Result<()> {
     bench::run_without_product(outage::outage).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lags_takes_nothing_away() -> Result<()> {
+    bench::run_without_product(outage::lag).await
+}

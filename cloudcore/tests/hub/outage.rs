@@ -1,9 +1,9 @@
-//! The API server out of reach: before cloudcore starts, and while it runs.
+//! The API server out of reach: before cloudcore starts, while it runs, and for one of two replicas.
 
-use std::{collections::BTreeMap, fs, net::Ipv4Addr};
+use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use harness::{Bench, ClusterOptions, wait};
+use harness::{Bench, Cluster, ClusterOptions, wait};
 use proto::message::ReportKind;
 use serde_json::json;
 use tokio::{
@@ -43,16 +43,22 @@ impl Line {
     }
 }
 
-pub(crate) async fn outage(bench: &Bench) -> Result<()> {
-    let cluster = bench.cluster(&ClusterOptions::default()).await?;
-    let client = cluster.client();
-    prepare(&client).await?;
+/// A port for the line, and a kubeconfig that goes through it.
+async fn through_a_line(cluster: &Cluster) -> Result<(u16, PathBuf)> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?.port();
     let kubeconfig = fs::read_to_string(cluster.kubeconfig())?;
     let through = kubeconfig.replace(&format!(":{}", cluster.port()), &format!(":{port}"));
     ensure!(through != kubeconfig, "the kubeconfig names the port");
     let path = cluster.dir().join("through-the-line.kubeconfig");
     fs::write(&path, through)?;
+    Ok((port, path))
+}
+
+pub(crate) async fn outage(bench: &Bench) -> Result<()> {
+    let cluster = bench.cluster(&ClusterOptions::default()).await?;
+    let client = cluster.client();
+    prepare(&client).await?;
+    let (port, path) = through_a_line(&cluster).await?;
 
     // It starts before the API server is in reach, and waits.
     let cloud = Cloud::start(&path).await?;
@@ -88,4 +94,46 @@ pub(crate) async fn outage(bench: &Bench) -> Result<()> {
     let web = get(&client, "/api/v1/namespaces/default/pods/web").await?;
     ensure!(web["status"]["phase"] == "Running");
     cloud.stop().await
+}
+
+/// The edge moves to a replica that has not heard of its newest pod: that takes neither the pod away, nor what it needs.
+pub(crate) async fn lag(bench: &Bench) -> Result<()> {
+    let cluster = bench.cluster(&ClusterOptions::default()).await?;
+    let client = cluster.client();
+    prepare(&client).await?;
+    let (port, path) = through_a_line(&cluster).await?;
+    let line = Line::up(port, cluster.port()).await?;
+    let current = Cloud::start(cluster.kubeconfig()).await?;
+    let lagging = Cloud::start(&path).await?;
+    let identity = join(&client, current.address, "edge-1").await?;
+    let mut edge = Edge::connect(lagging.address, &identity, BTreeMap::new()).await?;
+    let id = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
+    ensure!(edge.ack(id).await?.is_empty());
+    edge.until("its Node", |edge| edge.synced && edge.holds("Node//edge-1")).await?;
+    drop(line);
+
+    let store = std::mem::take(&mut edge.store);
+    drop(edge);
+    let mut edge = Edge::connect(current.address, &identity, store).await?;
+    request(&client, "POST", "/api/v1/namespaces/default/pods", Some(&pod("web", "edge-1"))).await?;
+    let whole = |edge: &Edge| edge.holds("Pod/default/web") && edge.holds("ConfigMap/default/settings");
+    edge.until("the pod with what it needs", whole).await?;
+
+    let store = std::mem::take(&mut edge.store);
+    drop(edge);
+    let mut edge = Edge::connect(lagging.address, &identity, store).await?;
+    edge.until("a sync", |edge| edge.synced).await?;
+    edge.idle_for_heartbeats(2).await?;
+    ensure!(whole(&edge), "taken away: {:?}", edge.store.keys());
+
+    // The pod is gone before the replica hears that it was there.
+    let now = json!({"gracePeriodSeconds": 0});
+    request(&client, "DELETE", "/api/v1/namespaces/default/pods/web", Some(&now)).await?;
+    let _line = Line::up(port, cluster.port()).await?;
+    edge.until("removal of both", |edge| {
+        !edge.holds("Pod/default/web") && !edge.holds("ConfigMap/default/settings")
+    })
+    .await?;
+    current.stop().await?;
+    lagging.stop().await
 }
