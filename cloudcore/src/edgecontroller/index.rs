@@ -52,7 +52,7 @@ struct KindState {
 
 #[derive(Default)]
 struct NodeView {
-    /// How many of the node's pods need a key; the node's own pods and Node count as one.
+    /// How many of the node's pods (of a volume: claims) need a key; the node's own pods and Node count as one.
     references: HashMap<ResourceKey, u32>,
     digest: Digest,
     /// By session: a new one may overlap the one that it supersedes.
@@ -149,7 +149,7 @@ impl Index {
     pub fn pod(&self, key: &ResourceKey) -> Option<PodFacts> {
         match &self.read().objects.get(key)?.facts {
             Facts::Pod(facts) => Some(facts.clone()),
-            Facts::Plain | Facts::Node(_) => None,
+            Facts::Plain | Facts::Node(_) | Facts::Claim(_) => None,
         }
     }
 
@@ -247,7 +247,7 @@ impl State {
         let key = ResourceKey::new("Node", "", name).ok()?;
         match &self.objects.get(&key)?.facts {
             Facts::Node(facts) => Some(facts),
-            Facts::Plain | Facts::Pod(_) => None,
+            Facts::Plain | Facts::Pod(_) | Facts::Claim(_) => None,
         }
     }
 
@@ -282,6 +282,11 @@ impl State {
                     self.guard_all(key.name(), unguarded);
                 }
             }
+            (Facts::Claim(now), before) => {
+                let now = now.clone();
+                let before = if let Some(Facts::Claim(before)) = before { before } else { None };
+                self.claim_changed(&key, before.as_ref(), now.as_ref());
+            }
             (Facts::Plain, _) => {}
         }
     }
@@ -294,8 +299,32 @@ impl State {
                 view.mark(key);
             }
         }
-        if let Facts::Pod(before) = previous.facts {
-            self.pod_changed(key, Some(&before), None, unguarded);
+        match previous.facts {
+            Facts::Pod(before) => self.pod_changed(key, Some(&before), None, unguarded),
+            Facts::Claim(before) => self.claim_changed(key, before.as_ref(), None),
+            Facts::Plain | Facts::Node(_) => {}
+        }
+    }
+
+    /// Nodes that need a claim need the volume that it is bound to.
+    fn claim_changed(&mut self, key: &ResourceKey, before: Option<&ResourceKey>, now: Option<&ResourceKey>) {
+        if before == now {
+            return;
+        }
+        for node in self.holders.get(key).cloned().unwrap_or_default() {
+            if let Some(now) = now {
+                self.refer(&node, now);
+            }
+            if let Some(before) = before {
+                self.unrefer(&node, before);
+            }
+        }
+    }
+
+    fn volume_of(&self, key: &ResourceKey) -> Option<ResourceKey> {
+        match &self.objects.get(key)?.facts {
+            Facts::Claim(volume) => volume.clone(),
+            Facts::Plain | Facts::Pod(_) | Facts::Node(_) => None,
         }
     }
 
@@ -371,6 +400,9 @@ impl State {
             view.digest.add(key, cached.object.version.hash);
             view.mark(key);
         }
+        if let Some(volume) = self.volume_of(key) {
+            self.refer(node, &volume);
+        }
     }
 
     fn unrefer(&mut self, node: &Arc<str>, key: &ResourceKey) {
@@ -387,6 +419,9 @@ impl State {
         // Marked in any case: the pod that needed it may have been removed just before the object was.
         view.mark(key);
         self.release(node, key);
+        if let Some(volume) = self.volume_of(key) {
+            self.unrefer(node, &volume);
+        }
     }
 
     fn release(&mut self, node: &Arc<str>, key: &ResourceKey) {

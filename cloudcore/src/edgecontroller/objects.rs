@@ -2,7 +2,8 @@
 //!
 //! What the edge cannot use is cut out here, so that a write which changes nothing else costs nothing on any line:
 //! `metadata.managedFields` and `metadata.resourceVersion` (it travels beside the bytes) of every object, `status` of
-//! Pods but for the phase of those that have ended, and all but the identity, labels, annotations and spec of Nodes.
+//! Pods but for the phase of those that have ended, of claims and volumes, and all but the identity, labels, annotations
+//! and spec of Nodes.
 //!
 //! An ended pod's phase travels, since nobody else remembers it when the edge has lost its store: it must not run again.
 
@@ -47,10 +48,13 @@ enum Shape {
     Plain,
     Pod,
     Node,
+    Claim,
+    /// Its status is none of the edge's business.
+    Volume,
 }
 
 /// Every watched kind. To watch another one is a line here (and a reference in `objects::pod`).
-pub static KINDS: [Kind; 5] = [
+pub static KINDS: [Kind; 7] = [
     Kind {
         key: "Node",
         kind: "Node",
@@ -92,6 +96,22 @@ pub static KINDS: [Kind; 5] = [
         field_selector: None,
         shape: Shape::Plain,
     },
+    Kind {
+        key: "PersistentVolumeClaim",
+        kind: "PersistentVolumeClaim",
+        api_version: "v1",
+        path: "/api/v1/persistentvolumeclaims",
+        field_selector: None,
+        shape: Shape::Claim,
+    },
+    Kind {
+        key: "PersistentVolume",
+        kind: "PersistentVolume",
+        api_version: "v1",
+        path: "/api/v1/persistentvolumes",
+        field_selector: None,
+        shape: Shape::Volume,
+    },
 ];
 
 /// An object of the cache.
@@ -108,6 +128,8 @@ pub enum Facts {
     Plain,
     Pod(PodFacts),
     Node(NodeFacts),
+    /// The volume that a claim is bound to.
+    Claim(Option<ResourceKey>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,6 +258,11 @@ impl Kind {
             .map_err(|source| ObjectError::Key { kind: self.kind, source })?;
         let (bytes, facts) = match self.shape {
             Shape::Plain => (self.bytes(&fields, raw_metadata, &[]).map_err(parse)?, Facts::Plain),
+            Shape::Volume => (self.bytes(&fields, raw_metadata, &["status"]).map_err(parse)?, Facts::Plain),
+            Shape::Claim => {
+                let bytes = self.bytes(&fields, raw_metadata, &["status"]).map_err(parse)?;
+                (bytes, Facts::Claim(fields.get("spec").and_then(|spec| volume(spec.get()))))
+            }
             Shape::Pod => {
                 let spec = fields.get("spec").ok_or_else(|| missing("spec"))?.get();
                 let spec: PodSpec = serde_json::from_str(spec).map_err(parse)?;
@@ -333,6 +360,16 @@ fn ready(status: &str) -> Option<Box<str>> {
         .into_iter()
         .find(|condition| condition.r#type == "Ready")
         .map(|condition| condition.status)
+}
+
+fn volume(spec: &str) -> Option<ResourceKey> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Spec {
+        volume_name: String,
+    }
+    let spec: Spec = serde_json::from_str(spec).ok()?;
+    ResourceKey::new("PersistentVolume", "", &spec.volume_name).ok()
 }
 
 fn terminal_phase(status: &str) -> Option<String> {

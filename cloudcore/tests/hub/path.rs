@@ -22,7 +22,7 @@ rules:
 - {apiGroups: [""], resources: [nodes/status], verbs: [patch]}
 - {apiGroups: [""], resources: [pods], verbs: [get, list, watch, patch, delete]}
 - {apiGroups: [""], resources: [pods/status], verbs: [patch]}
-- {apiGroups: [""], resources: [configmaps, secrets], verbs: [get, list, watch]}
+- {apiGroups: [""], resources: [configmaps, secrets, persistentvolumeclaims, persistentvolumes], verbs: [get, list, watch]}
 - {apiGroups: [""], resources: [serviceaccounts/token, events], verbs: [create]}
 - {apiGroups: [node.k8s.io], resources: [runtimeclasses], verbs: [get, list, watch]}
 - {apiGroups: [""], resources: [namespaces], verbs: [create]}

@@ -215,3 +215,45 @@ fn what_a_newer_replica_sent_is_kept_until_this_one_has_caught_up() {
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/settings", "Pod/a/p"]);
     assert!(view.has_seen(&key("ConfigMap/a/settings"), 50));
 }
+
+#[test]
+fn a_claim_brings_the_volume_that_it_is_bound_to() {
+    let index = Arc::new(Index::new());
+    let user = |name: &str| {
+        let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "disk"}}]);
+        cached(
+            "Pod",
+            &json!({"metadata": {"name": name, "namespace": "a", "uid": name}, "spec": {"nodeName": "n", "volumes": volumes}}),
+        )
+    };
+    let claim = |spec: &Value| {
+        let status = json!({"phase": "Bound"});
+        cached(
+            "PersistentVolumeClaim",
+            &json!({"metadata": {"name": "disk", "namespace": "a"}, "spec": spec, "status": status}),
+        )
+    };
+    let volume = |name: &str| cached("PersistentVolume", &json!({"metadata": {"name": name}, "spec": {}}));
+    index.apply(kind("PersistentVolume"), volume("pv-1"));
+    index.apply(kind("PersistentVolume"), volume("pv-2"));
+    index.apply(kind("PersistentVolumeClaim"), claim(&json!({})));
+    let view = index.subscribe("n");
+    index.apply(kind("Pod"), user("p"));
+    index.apply(kind("Pod"), user("q"));
+    assert_eq!(held(&view), ["PersistentVolumeClaim/a/disk", "Pod/a/p", "Pod/a/q"]);
+    index.apply(kind("PersistentVolumeClaim"), claim(&json!({"volumeName": "pv-1"})));
+    assert!(held(&view).contains(&"PersistentVolume//pv-1".to_owned()), "{:?}", held(&view));
+    check_digest(&view);
+    index.apply(kind("PersistentVolumeClaim"), claim(&json!({"volumeName": "pv-2"})));
+    assert_eq!(held(&view), ["PersistentVolume//pv-2", "PersistentVolumeClaim/a/disk", "Pod/a/p", "Pod/a/q"]);
+    index.delete(kind("Pod"), &key("Pod/a/p"), 9);
+    assert!(held(&view).contains(&"PersistentVolume//pv-2".to_owned()), "the other pod needs it");
+    index.delete(kind("PersistentVolumeClaim"), &key("PersistentVolumeClaim/a/disk"), 10);
+    assert_eq!(held(&view), ["Pod/a/q"]);
+    index.apply(kind("PersistentVolumeClaim"), claim(&json!({"volumeName": "pv-1"})));
+    index.delete(kind("Pod"), &key("Pod/a/q"), 11);
+    assert_eq!(held(&view), [""; 0]);
+    assert_eq!(view.digest(), Digest::default());
+    drop(view);
+    assert!(index.read().holders.is_empty());
+}

@@ -72,7 +72,7 @@ pub(crate) fn permissions() -> Vec<Manifest> {
         rule(&[""], &["pods"], &["get", "list", "watch", "patch", "update", "delete"]),
         rule(&[""], &["pods/status"], WRITE),
         // Which of them a node gets is decided by the pods on it, and enforced by cloudcore.
-        rule(&[""], &["configmaps", "secrets"], READ),
+        rule(&[""], &["configmaps", "secrets", "persistentvolumeclaims", "persistentvolumes"], READ),
         rule(&[""], &["serviceaccounts/token"], &["create"]),
         rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
         rule(&["node.k8s.io"], &["runtimeclasses"], READ),
