@@ -116,6 +116,7 @@ impl Events {
         let field = happening.container.map(|name| {
             let list = match pod.container(name) {
                 Some((Role::Init | Role::Sidecar, _)) => "initContainers",
+                Some((Role::Ephemeral, _)) => "ephemeralContainers",
                 _ => "containers",
             };
             format!("spec.{list}{{{name}}}")

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, PodSpec},
+    api::core::v1::{Container, EphemeralContainer, Pod, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use proto::{Object, ResourceKey};
@@ -62,6 +62,8 @@ pub enum Role {
     /// An init container with `restartPolicy: Always`: started in order, then runs beside the others.
     Sidecar,
     Main,
+    /// Put beside the others while they run, to look at them; started once.
+    Ephemeral,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,13 @@ pub struct DesiredPod {
     pub uid: PodUid,
     pub metadata: ObjectMeta,
     pub spec: PodSpec,
+    ephemeral: Vec<Ephemeral>,
+}
+
+struct Ephemeral {
+    container: Container,
+    /// The container whose processes it sees.
+    target: Option<String>,
 }
 
 impl DesiredPod {
@@ -87,14 +96,16 @@ impl DesiredPod {
         let uid = pod.metadata.uid.as_deref().and_then(PodUid::new);
         let Some(uid) = uid else { return Err(PodError::Field { key, field: "metadata.uid" }) };
         let Some(spec) = pod.spec else { return Err(PodError::Field { key, field: "spec" }) };
-        let mut names = spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(|c| &c.name);
-        if !names.all(|name| is_label(name)) {
-            return Err(PodError::Field { key, field: "spec.containers[].name" });
-        }
+        let ephemeral = spec.ephemeral_containers.iter().flatten().map(ephemeral).collect::<Result<_, _>>();
+        let ephemeral = ephemeral.map_err(|source| PodError::Parse { key: key.clone(), source })?;
         if !spec.volumes.iter().flatten().all(|volume| is_label(&volume.name)) {
             return Err(PodError::Field { key, field: "spec.volumes[].name" });
         }
-        Ok(Self { key, uid, metadata: pod.metadata, spec })
+        let pod = Self { key, uid, metadata: pod.metadata, spec, ephemeral };
+        if !pod.all_containers().all(|(_, container)| is_label(&container.name)) {
+            return Err(PodError::Field { key: pod.key, field: "spec.containers[].name" });
+        }
+        Ok(pod)
     }
 
     /// A pod of which nothing is left but what the runtime's labels say: enough to take it down.
@@ -106,7 +117,7 @@ impl DesiredPod {
             ..Default::default()
         };
         let spec = PodSpec { termination_grace_period_seconds: grace, ..Default::default() };
-        Self { key, uid, metadata, spec }
+        Self { key, uid, metadata, spec, ephemeral: Vec::new() }
     }
 
     pub fn name(&self) -> &str {
@@ -148,12 +159,22 @@ impl DesiredPod {
         self.spec.init_containers.as_deref().unwrap_or_default()
     }
 
+    pub fn ephemeral_containers(&self) -> impl Iterator<Item = &Container> {
+        self.ephemeral.iter().map(|ephemeral| &ephemeral.container)
+    }
+
+    /// The container whose processes an ephemeral one is to see.
+    pub fn target(&self, name: &str) -> Option<&str> {
+        self.ephemeral.iter().find(|ephemeral| ephemeral.container.name == name)?.target.as_deref()
+    }
+
     /// Init containers first, in their order.
     pub fn all_containers(&self) -> impl Iterator<Item = (Role, &Container)> {
         self.init_containers()
             .iter()
             .map(|container| (init_role(container), container))
             .chain(self.spec.containers.iter().map(|container| (Role::Main, container)))
+            .chain(self.ephemeral_containers().map(|container| (Role::Ephemeral, container)))
     }
 
     pub fn container(&self, name: &str) -> Option<(Role, &Container)> {
@@ -163,6 +184,12 @@ impl DesiredPod {
     pub fn created(&self) -> Option<Timestamp> {
         self.metadata.creation_timestamp.as_ref().map(|time| time.0)
     }
+}
+
+/// An ephemeral container has the fields of a container, but for one.
+fn ephemeral(spec: &EphemeralContainer) -> Result<Ephemeral, serde_json::Error> {
+    let target = spec.target_container_name.clone().filter(|name| !name.is_empty());
+    Ok(Ephemeral { container: serde_json::from_value(serde_json::to_value(spec)?)?, target })
 }
 
 pub fn init_role(container: &Container) -> Role {

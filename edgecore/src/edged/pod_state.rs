@@ -131,6 +131,9 @@ fn run(pod: &DesiredPod, observed: &Observed, memory: &Memory, now: Instant) -> 
     plan.actions.extend(created.map(|container| Action::RemoveContainer { id: container.id.clone() }));
 
     let context = Context { pod, observed, memory, sandbox, now };
+    for spec in pod.ephemeral_containers() {
+        context.keep_up(&mut plan, Role::Ephemeral, spec);
+    }
     if context.initialize(&mut plan) {
         for spec in &pod.spec.containers {
             context.keep_up(&mut plan, Role::Main, spec);
@@ -229,10 +232,17 @@ impl Context<'_> {
         let latest = self.observed.latest(&spec.name);
         let memory = self.memory.container(&spec.name);
         let stop = |container: &ContainerView, why| {
+            let probe = match why {
+                Why::Liveness => spec.liveness_probe.as_ref(),
+                Why::Startup => spec.startup_probe.as_ref(),
+                _ => None,
+            };
+            // Who does not answer may deserve less time than who is told to end.
+            let own = probe.and_then(|probe| u64::try_from(probe.termination_grace_period_seconds?).ok());
             Action::StopContainers(vec![Stop {
                 id: container.id.clone(),
                 name: container.name.clone(),
-                grace: self.pod.grace(),
+                grace: own.map_or_else(|| self.pod.grace(), |seconds| Duration::from_secs(seconds.max(1))),
                 why,
             }])
         };
@@ -296,7 +306,7 @@ impl Context<'_> {
             (Role::Init, _) if container.sandbox_id != self.sandbox.id => true,
             (Role::Init, RestartPolicy::Always | RestartPolicy::OnFailure)
             | (Role::Main, RestartPolicy::OnFailure) => exit.code != 0,
-            (_, RestartPolicy::Never) => false,
+            (Role::Ephemeral, _) | (_, RestartPolicy::Never) => false,
         }
     }
 }

@@ -251,6 +251,11 @@ impl PodWorker {
             }
             self.memory.hold = None;
         }
+        // The downward API shows them in volumes.
+        let (old, new) = (&self.current.pod.metadata, &input.pod.metadata);
+        if old.labels != new.labels || old.annotations != new.annotations {
+            self.mounted = None;
+        }
         self.current = input;
     }
 

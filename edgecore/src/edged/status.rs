@@ -54,8 +54,9 @@ impl View<'_> {
                 .map(|(role, spec)| self.container(role, spec))
                 .collect()
         };
-        let inits = statuses(|role| role != Role::Main);
+        let inits = statuses(|role| matches!(role, Role::Init | Role::Sidecar));
         let mains = statuses(|role| role == Role::Main);
+        let ephemeral = statuses(|role| role == Role::Ephemeral);
         let terminal = self.memory.terminal.as_ref();
         let phase = self.phase(terminal, &mains);
         let ips: Vec<String> =
@@ -72,6 +73,7 @@ impl View<'_> {
             conditions: Some(self.conditions(phase, &inits, &mains, has_sandbox)),
             container_statuses: Some(mains),
             init_container_statuses: (!inits.is_empty()).then_some(inits),
+            ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
             host_ip: self.node.ips.first().cloned(),
             host_ips: Some(self.node.ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
             message: terminal.map_or_else(
@@ -101,6 +103,8 @@ impl View<'_> {
         let exited_well = latest.and_then(ContainerView::exit).is_some_and(|exit| exit.code == 0);
         let ready = match role {
             Role::Init => exited_well,
+            // Nobody waits for it.
+            Role::Ephemeral => false,
             Role::Sidecar | Role::Main => started && memory.and_then(|memory| memory.ready).unwrap_or(true),
         };
         let (state, shown) = self.state(role, spec, latest);
@@ -185,7 +189,7 @@ impl View<'_> {
                 (Role::Init | Role::Main, RestartPolicy::OnFailure) | (Role::Init, RestartPolicy::Always) => {
                     exit.code != 0
                 }
-                (_, RestartPolicy::Never) => false,
+                (Role::Ephemeral, _) | (_, RestartPolicy::Never) => false,
             }
     }
 

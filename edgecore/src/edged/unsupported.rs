@@ -19,10 +19,6 @@ fn of_pod(pod: &DesiredPod) -> Option<String> {
         (spec.set_hostname_as_fqdn == Some(true), "spec.setHostnameAsFQDN"),
         (spec.overhead.as_ref().is_some_and(|overhead| !overhead.is_empty()), "spec.overhead"),
         (
-            spec.ephemeral_containers.as_ref().is_some_and(|containers| !containers.is_empty()),
-            "spec.ephemeralContainers",
-        ),
-        (
             security.is_some_and(|security| security.se_linux_options.is_some()),
             "spec.securityContext.seLinuxOptions",
         ),

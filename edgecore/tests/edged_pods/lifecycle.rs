@@ -28,6 +28,7 @@ async fn lifecycle(bench: &Bench) -> Result<()> {
     startup_and_readiness(&site, &node).await?;
     hooks_and_grace(&site, &node).await?;
     other_probes(&site, &node).await?;
+    ephemeral(&site, &node).await?;
     unsupported(&site, &node).await?;
     ends(&node).await?;
     check_unstartable(&site, &node).await?;
@@ -215,6 +216,33 @@ async fn other_probes(site: &Site, node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// As `kubectl debug` puts it beside a container that runs.
+async fn ephemeral(site: &Site, node: &Node) -> Result<()> {
+    let mut pod = pod_of(shell("marker=1; trap 'exit 0' TERM; while :; do sleep 0.1; done"), json!({}));
+    node.put("Pod", "debugged", 1, pod.clone()).await?;
+    let before = node.until("debugged", "ready", is_ready).await?;
+    merge_spec(
+        &mut pod,
+        json!({"ephemeralContainers": [
+            {"name": "look", "image": BUSYBOX, "targetContainerName": "main", "command": ["/bin/sleep", "100000"]},
+            {"name": "once", "image": BUSYBOX, "command": ["/bin/sh", "-c", "exit 6"]},
+        ]}),
+    );
+    node.put("Pod", "debugged", 2, pod).await?;
+    let status = node
+        .until("debugged", "looked at", |status| {
+            let of = &status["ephemeralContainerStatuses"];
+            of[0]["state"]["running"].is_object() && of[1]["state"]["terminated"]["exitCode"] == 6
+        })
+        .await?;
+    ensure!(id(&status, "main")? == id(&before, "main")? && is_ready(&status), "{status}");
+    let look = status["ephemeralContainerStatuses"][0]["containerID"].as_str().unwrap_or_default();
+    let look = look.trim_start_matches("containerd://");
+    let first = exec(site, look, "cat /proc/1/cmdline").await?;
+    ensure!(first.contains("marker=1"), "{first:?}");
+    node.delete("Pod", "debugged").await
+}
+
 /// What cannot be done is said, with the field's name, and nothing of the pod is started.
 async fn unsupported(site: &Site, node: &Node) -> Result<()> {
     let cases = [
@@ -232,7 +260,6 @@ async fn unsupported(site: &Site, node: &Node) -> Result<()> {
             "spec.securityContext.seLinuxOptions",
             json!({"securityContext": {"seLinuxOptions": {"level": "s0"}}}),
         ),
-        ("spec.ephemeralContainers", json!({"ephemeralContainers": [{"name": "e", "image": BUSYBOX}]})),
     ];
     for (index, (_, more)) in cases.iter().enumerate() {
         let mut pod = pod_of(sleeper("true"), json!({}));

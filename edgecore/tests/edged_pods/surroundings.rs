@@ -226,7 +226,7 @@ async fn volumes(site: &Site, node: &Node) -> Result<()> {
             {"name": "gone", "configMap": {"name": "absent", "optional": true}},
         ]}}),
     );
-    node.put("Pod", "volumes", 1, pod).await?;
+    node.put("Pod", "volumes", 1, pod.clone()).await?;
     let status = node.until("volumes", "ready", is_ready).await?;
     let main = id(&status, "main")?;
     let script = "cat /all/a /all/b /some/dir/b /hidden/password /down/labels /down/memory /mixed/a \
@@ -260,6 +260,15 @@ async fn volumes(site: &Site, node: &Node) -> Result<()> {
         if seen == "ONEthreea c one" { Ok(()) } else { bail!("{seen:?}") }
     })
     .await?;
+    merge(&mut pod, json!({"metadata": {"labels": {"tier": "core"}}}));
+    node.put("ConfigMap", "files", 3, json!({"data": {"a": "ONE", "b": "two", "c": "three"}})).await?;
+    node.put("Pod", "volumes", 2, pod).await?;
+    wait::until("the new label", SOON, async || {
+        let seen = exec(site, &main, "cat /down/labels /mixed/labels").await?;
+        if seen == "tier=\"core\"tier=\"core\"" { Ok(()) } else { bail!("{seen:?}") }
+    })
+    .await?;
+    node.put("ConfigMap", "files", 4, json!({"data": {"a": "ONE"}})).await?;
     // A key that a volume names is missing now: what runs keeps what it has.
     ensure!(exec(site, &main, "cat /some/dir/b").await? == "two");
     node.event("volumes", "FailedMount", "has no key \"b\"").await?;

@@ -283,8 +283,18 @@ impl PodWorker {
             capacity: self.shared.capacity,
         };
         let variables = context.variables(spec).map_err(|error| config_error(&error))?;
-        let security = security::container(pod, spec, &image.user, &self.shared.seccomp_profiles)
+        let mut security = security::container(pod, spec, &image.user, &self.shared.seccomp_profiles)
             .map_err(|error| config_error(&error))?;
+        if let Some(target) = pod.target(&spec.name) {
+            let running = self.observed.latest(target).filter(|container| container.is_running());
+            let id = running.map(|container| container.id.clone()).ok_or_else(|| StartError::Waiting {
+                reason: "CreateContainerConfigError".to_owned(),
+                message: format!("target container {target:?} is not running"),
+            })?;
+            let namespaces = security.namespace_options.get_or_insert_default();
+            namespaces.set_pid(v1::NamespaceMode::Target);
+            namespaces.target_id = id;
+        }
         let mounted = self.mounted.as_ref().ok_or(StartError::Superseded)?;
         let mut mounts = self
             .shared
