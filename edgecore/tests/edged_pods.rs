@@ -203,9 +203,10 @@ async fn power_cut(bench: &Bench) -> Result<()> {
     let mut site = bench.site(&SiteOptions::default()).await?;
     let node = Node::start(&site, open(site.dir())?)?;
     let token = json!({"name": "token", "projected": {"sources": [
-        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}}, {"secret": {"name": "key"}},
     ]}});
-    let mut pod = json!({"spec": {"containers": [sleeper("cat /token/token; echo")], "volumes": [token]}});
+    node.put("Secret", "key", 1, json!({"data": {"password": "aHVudGVyMg=="}})).await?;
+    let mut pod = json!({"spec": {"containers": [sleeper("cat /token/token /token/password; echo")], "volumes": [token]}});
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "token", "mountPath": "/token"}]);
     let kept =
         json!({"token": "t0k3n", "obtained": "2020-01-01T00:00:00Z", "expires": "2020-01-01T01:00:00Z"});
@@ -243,7 +244,7 @@ async fn power_cut(bench: &Bench) -> Result<()> {
     ensure!(after["startTime"] == before["startTime"], "{before} {after}");
     wait::until("the token in the log", SOON, async || {
         let log = read_log(&site, "late", "main", 1)?;
-        if log.contains("t0k3n") { Ok(()) } else { bail!("{log}") }
+        if log.contains("t0k3nhunter2") { Ok(()) } else { bail!("{log}") }
     })
     .await?;
     let job = node.until("job", "still succeeded", |status| status["phase"] == "Succeeded").await?;

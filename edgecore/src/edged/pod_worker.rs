@@ -418,15 +418,16 @@ impl PodWorker {
     /// Reports the status if it is not the one that was reported last. `early`: more is about to come, so only if
     /// nothing was reported yet.
     async fn report(&mut self, early: bool) -> Result<(), WorkError> {
-        self.keep_events().await;
+        let (pod, shared) = (self.current.pod.clone(), self.shared.clone());
+        let events = shared.events.keep(&pod, std::mem::take(&mut self.untold));
         if self.current.intent == Intent::Remove || (early && self.reported.is_some()) {
+            events.await;
             return Ok(());
         }
         let node = self.shared.node.borrow().clone();
-        let pod = &self.current.pod;
         let empty = Vec::new();
         let view = View {
-            pod,
+            pod: &pod,
             intent: self.current.intent,
             observed: &self.observed,
             memory: &self.memory,
@@ -438,10 +439,14 @@ impl PodWorker {
         };
         let status = view.status();
         if self.reported_in_session && self.reported.as_ref() == Some(&status) {
+            events.await;
             return Ok(());
         }
         let payload = serde_json::to_vec(&serde_json::json!({ "uid": pod.uid.as_str(), "status": status }))?;
-        self.shared.store.report(ReportKind::PodStatus, &pod.key, Bytes::from(payload)).await?;
+        // Together they cost one sync.
+        let report = shared.store.report(ReportKind::PodStatus, &pod.key, Bytes::from(payload));
+        let ((), reported) = tokio::join!(events, report);
+        reported?;
         let phase = status.phase.as_deref().unwrap_or_default();
         tracing::debug!(pod = %pod.key, phase, "status reported");
         if phase == "Running"
