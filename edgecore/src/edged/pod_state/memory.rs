@@ -69,7 +69,7 @@ impl ContainerMemory {
 }
 
 impl Memory {
-    /// Reckons back-off from exits that are new. To be called before [`decide`].
+    /// Reckons back-off from exits that are new. To be called before [`super::decide`].
     pub fn note(&mut self, pod: &DesiredPod, observed: &Observed, now: Instant, wall: Timestamp) {
         let Some(sandbox) = observed.sandbox() else { return };
         for (_, spec) in pod.all_containers() {

@@ -15,7 +15,7 @@ pub struct Sandbox {
     pub attempt: u32,
     pub ready: bool,
     pub created_at: Timestamp,
-    /// When the pod was first seen, see [`super::labels::POD_START`].
+    /// When the pod was first seen, see [`crate::edged::labels::POD_START`].
     pub pod_start: Option<Timestamp>,
 }
 
