@@ -1,6 +1,6 @@
 //! Logs: structured, to standard error, with a level that can be changed while the process runs.
 
-use std::{io::IsTerminal, sync::Arc};
+use std::sync::Arc;
 
 use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
@@ -39,10 +39,10 @@ pub enum LogError {
 pub fn init(filter: &str, format: LogFormat) -> Result<LogLevel, LogError> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
     let registry = tracing_subscriber::registry().with(filter);
-    let ansi = std::io::stderr().is_terminal();
     let result = match format {
         LogFormat::Text => {
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(ansi)).try_init()
+            // No colours on a terminal either: asking for them without their feature panics.
+            registry.with(fmt::layer().with_writer(std::io::stderr)).try_init()
         }
         LogFormat::Json => {
             registry.with(fmt::layer().json().with_writer(std::io::stderr).flatten_event(true)).try_init()
