@@ -20,6 +20,7 @@ pub mod progress;
 pub mod run;
 pub mod setup;
 pub mod site;
+pub mod vm;
 pub mod wait;
 
 pub use bench::Bench;

@@ -9,6 +9,7 @@ mod go;
 mod images;
 mod packages;
 mod product;
+mod vm;
 
 use std::{
     env,
@@ -20,6 +21,7 @@ use anyhow::{Context, Result};
 
 pub use images::{AGNHOST, AGNHOST_NEXT, BUSYBOX, PAUSE, of_program};
 pub use product::cargo;
+pub use vm::{VmAssets, ensure_vm};
 
 use crate::progress::during;
 

@@ -78,7 +78,12 @@ impl Cloud {
 
     /// `address:port`, as a site sees it.
     pub fn endpoint(&self, site: &Site) -> String {
-        format!("{}:{}", site.host_address(), self.port)
+        self.endpoint_at(site.host_address())
+    }
+
+    /// `address:port`, for whoever finds this machine at that address.
+    pub fn endpoint_at(&self, address: Ipv4Addr) -> String {
+        format!("{address}:{}", self.port)
     }
 
     pub fn keadm_program(&self) -> &Path {

@@ -24,8 +24,23 @@ const NEEDED: &[(&str, &[&str])] = &[
     ("busybox-static", &["/usr/share/doc/busybox-static/copyright"]),
 ];
 
+/// For virtual machines alone.
+const NEEDED_FOR_VMS: &[(&str, &[&str])] = &[
+    ("qemu-system-x86", &["/usr/bin/qemu-system-x86_64"]),
+    ("e2fsprogs", &["/usr/sbin/mke2fs", "/sbin/mke2fs"]),
+    ("xz-utils", &["/usr/bin/xz"]),
+];
+
 pub(super) async fn ensure() -> Result<()> {
-    let missing: Vec<&str> = NEEDED
+    install(NEEDED).await
+}
+
+pub(super) async fn ensure_vm() -> Result<()> {
+    install(NEEDED_FOR_VMS).await
+}
+
+async fn install(needed: &[(&str, &[&str])]) -> Result<()> {
+    let missing: Vec<&str> = needed
         .iter()
         .filter(|(_, files)| !files.iter().any(|file| Path::new(file).exists()))
         .map(|(package, _)| *package)
