@@ -8,6 +8,7 @@
 mod components;
 mod heartbeat;
 mod kubeconfig;
+mod outage;
 
 use std::{
     fs,
@@ -32,6 +33,7 @@ use crate::{
     wait,
 };
 
+use components::Restart;
 pub use heartbeat::HeartbeatNodes;
 
 /// Starting a port-bound daemon is tried this often: between the choice of a port and its use, another may take it.
@@ -89,6 +91,7 @@ pub struct Cluster {
     scheduler: Daemon,
     controller_manager: Daemon,
     apiserver: Daemon,
+    apiserver_start: Restart,
     etcd: Daemon,
 }
 
@@ -120,18 +123,12 @@ impl Cluster {
         };
 
         let (etcd, etcd_port) = start.etcd().await?;
-        let (mut apiserver, port) = start.apiserver(etcd_port).await?;
+        let (mut apiserver, port, apiserver_start) = start.apiserver(etcd_port).await?;
         let server = format!("https://127.0.0.1:{port}");
         let kubeconfig = dir.join("admin.kubeconfig");
         kubeconfig::write(&kubeconfig, &server, &authority.identity(), &ids.admin)?;
         let client = client_of(&kubeconfig).await?;
-        wait::until("kube-apiserver ready", START_DEADLINE, async || {
-            apiserver.check_alive()?;
-            let answer = client.request_text(http::Request::get("/readyz").body(Vec::new())?).await?;
-            if answer == "ok" { Ok(()) } else { bail!("/readyz says {answer}") }
-        })
-        .await
-        .with_context(|| format!("the end of its log:\n{}", tail(apiserver.log())))?;
+        until_ready(&client, &mut apiserver).await?;
 
         // Only now: it exits when RBAC is not there yet.
         let mut controller_manager = start.controller_manager(&server)?;
@@ -153,6 +150,7 @@ impl Cluster {
             scheduler,
             controller_manager,
             apiserver,
+            apiserver_start,
             etcd,
         })
     }
@@ -254,6 +252,17 @@ async fn client_of(kubeconfig: &Path) -> Result<Client> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
+}
+
+async fn until_ready(client: &Client, apiserver: &mut Daemon) -> Result<()> {
+    let log = apiserver.log().to_owned();
+    wait::until("kube-apiserver ready", START_DEADLINE, async || {
+        apiserver.check_alive()?;
+        let answer = client.request_text(http::Request::get("/readyz").body(Vec::new())?).await?;
+        if answer == "ok" { Ok(()) } else { bail!("/readyz says {answer}") }
+    })
+    .await
+    .with_context(|| format!("the end of its log:\n{}", tail(&log)))
 }
 
 /// Ports that were free a moment ago.

@@ -183,6 +183,15 @@ pub fn kill9(pid: u32) -> Result<()> {
     }
 }
 
+/// SIGTERM by pid. A process that is gone already is no error.
+pub fn terminate(pid: u32) -> Result<()> {
+    let Some(pid) = pid_of(pid) else { bail!("{pid} is not a pid") };
+    match kill_process(pid, Signal::TERM) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("failed to signal {pid:?}")),
+    }
+}
+
 /// Waits until a process (a child or not) has ended; `false` if it has not within `limit`.
 pub fn wait_gone(pid: u32, limit: Duration) -> Result<bool> {
     let Some(id) = pid_of(pid) else { return Ok(true) };

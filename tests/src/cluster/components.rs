@@ -1,6 +1,13 @@
 //! The command lines of the four programs.
 
-use std::{net::Ipv4Addr, path::Path, process::Command, sync::Arc, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use tokio::net::TcpStream;
@@ -24,24 +31,40 @@ pub(super) struct Start<'a> {
     pub(super) ids: &'a Identities,
 }
 
+/// A program that can be started once more, just as it was.
+pub(super) struct Restart {
+    run: Arc<Run>,
+    name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+}
+
+impl Restart {
+    pub(super) fn daemon(&self) -> Result<Daemon> {
+        Daemon::start(&self.run, &self.name, command(&self.program, &self.args))
+    }
+}
+
 impl Start<'_> {
     pub(super) async fn etcd(&self) -> Result<(Daemon, u16)> {
-        self.with_ports("etcd", |[client, peer]| {
-            let url = format!("http://127.0.0.1:{client}");
-            let peer = format!("http://127.0.0.1:{peer}");
-            let mut etcd = command(&self.assets.etcd, ["--unsafe-no-fsync", "--log-level=warn"]);
-            etcd.arg(format!("--data-dir={}", self.dir.join("etcd").display()))
-                .arg(format!("--listen-client-urls={url}"))
-                .arg(format!("--advertise-client-urls={url}"))
-                .arg(format!("--listen-peer-urls={peer}"))
-                .arg(format!("--initial-advertise-peer-urls={peer}"))
-                .arg(format!("--initial-cluster=default={peer}"));
-            (etcd, client)
-        })
-        .await
+        let (daemon, port, _) = self
+            .with_ports("etcd", |[client, peer]| {
+                let url = format!("http://127.0.0.1:{client}");
+                let peer = format!("http://127.0.0.1:{peer}");
+                let mut etcd = command(&self.assets.etcd, ["--unsafe-no-fsync", "--log-level=warn"]);
+                etcd.arg(format!("--data-dir={}", self.dir.join("etcd").display()))
+                    .arg(format!("--listen-client-urls={url}"))
+                    .arg(format!("--advertise-client-urls={url}"))
+                    .arg(format!("--listen-peer-urls={peer}"))
+                    .arg(format!("--initial-advertise-peer-urls={peer}"))
+                    .arg(format!("--initial-cluster=default={peer}"));
+                (etcd, client)
+            })
+            .await?;
+        Ok((daemon, port))
     }
 
-    pub(super) async fn apiserver(&self, etcd_port: u16) -> Result<(Daemon, u16)> {
+    pub(super) async fn apiserver(&self, etcd_port: u16) -> Result<(Daemon, u16, Restart)> {
         let options = self.options;
         let bind = if options.reachable_from_sites { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         self.with_ports("kube-apiserver", |[port]| {
@@ -123,10 +146,16 @@ impl Start<'_> {
         &self,
         program: &str,
         command: impl Fn([u16; N]) -> (Command, u16),
-    ) -> Result<(Daemon, u16)> {
+    ) -> Result<(Daemon, u16, Restart)> {
         for attempt in 1..=PORT_TRIES {
             let (command, port) = command(free_ports()?);
-            let mut daemon = Daemon::start(self.run, &self.log_name(program), command)?;
+            let start = Restart {
+                run: Arc::clone(self.run),
+                name: self.log_name(program),
+                program: command.get_program().into(),
+                args: command.get_args().map(OsStr::to_owned).collect(),
+            };
+            let mut daemon = start.daemon()?;
             let listening =
                 wait::until(&format!("{program} listening on {port}"), START_DEADLINE, async || {
                     if daemon.exited()?.is_some() {
@@ -139,7 +168,7 @@ impl Start<'_> {
                 .with_context(|| format!("the end of its log:\n{}", tail(daemon.log())))?;
             // A process that lost the race for its port ends; then it was the winner who answered.
             if listening && daemon.exited()?.is_none() {
-                return Ok((daemon, port));
+                return Ok((daemon, port, start));
             }
             let log = tail(daemon.log());
             if !log.contains("address already in use") || attempt == PORT_TRIES {

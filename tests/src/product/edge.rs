@@ -1,8 +1,12 @@
 //! An edge node at a site.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 
@@ -10,7 +14,7 @@ use super::cloud::{Cloud, read_pid};
 use crate::{
     Assets, Site,
     http::{self, Response},
-    process::{Daemon, is_running},
+    process::{Daemon, is_running, terminate, wait_gone},
     wait,
 };
 
@@ -84,6 +88,51 @@ impl Edge {
             Ok(pid)
         })
         .await
+    }
+
+    /// Stops edgecore cleanly, and its supervisor with it; the pods go on.
+    pub fn stop(&self) -> Result<()> {
+        let state = self.root.join("edgecore-supervisor.json");
+        let text = fs::read(&state).with_context(|| format!("failed to read {}", state.display()))?;
+        let state: serde_json::Value = serde_json::from_slice(&text)?;
+        let supervisor =
+            state.get("pid").and_then(serde_json::Value::as_u64).and_then(|pid| pid.try_into().ok());
+        let supervisor: u32 = supervisor.context("the supervisor's state names no pid")?;
+        let edgecore = self.pid()?;
+        terminate(supervisor)?;
+        for pid in [supervisor, edgecore] {
+            ensure!(wait_gone(pid, SOON)?, "process {pid} has not ended within {SOON:?} of SIGTERM");
+        }
+        Ok(())
+    }
+
+    /// A counter or gauge of the admin socket.
+    pub async fn metric(&self, name: &str) -> Result<u64> {
+        let page = self.admin("/metrics").await?.body;
+        let values = page.lines().filter_map(|line| line.split_once(' '));
+        let found =
+            values.filter(|(key, _)| key.trim_end_matches("_total") == name).map(|(_, value)| value).next();
+        let value = found.with_context(|| format!("no metric {name}"))?;
+        value.parse().with_context(|| format!("{name} is {value}"))
+    }
+
+    /// Where the metadata store is.
+    pub fn store(&self) -> PathBuf {
+        Self::store_below(&self.root)
+    }
+
+    /// Where the metadata store of a node at this site will be.
+    pub fn store_at(site: &Site) -> PathBuf {
+        Self::store_below(&site.dir().join("edge"))
+    }
+
+    fn store_below(root: &Path) -> PathBuf {
+        root.join("store")
+    }
+
+    /// edgecore's log, while a supervisor writes it.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("edgecore.log")
     }
 
     /// Starts edgecore without a supervisor, as a boot script would.
