@@ -60,6 +60,14 @@ pub async fn ensure() -> Result<Assets> {
     Ok(assets)
 }
 
+/// As [`ensure`], with the programs as they ship: what is measured is what people get.
+pub async fn ensure_release() -> Result<Assets> {
+    let mut assets = ensure_bench().await?;
+    let _turn = turn("product").await?;
+    assets.product = Some(product::build_release().await?);
+    Ok(assets)
+}
+
 /// What the bench needs, without the product's programs.
 pub async fn ensure_bench() -> Result<Assets> {
     let _turn = turn("bench").await?;

@@ -14,7 +14,7 @@ use super::cloud::{Cloud, read_pid};
 use crate::{
     Assets, Site,
     http::{self, Response},
-    process::{Daemon, is_running, terminate, wait_gone},
+    process::{Daemon, is_running, kill9, terminate, wait_gone},
     wait,
 };
 
@@ -92,18 +92,29 @@ impl Edge {
 
     /// Stops edgecore cleanly, and its supervisor with it; the pods go on.
     pub fn stop(&self) -> Result<()> {
-        let state = self.root.join("edgecore-supervisor.json");
-        let text = fs::read(&state).with_context(|| format!("failed to read {}", state.display()))?;
-        let state: serde_json::Value = serde_json::from_slice(&text)?;
-        let supervisor =
-            state.get("pid").and_then(serde_json::Value::as_u64).and_then(|pid| pid.try_into().ok());
-        let supervisor: u32 = supervisor.context("the supervisor's state names no pid")?;
-        let edgecore = self.pid()?;
+        let (supervisor, edgecore) = (self.supervisor()?, self.pid()?);
         terminate(supervisor)?;
         for pid in [supervisor, edgecore] {
             ensure!(wait_gone(pid, SOON)?, "process {pid} has not ended within {SOON:?} of SIGTERM");
         }
         Ok(())
+    }
+
+    /// Kills the supervisor and then edgecore; the pods go on. For those who start edgecore themselves from then on.
+    pub fn kill9(&self) -> Result<()> {
+        for pid in [self.supervisor()?, self.pid()?] {
+            kill9(pid)?;
+            wait_gone(pid, SOON)?;
+        }
+        Ok(())
+    }
+
+    fn supervisor(&self) -> Result<u32> {
+        let state = self.root.join("edgecore-supervisor.json");
+        let text = fs::read(&state).with_context(|| format!("failed to read {}", state.display()))?;
+        let state: serde_json::Value = serde_json::from_slice(&text)?;
+        let pid = state.get("pid").and_then(serde_json::Value::as_u64).and_then(|pid| pid.try_into().ok());
+        pid.context("the supervisor's state names no pid")
     }
 
     /// A counter or gauge of the admin socket.

@@ -155,4 +155,15 @@ impl Site {
         runtime.start_container(request).await.context("StartContainer")?;
         Ok(BarePod { sandbox, container })
     }
+
+    /// Stops and removes a pod of [`Site::run_bare_pod`].
+    pub async fn remove_bare_pod(&self, pod: &BarePod) -> Result<()> {
+        let mut runtime = self.runtime().await?;
+        let pod_sandbox_id = pod.sandbox.clone();
+        let stop = v1::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() };
+        runtime.stop_pod_sandbox(stop).await.context("StopPodSandbox")?;
+        let remove = v1::RemovePodSandboxRequest { pod_sandbox_id };
+        runtime.remove_pod_sandbox(remove).await.context("RemovePodSandbox")?;
+        Ok(())
+    }
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: what people and CI run. One subcommand a job; `test` and `demo` are the README's two.
 
+mod bench;
 mod checks;
 mod demo;
 mod image;
@@ -32,6 +33,8 @@ enum Job {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// What it costs and how fast it is: the programs as they ship, each figure beside its goal
+    Bench(bench::Args),
     /// Take away what `--keep` or a killed run has left
     Down,
     /// The image of cloudcore that `keadm init` deploys, as an OCI archive of the release build
@@ -65,6 +68,7 @@ async fn run(job: Job) -> Result<()> {
         Job::Setup => checks::setup().await.map(drop),
         Job::Demo { keep } => demo::run(keep).await,
         Job::Test { args } => checks::test(&args).await,
+        Job::Bench(args) => bench::run(&args).await,
         Job::Down => {
             for dir in harness::run::down()? {
                 say(&format!("taken down: {}", dir.display()))?;

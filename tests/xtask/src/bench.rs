@@ -1,0 +1,166 @@
+//! `cargo xtask bench`: measures the programs as they ship, against a real control plane and real sites.
+//!
+//! What each figure means and how it is got is in `docs/benchmarks.md`. A [`Measure`] has a control plane and sites of
+//! its own, so that any can be run by its name; its figures replace those of the same measure in the file
+//! `target/bench/first-light.json`, and the rest of the file stays. A measure that fails leaves its old figures out of
+//! the file, the others go on, and the command fails at the end.
+
+#![allow(clippy::cast_precision_loss, reason = "no count here comes near 2^52")]
+
+mod adopt;
+mod cuts;
+mod delta;
+mod figure;
+mod idle;
+mod node;
+mod pods;
+mod reading;
+mod report;
+mod restart;
+mod size;
+mod trace;
+mod workload;
+mod world;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use harness::{Assets, setup};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
+
+use crate::say;
+use figure::Figure;
+use report::{Conditions, Report};
+
+/// How long a machine that is busy is waited for before each measure.
+const REST: Duration = Duration::from_mins(1);
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to measure; everything, if nothing is named
+    names: Vec<Measure>,
+    /// How the figures are printed
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Measure nothing; print what was measured last
+    #[arg(long, conflicts_with = "names")]
+    last: bool,
+    /// Put the table into docs/benchmarks.md, too
+    #[arg(long)]
+    docs: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Debug)]
+pub(crate) enum Measure {
+    /// The programs' sizes
+    Size,
+    /// edgecore and cloudcore with nothing to do: memory, CPU, wake-ups, disk, line; memory per pod
+    Idle,
+    /// Syncs and bytes for one change, and for 64 at once
+    Delta,
+    /// What edgecore adds to a pod's start; pods a minute beside bare CRI calls
+    Pods,
+    /// edgecore started: until its node is Ready
+    Restart,
+    /// edgecore started with no cloud in reach: until it has adopted 100 pods, and the memory then
+    Adopt,
+    /// The line restored: until the node is Ready and a change has arrived
+    Cuts,
+}
+
+impl Measure {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Size => "size",
+            Self::Idle => "idle",
+            Self::Delta => "delta",
+            Self::Pods => "pods",
+            Self::Restart => "restart",
+            Self::Adopt => "adopt",
+            Self::Cuts => "cuts",
+        }
+    }
+
+    async fn take(self, assets: &Assets) -> Result<Vec<Figure>> {
+        match self {
+            Self::Size => size::take(assets),
+            Self::Idle => idle::take(assets).await,
+            Self::Delta => delta::take(assets).await,
+            Self::Pods => pods::take(assets).await,
+            Self::Restart => restart::take(assets).await,
+            Self::Adopt => adopt::take(assets).await,
+            Self::Cuts => cuts::take(assets).await,
+        }
+    }
+}
+
+/// Measures until the end, or until a signal; what was measured by then is in the file.
+pub(crate) async fn run(args: &Args) -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    // Dropping a measure takes down what it has started.
+    tokio::select! {
+        measured = measure(args) => measured,
+        _ = interrupt.recv() => bail!("interrupted; everything is taken down"),
+        _ = terminate.recv() => bail!("terminated; everything is taken down"),
+        _ = hangup.recv() => bail!("the terminal is gone; everything is taken down"),
+    }
+}
+
+async fn measure(args: &Args) -> Result<()> {
+    let mut report = Report::load()?;
+    let mut failed = Vec::new();
+    if !args.last {
+        let mut measures = args.names.clone();
+        if measures.is_empty() {
+            measures = Measure::value_variants().to_vec();
+        }
+        measures.sort_unstable();
+        measures.dedup();
+        let assets = setup::ensure_release().await.context("setup")?;
+        report.describe_machine();
+        for measure in measures {
+            reading::rest(REST).await?;
+            tell(&format!("{}: begun", measure.name()));
+            let before = Conditions::note()?;
+            let begun = Instant::now();
+            match measure.take(&assets).await {
+                Ok(figures) => report.put(measure, &before.to_now()?, figures),
+                Err(error) => {
+                    tell(&format!("{}: FAILED: {error:#}", measure.name()));
+                    report.forget(measure);
+                    failed.push(measure.name());
+                }
+            }
+            tell(&format!("{}: {:.0} s", measure.name(), begun.elapsed().as_secs_f32()));
+            report.save()?;
+        }
+    }
+    match args.output {
+        Output::Table => say(&report.table())?,
+        Output::Json => say(&report.json()?)?,
+    }
+    if args.docs {
+        report.write_docs()?;
+    }
+    if !failed.is_empty() {
+        bail!("not measured: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Progress, apart from the figures on standard output.
+fn tell(line: &str) {
+    eprintln!("bench: {line}");
+}

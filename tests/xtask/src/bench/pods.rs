@@ -1,0 +1,217 @@
+//! Pods are started, 12 at a time: by edgecore, and by bare CRI calls of the same number and as many clients.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use harness::{Assets, Site, product::Edge, progress::during, setup::PAUSE, site::BarePod, wait};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{
+    adopt::Log,
+    figure::{Figure, Goal},
+    reading,
+    trace::{self, Start},
+    workload::{self, Follower},
+    world::World,
+};
+
+const CLIENTS: usize = 12;
+/// Of each kind; bare and edgecore's take turns, so that both see the same machine.
+const ROUNDS: usize = 5;
+/// Those in which the CRI calls are traced.
+const TRACED_ROUNDS: usize = 3;
+const PODS: usize = 36;
+const ALONE: usize = 20;
+const REST: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// One round of edgecore's.
+struct Round {
+    per_minute: f64,
+    /// Each pod's name, and the milliseconds from the creation's answer until Running in the API.
+    pods: Vec<(String, f64)>,
+    edgecore: Duration,
+    cloudcore: Duration,
+    machine: Duration,
+}
+
+/// Where a round plays.
+struct Place<'a> {
+    world: &'a World,
+    site: &'a Site,
+    edge: &'a Edge,
+}
+
+pub(super) async fn take(assets: &Assets) -> Result<Vec<Figure>> {
+    let world = World::start(assets, 2).await?;
+    let figures = async {
+        let mut figures = added(&world).await?;
+        figures.extend(rates(&world).await?);
+        Ok(figures)
+    };
+    let figures = figures.await;
+    world.end(figures)
+}
+
+async fn rates(world: &World) -> Result<Vec<Figure>> {
+    let edge = world.join(0, &[]).await?;
+    let place = Place { world, site: &world.sites[0], edge: &edge };
+    workload::settle(REST).await;
+    let plain = workload::plain();
+    // Programs and images are in memory then, as in every later round.
+    during("a first round, not counted", place.round("warm", &plain)).await?;
+    let (mut bare, mut bare_cpu, mut rounds) = (Vec::new(), Duration::ZERO, Vec::new());
+    for number in 1..=ROUNDS {
+        let (rate, cpu) = during(&format!("bare CRI calls, round {number}"), place.bare(number)).await?;
+        bare.push(rate);
+        bare_cpu += cpu;
+        let name = format!("burst-{number}");
+        let doing = format!("pods by edgecore, round {number}");
+        rounds.push(during(&doing, place.round(&name, &plain)).await?);
+    }
+    let ratios = rounds.iter().zip(&bare).map(|(round, bare)| round.per_minute / bare).collect();
+    let sum = |read: fn(&Round) -> Duration| rounds.iter().map(read).sum::<Duration>();
+    Ok(vec![
+        Figure::median("pods a minute", "/min", rounds.iter().map(|round| round.per_minute).collect())
+            .cpu("edgecore", sum(|round| round.edgecore))
+            .cpu("cloudcore", sum(|round| round.cloudcore))
+            .cpu("machine", sum(|round| round.machine))
+            .note("from the first creation until the last is Running in the API; control plane on the same cores"),
+        Figure::median("pods a minute, bare CRI calls", "/min", bare)
+            .cpu("machine", bare_cpu)
+            .note("RunPodSandbox, CreateContainer, StartContainer"),
+        Figure::median("pods a minute beside bare CRI calls", "of them", ratios).goal(Goal::AtLeast(0.9)),
+    ])
+}
+
+async fn added(world: &World) -> Result<Vec<Figure>> {
+    let edge = world.join(1, &[trace::LOG_LEVEL]).await?;
+    let place = Place { world, site: &world.sites[1], edge: &edge };
+    workload::settle(REST).await;
+    let plain = workload::plain();
+    during("a first round, not counted", place.round("first", &plain)).await?;
+    let alone: Vec<f64> = during("pods one after the other", place.one_by_one(&plain))
+        .await?
+        .iter()
+        .map(Start::added)
+        .collect();
+    let (mut added, mut outside, mut spent) = (Vec::new(), Vec::new(), Duration::ZERO);
+    for number in 1..=TRACED_ROUNDS {
+        let name = format!("traced-{number}");
+        let doing = format!("pods with their CRI calls traced, round {number}");
+        let (round, starts) = during(&doing, place.traced(&name, &plain)).await?;
+        spent += round.edgecore;
+        for (name, whole) in round.pods {
+            added.push(starts[&name].added());
+            outside.push(whole - starts[&name].inside);
+        }
+    }
+    // As people write them, with a service account token, which the cloud is asked for.
+    let (round, starts) = during("pods with a token", place.traced("token", &json!({}))).await?;
+    let token = round.pods.iter().map(|(name, _)| starts[name].added()).collect();
+    let note = "from the pod's worker being hired, right after the commit, until its Running is stored for the cloud, \
+                less the time during which a CRI call of the pod was under way";
+    Ok(vec![
+        Figure::median("added to a pod, one at a time", "ms", alone).goal(Goal::AtMost(10.0)).note(note),
+        Figure::median("added to a pod, 12 clients", "ms", added.clone())
+            .goal(Goal::AtMost(10.0))
+            .cpu("edgecore", spent),
+        Figure::p99("added to a pod, 12 clients", "ms", added).goal(Goal::AtMost(50.0)),
+        Figure::median("added to a pod with a token, 12 clients", "ms", token)
+            .note("one round; the token is asked of the API server over the line"),
+        Figure::median("created to Running in the API, less CRI, 12 clients", "ms", outside.clone())
+            .note("an upper bound: with API server, cloudcore, the line both ways, commit and report"),
+        Figure::p99("created to Running in the API, less CRI, 12 clients", "ms", outside),
+    ])
+}
+
+impl Place<'_> {
+    /// Clients that each create a pod, wait until it is Running, and create the next.
+    async fn round(&self, prefix: &str, spec: &Value) -> Result<Round> {
+        let cluster = &self.world.cluster;
+        let follower = Follower::start(cluster).await?;
+        let pids = [self.edge.pid()?, self.world.cloud.pid()?];
+        let before = (reading::cpu(pids[0])?, reading::cpu(pids[1])?, reading::machine_busy()?);
+        let begun = Instant::now();
+        let times: Vec<(String, Instant, Instant)> = stream::iter(0..PODS)
+            .map(|number| {
+                let follower = &follower;
+                async move {
+                    let name = format!("{prefix}-{number}");
+                    workload::create(cluster, &workload::pause_pod(&name, self.edge.name(), spec)?).await?;
+                    let created = Instant::now();
+                    let running = follower.running(&name).await?;
+                    anyhow::Ok((name, created, running))
+                }
+            })
+            .buffer_unordered(CLIENTS)
+            .try_collect()
+            .await?;
+        let last = times.iter().map(|(_, _, running)| *running).max().context("there were pods")?;
+        let round = Round {
+            per_minute: PODS as f64 * 60.0 / (last - begun).as_secs_f64(),
+            edgecore: reading::cpu(pids[0])?.saturating_sub(before.0),
+            cloudcore: reading::cpu(pids[1])?.saturating_sub(before.1),
+            machine: reading::machine_busy()?.saturating_sub(before.2),
+            pods: times
+                .into_iter()
+                // The watch may tell of the pod as Running before the creation's answer was read.
+                .map(|(name, created, running)| (name, running.saturating_duration_since(created)))
+                .map(|(name, whole)| (name, whole.as_secs_f64() * 1000.0))
+                .collect(),
+        };
+        workload::delete_all(cluster, self.site).await?;
+        Ok(round)
+    }
+
+    async fn traced(&self, prefix: &str, spec: &Value) -> Result<(Round, HashMap<String, Start>)> {
+        let mut log = Log::from_end(&self.edge.log())?;
+        let round = self.round(prefix, spec).await?;
+        let names: Vec<&str> = round.pods.iter().map(|(name, _)| name.as_str()).collect();
+        let starts = logged(&mut log, &names).await?;
+        Ok((round, starts))
+    }
+
+    async fn one_by_one(&self, spec: &Value) -> Result<Vec<Start>> {
+        let mut starts = Vec::new();
+        for number in 0..ALONE {
+            let mut log = Log::from_end(&self.edge.log())?;
+            let name = format!("alone-{number}");
+            let pod = workload::pause_pod(&name, self.edge.name(), spec)?;
+            workload::run_all(&self.world.cluster, vec![pod]).await?;
+            starts.push(logged(&mut log, &[&name]).await?[&name]);
+        }
+        workload::delete_all(&self.world.cluster, self.site).await?;
+        Ok(starts)
+    }
+
+    /// Pods a minute, and the machine's CPU time meanwhile.
+    async fn bare(&self, round: usize) -> Result<(f64, Duration)> {
+        let before = reading::machine_busy()?;
+        let begun = Instant::now();
+        let pods: Vec<BarePod> = stream::iter(0..PODS)
+            .map(|number| async move {
+                self.site.run_bare_pod(&format!("bare-{round}-{number}"), PAUSE, &[], None).await
+            })
+            .buffer_unordered(CLIENTS)
+            .try_collect()
+            .await?;
+        let per_minute = PODS as f64 * 60.0 / begun.elapsed().as_secs_f64();
+        let spent = reading::machine_busy()?.saturating_sub(before);
+        let remove = |pod| self.site.remove_bare_pod(pod);
+        stream::iter(&pods).map(Ok).try_for_each_concurrent(CLIENTS, remove).await?;
+        Ok((per_minute, spent))
+    }
+}
+
+/// What the log says of these pods, once it does.
+async fn logged(log: &mut Log, names: &[&str]) -> Result<HashMap<String, Start>> {
+    wait::until("what edgecore logs of the pods", LIMIT, async || {
+        let starts = trace::starts(log.lines()?)?;
+        ensure!(names.iter().all(|name| starts.contains_key(*name)), "{} pods logged", starts.len());
+        anyhow::Ok(starts)
+    })
+    .await
+}

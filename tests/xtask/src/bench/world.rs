@@ -1,0 +1,74 @@
+//! What a measure plays in: a control plane, cloudcore, and as many sites as it wants.
+
+use std::{fs, sync::Arc};
+
+use anyhow::{Context, Result};
+use harness::{
+    Assets, Cluster, ClusterOptions, HeartbeatNodes, Run, Site, SiteOptions,
+    product::{Cloud, Edge},
+    progress::during,
+};
+
+/// In the order in which it is to go.
+pub(crate) struct World {
+    pub(crate) cloud: Cloud,
+    pub(crate) sites: Vec<Site>,
+    _neighbours: HeartbeatNodes,
+    pub(crate) cluster: Cluster,
+    assets: Assets,
+    run: Arc<Run>,
+}
+
+impl World {
+    pub(crate) async fn start(assets: &Assets, sites: usize) -> Result<Self> {
+        let run = Run::start()?;
+        let world =
+            during("starting control plane, cloudcore and sites", Self::build(&run, assets, sites)).await;
+        if world.is_err() {
+            run.mark_failed();
+        }
+        world
+    }
+
+    async fn build(run: &Arc<Run>, assets: &Assets, count: usize) -> Result<Self> {
+        let cluster = Cluster::start(run, assets, &ClusterOptions::default()).await?;
+        let neighbours = HeartbeatNodes::start(&cluster.client(), 2).await?;
+        let mut sites = Vec::new();
+        for _ in 0..count {
+            sites.push(Site::start(run, assets, &SiteOptions::default()).await?);
+        }
+        let addresses: Vec<_> = sites.iter().map(Site::host_address).collect();
+        let cloud = Cloud::init(run, assets, &cluster, &addresses).await?;
+        Ok(Self {
+            cloud,
+            sites,
+            _neighbours: neighbours,
+            cluster,
+            assets: assets.clone(),
+            run: Arc::clone(run),
+        })
+    }
+
+    /// Joins a site with a copy of edgecore of its own: the pages of one program's file that two processes have mapped
+    /// would count half in each one's PSS.
+    pub(crate) async fn join(&self, site: usize, settings: &[&str]) -> Result<Edge> {
+        let site = &self.sites[site];
+        let bin = site.dir().join("bin");
+        fs::create_dir_all(&bin)?;
+        for program in ["edgecore", "keadm"] {
+            fs::copy(self.assets.product()?.join(program), bin.join(program))
+                .with_context(|| format!("failed to copy {program}"))?;
+        }
+        let assets = Assets { product: Some(bin), ..self.assets.clone() };
+        let name = format!("edge-{}", site.name());
+        during("keadm join", Edge::join(&assets, &self.cloud, site, &name, settings)).await
+    }
+
+    /// Has the logs printed, and the directory left there, if `result` is a failure.
+    pub(crate) fn end<T>(self, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.run.mark_failed();
+        }
+        result
+    }
+}
