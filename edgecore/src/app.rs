@@ -90,8 +90,9 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
         std::fs::create_dir_all(directory)
             .with_context(|| format!("failed to make {} for the admin socket", directory.display()))?;
     }
-    let admin = Admin::bind(&admin_address, registry, log_level, readiness(), pages).await?;
     let edged = Edged::new(edged, store.clone(), asks, state)?;
+    registry.register_collector(Box::new(edged.calls()));
+    let admin = Admin::bind(&admin_address, registry, log_level, readiness(), pages).await?;
     info!(node, version = env!("CARGO_PKG_VERSION"), objects = store.digest().count, "edgecore started");
 
     let mut tasks = Supervisor::new(stop.clone());

@@ -19,9 +19,12 @@ impl Signals {
 
     /// Cancels `stop` on the first signal and returns on the second; the caller then leaves without waiting.
     pub async fn run(mut self, stop: CancellationToken) {
-        info!(signal = self.next().await, "stopping");
+        // Waited for outside of the macro, which evaluates nothing where its level is filtered out.
+        let signal = self.next().await;
+        info!(signal, "stopping");
         stop.cancel();
-        info!(signal = self.next().await, "second signal; leaving at once");
+        let signal = self.next().await;
+        info!(signal, "second signal; leaving at once");
     }
 
     async fn next(&mut self) -> &'static str {
@@ -30,5 +33,21 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// There is no subscriber here, so every level is filtered out.
+    #[tokio::test]
+    async fn signals_are_waited_for_at_any_log_level() {
+        let stop = CancellationToken::new();
+        let running = Signals::hook().unwrap().run(stop.clone());
+        assert!(running.now_or_never().is_none());
+        assert!(!stop.is_cancelled());
     }
 }

@@ -112,7 +112,7 @@ mod tests {
         let keys = keys::<EdgeCoreConfig>().unwrap();
         let key = |path: &str| keys.iter().find(|key| key.path == path).unwrap();
         let heartbeat = key("modules.edgeHub.heartbeat");
-        assert_eq!((heartbeat.kind.as_str(), &heartbeat.default), ("integer", &Value::from(30)));
+        assert_eq!((heartbeat.kind.as_str(), &heartbeat.default), ("integer", &Value::from(70)));
         assert!(heartbeat.description.contains("two of them"));
         let memory = key("modules.edged.memoryCapacity");
         assert_eq!((memory.kind.as_str(), &memory.default), ("quantity", &Value::Null));

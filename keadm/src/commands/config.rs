@@ -160,7 +160,7 @@ mod tests {
         let heartbeat = keys.iter().find(|key| key.path == "modules.edgeHub.heartbeat").unwrap();
         let text = text(Component::Edgecore, heartbeat);
         assert!(
-            text.starts_with("modules.edgeHub.heartbeat (edgecore; integer, default 30)\n    Seconds "),
+            text.starts_with("modules.edgeHub.heartbeat (edgecore; integer, default 70)\n    Seconds "),
             "{text}"
         );
     }
