@@ -3,8 +3,9 @@
 //! Nothing here imitates anything. [`setup`] gets what the machine lacks (Debian packages, upstream's control
 //! plane built from source, images made of static binaries, the product's programs). A [`Cluster`] is etcd,
 //! kube-apiserver, kube-controller-manager and kube-scheduler as child processes. A [`Site`] is a machine at the
-//! far end of a line: a network and a mount namespace with a containerd of its own. Both live in a [`Run`], the
-//! one directory that knows all that must be taken away again, also when the process that made it was killed.
+//! far end of a line: a network and a mount namespace with a containerd of its own. A [`vm::Machine`] is a virtual one,
+//! whose power can be cut. All live in a [`Run`], the one directory that knows all that must be taken away again, also when
+//! the process that made it was killed.
 //!
 //! A test is a function of a [`Bench`], started by [`bench::run`]. It waits with [`wait::until`], never by sleeping.
 

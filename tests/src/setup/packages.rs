@@ -58,15 +58,20 @@ async fn install(needed: &[(&str, &[&str])]) -> Result<()> {
     during("dpkg --configure -a", output_async(command("dpkg", ["--configure", "-a"])))
         .await
         .context("failed to finish an interrupted installation")?;
-    during("apt-get update", output_async(apt(&["update"])))
-        .await
-        .context("failed to update Debian's package lists")?;
+    update().await?;
     let mut args = vec!["install", "--yes", "--no-install-recommends"];
     args.extend(&missing);
     during(&format!("apt-get install {}", missing.join(" ")), output_async(apt(&args)))
         .await
         .context("failed to install Debian's packages")?;
     Ok(())
+}
+
+pub(super) async fn update() -> Result<()> {
+    during("apt-get update", output_async(apt(&["update"])))
+        .await
+        .map(drop)
+        .context("failed to update Debian's package lists")
 }
 
 fn apt(args: &[&str]) -> Command {

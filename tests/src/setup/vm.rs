@@ -52,14 +52,24 @@ pub async fn ensure_vm() -> Result<VmAssets> {
     Ok(assets)
 }
 
+fn kernel_name() -> Result<String> {
+    let listed = output(command("apt-cache", ["depends", KERNEL]))?;
+    let name = listed.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    name.map(str::to_owned).with_context(|| format!("{KERNEL} depends on no kernel"))
+}
+
 /// The package's content, in a directory that is not kept.
 async fn kernel_package() -> Result<tempfile::TempDir> {
-    let dependencies = output(command("apt-cache", ["depends", KERNEL]))?;
-    let package = dependencies.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    let package = package.with_context(|| format!("{KERNEL} depends on no kernel"))?;
+    let package = if let Ok(name) = kernel_name() {
+        name
+    } else {
+        // apt's lists are not there, or old; if it is something else, it is said the second time.
+        packages::update().await?;
+        kernel_name()?
+    };
     let dir = tempfile::tempdir_in(cache_dir()?)?;
     // As root: apt's own user cannot write here.
-    let mut download = command("apt-get", ["-qq", "-o", "APT::Sandbox::User=root", "download", package]);
+    let mut download = command("apt-get", ["-qq", "-o", "APT::Sandbox::User=root", "download", &package]);
     download.current_dir(dir.path());
     during(&format!("downloading {package}"), output_async(download)).await?;
     let found = find(dir.path(), &|name| name.starts_with("linux-image-"));
