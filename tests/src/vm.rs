@@ -56,8 +56,10 @@ impl Machine {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let path =
             |path: &Path| path.to_str().map(str::to_owned).context("a run's directory has a plain name");
-        let mut qemu =
-            command("qemu-system-x86_64", ["-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "1"]);
+        let mut qemu = command(
+            "qemu-system-x86_64",
+            ["-machine", "pc,accel=tcg", "-cpu", "Nehalem,+rdrand", "-smp", "1"],
+        );
         qemu.args(["-m", &options.memory_mib.to_string()])
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"])
             .args(["-kernel", &path(&assets.kernel)?, "-initrd", &path(&assets.initramfs)?])
@@ -94,7 +96,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The power is cut. Of what was not flushed, those sectors survive that `keep` chooses; answers how many were not.
+    /// The power is cut. Of what was not flushed, those blocks survive that `keep` chooses; answers how many sectors were not.
     pub fn power_cut(mut self, keep: impl FnMut() -> bool) -> Result<usize> {
         self.qemu.kill9()?;
         self.disk.power_cut(keep)

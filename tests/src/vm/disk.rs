@@ -2,7 +2,8 @@
 //!
 //! It is a file, served to qemu as a network block device over a unix socket, with a cache in front that forgets: what
 //! the machine writes is safe once it has flushed, or has written through. When the power is cut, of all else each
-//! sector of 512 bytes is there or not, as a seed decides. So a sync that is missing, or in the wrong order, shows.
+//! block of 4 KiB is there or not, as a seed decides. So a sync that is missing, or in the wrong order, shows. Less than
+//! 4 KiB is not torn, as on flash: ext4's superblock is two sectors under one checksum, and would not be mountable.
 
 use std::{
     collections::BTreeMap,
@@ -24,6 +25,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 const SECTOR: u64 = 512;
 const SECTOR_BYTES: usize = 512;
+/// What is written as a whole or not at all.
+const BLOCK_SECTORS: u64 = 8;
 /// qemu splits requests at 32 MiB; more is a fault.
 const LONGEST: u32 = 32 << 20;
 
@@ -98,7 +101,7 @@ impl Disk {
         self.fuse.load(Relaxed) == 0
     }
 
-    /// For when the machine is dead: of what it had not flushed, keeps the sectors that `keep` chooses. Answers how many it had
+    /// For when the machine is dead: of what it had not flushed, keeps the blocks that `keep` chooses. Answers how many sectors it had
     /// not flushed. Blocks until all that the machine had sent is looked at.
     pub fn power_cut(self, mut keep: impl FnMut() -> bool) -> Result<usize> {
         // In case it died before it came.
@@ -106,8 +109,13 @@ impl Disk {
         let Ok(served) = self.thread.join() else { bail!("the disk's thread has panicked") };
         let cache = served?;
         let file = File::options().write(true).open(&self.image)?;
+        let mut last = (u64::MAX, false);
         for (sector, content) in &cache {
-            if keep() {
+            let block = sector / BLOCK_SECTORS;
+            if block != last.0 {
+                last = (block, keep());
+            }
+            if last.1 {
                 file.write_all_at(content, sector * SECTOR)?;
             }
         }
