@@ -79,6 +79,8 @@ pub struct DesiredPod {
     pub uid: PodUid,
     pub metadata: ObjectMeta,
     pub spec: PodSpec,
+    /// The cloud holds an end of it, and whether it succeeded: it is not run, whatever is left of it here.
+    pub ended: Option<bool>,
     ephemeral: Vec<Ephemeral>,
 }
 
@@ -101,7 +103,12 @@ impl DesiredPod {
         if !spec.volumes.iter().flatten().all(|volume| is_label(&volume.name)) {
             return Err(PodError::Field { key, field: "spec.volumes[].name" });
         }
-        let pod = Self { key, uid, metadata: pod.metadata, spec, ephemeral };
+        let ended = match pod.status.and_then(|status| status.phase).as_deref() {
+            Some("Succeeded") => Some(true),
+            Some("Failed") => Some(false),
+            _ => None,
+        };
+        let pod = Self { key, uid, metadata: pod.metadata, spec, ended, ephemeral };
         if !pod.all_containers().all(|(_, container)| is_label(&container.name)) {
             return Err(PodError::Field { key: pod.key, field: "spec.containers[].name" });
         }
@@ -117,7 +124,7 @@ impl DesiredPod {
             ..Default::default()
         };
         let spec = PodSpec { termination_grace_period_seconds: grace, ..Default::default() };
-        Self { key, uid, metadata, spec, ephemeral: Vec::new() }
+        Self { key, uid, metadata, spec, ended: None, ephemeral: Vec::new() }
     }
 
     pub fn name(&self) -> &str {

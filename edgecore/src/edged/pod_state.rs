@@ -51,8 +51,11 @@ pub fn decide(pod: &DesiredPod, intent: Intent, observed: &Observed, memory: &Me
     }
 }
 
-/// Whether the pod has come to its end by itself.
+/// Whether the pod has come to its end by itself, here or, where nothing is left of it, as the cloud knows.
 fn finished(pod: &DesiredPod, observed: &Observed) -> Option<Terminal> {
+    if let Some(succeeded) = pod.ended {
+        return Some(Terminal { succeeded, reason: None, message: None });
+    }
     let policy = pod.restart_policy();
     if policy == RestartPolicy::Always {
         return None;

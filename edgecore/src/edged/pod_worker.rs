@@ -420,7 +420,9 @@ impl PodWorker {
     async fn report(&mut self, early: bool) -> Result<(), WorkError> {
         let (pod, shared) = (self.current.pod.clone(), self.shared.clone());
         let events = shared.events.keep(&pod, std::mem::take(&mut self.untold));
-        if self.current.intent == Intent::Remove || (early && self.reported.is_some()) {
+        // Of an ended pod the cloud has the last status; what is left here may say less.
+        let told = pod.ended.is_some() && self.current.intent == Intent::Run;
+        if told || self.current.intent == Intent::Remove || (early && self.reported.is_some()) {
             events.await;
             return Ok(());
         }

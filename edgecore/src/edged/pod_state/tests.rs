@@ -135,6 +135,15 @@ async fn a_job_is_not_run_again_after_a_reboot() {
 }
 
 #[tokio::test]
+async fn what_has_ended_in_the_cloud_is_not_run_again_by_an_edge_that_lost_its_disk() {
+    let mut pod = simple("Never");
+    pod.ended = Some(true);
+    let ended = Course::Ended(Terminal { succeeded: true, reason: None, message: None });
+    let plan = plan(&pod, &seen(Vec::new(), Vec::new()));
+    assert_eq!((plan.course, plan.actions), (ended, Vec::new()));
+}
+
+#[tokio::test]
 async fn init_containers_run_one_after_another_and_sidecars_stay() {
     let pod = pod(&json!({
         "initContainers": [{"name": "one"}, {"name": "side", "restartPolicy": "Always"}, {"name": "two"}],
