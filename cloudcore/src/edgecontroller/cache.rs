@@ -120,7 +120,7 @@ impl Reflector {
 
     /// Runs until `stop`; whatever fails is tried again.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut version: Option<String> = None;
         loop {
             tokio::select! {

@@ -451,7 +451,9 @@ impl PodWorker {
         reported?;
         let phase = status.phase.as_deref().unwrap_or_default();
         tracing::debug!(pod = %pod.key, phase, "status reported");
+        let mut mains = status.container_statuses.iter().flatten();
         if phase == "Running"
+            && mains.all(|main| main.state.as_ref().is_some_and(|state| state.running.is_some()))
             && let Some(arrived) = self.arrived.take()
         {
             let (whole, inside) = (arrived.elapsed(), self.runtime.take_spent());

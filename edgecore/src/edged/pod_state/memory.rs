@@ -89,8 +89,8 @@ impl Memory {
                 // After a restart of edgecore: as if it had been watching.
                 latest.attempt
             };
-            // What ended with its sandbox (a reboot, a power cut) is not to blame.
-            if latest.sandbox_id != sandbox.id {
+            // What ended with its sandbox (a reboot, a power cut) is not to blame, whether or not there is a new one yet.
+            if latest.sandbox_id != sandbox.id || !sandbox.ready {
                 memory.streak = 0;
             }
             let delay = delay(memory.streak);

@@ -117,6 +117,12 @@ async fn a_reboot_starts_over_in_a_new_sandbox_and_goes_on_counting() {
     let renewed = seen(vec![sandbox(2, false), sandbox(3, true)], observed.containers);
     // With no back-off: it was not the container's fault.
     assert_eq!(plan(&pod, &renewed).actions, [start("a", Role::Main, 5)]);
+    // Nor when the dead sandbox was seen before the new one.
+    let dead = seen(vec![sandbox(2, false)], renewed.containers.clone());
+    let (mut memory, now) = (Memory::default(), Instant::now());
+    memory.note(&pod, &dead, now, at(200));
+    memory.note(&pod, &renewed, now, at(200));
+    assert_eq!(decide(&pod, Intent::Run, &renewed, &memory, now).actions, [start("a", Role::Main, 5)]);
 }
 
 #[tokio::test]
