@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
     io::{BufRead as _, BufReader, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc,
@@ -13,10 +14,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use edgecore::metamanager::{DesiredChange, OpenError, Options, Store, StoreError};
+use edgecore::metamanager::{DesiredChange, Options, Store, StoreError};
+use harness::wait;
 use proto::{Object, ResourceKey, message::ReportKind};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(10);
 
 const CHILD: &str = "SKERRY_TEST_STORE";
 
@@ -284,6 +288,32 @@ async fn a_damaged_marker_is_an_unclean_stop() {
     }
 }
 
+#[tokio::test]
+async fn a_lock_that_is_about_to_go_is_no_damage() {
+    let dir = tempdir();
+    open(dir.path()).close().await.unwrap();
+    let sled =
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir());
+    let held = fs::File::open(sled.unwrap().join("db")).unwrap();
+    held.lock().unwrap();
+    let opening = tokio::task::spawn_blocking({
+        let dir = dir.path().to_owned();
+        move || open(&dir).opened().clone()
+    });
+    // "->" marks a waiter in /proc/locks (proc_locks(5)).
+    let waiter = format!(":{} ", held.metadata().unwrap().ino());
+    wait::until("the opening waiting for sled's lock", LIMIT, async || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let waits = locks.lines().any(|line| line.contains("->") && line.contains(&waiter));
+        if waits { Ok(()) } else { Err(locks) }
+    })
+    .await
+    .unwrap();
+    held.unlock().unwrap();
+    let opened = opening.await.unwrap();
+    assert!(opened.clean && opened.healed.is_empty(), "{opened:?}");
+}
+
 struct Mount(TempDir);
 
 impl Mount {
@@ -363,12 +393,29 @@ async fn a_full_disk_refuses_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_read_only_disk_is_told_at_the_start() {
+async fn a_read_only_disk_is_read_and_refuses_until_it_is_writable() {
     let mounted = Mount::new();
     let dir = mounted.0.path().join("store");
-    open(&dir).close().await.unwrap();
-    mount_remount(mounted.0.path(), MountFlags::RDONLY, "").unwrap();
-    assert!(matches!(Store::open(&dir, Options::default()), Err(OpenError::Directory { .. })));
+    let store = open(&dir);
+    store.apply(vec![DesiredChange::Put(object("Pod/a/0", 1, 10))]).await.unwrap();
+    let expected = state(&store);
+    store.close().await.unwrap();
+    // A child that another test is starting has the store's files open until it calls exec.
+    wait::until("the closed store's files being closed", LIMIT, async || {
+        mount_remount(mounted.0.path(), MountFlags::RDONLY, "")
+    })
+    .await
+    .unwrap();
+    let store = open(&dir);
+    assert_eq!(state(&store), expected);
+    let put = || vec![DesiredChange::Put(object("Pod/a/1", 2, 10))];
+    store.apply(put()).await.unwrap_err();
+    assert_eq!(state(&store), expected);
+    mount_remount(mounted.0.path(), MountFlags::empty(), "").unwrap();
+    store.apply(put()).await.unwrap();
+    let expected = state(&store);
+    drop(store);
+    assert_eq!(state(&open(&dir)), expected);
 }
 
 const WORKERS: usize = 3;

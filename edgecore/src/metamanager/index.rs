@@ -9,6 +9,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
+    io,
     ops::ControlFlow,
     panic::{self, AssertUnwindSafe},
     path::Path,
@@ -180,6 +182,18 @@ fn damaged(key: &[u8]) -> IndexError {
     IndexError::Damaged { key: String::from_utf8_lossy(key).into_owned() }
 }
 
+/// Waits for sled's own lock, which sled only tries. The store's lock is held by now, so nobody else uses the
+/// directory: what holds this one is a thread of sled that ends late, or a process that this one forked and that is
+/// about to `exec`. [`guarded`] ends a wait without end.
+fn wait_for_lock(sled: &Path) -> io::Result<()> {
+    let file = match File::open(sled.join("db")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    file.lock()?;
+    file.unlock()
+}
+
 pub(super) enum Index {
     Sled { db: sled::Db, trees: [sled::Tree; 3] },
     Memory([BTreeMap<Vec<u8>, Vec<u8>>; 3]),
@@ -190,6 +204,7 @@ impl Index {
     pub(super) fn open_sled(path: &Path) -> Result<Self, IndexError> {
         let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
         caught(|| {
+            wait_for_lock(path).map_err(sled::Error::from)?;
             let db = config.open()?;
             let [objects, outbox, local] = TABLES.map(|(_, name)| db.open_tree(name));
             Ok(Self::Sled { trees: [objects?, outbox?, local?], db })
