@@ -259,8 +259,11 @@ impl Scene {
                     cloud.insert(pod.name_any(), (id, status.restart_count));
                 }
             }
-            for container in self.site.containers().await?.into_iter().filter(|container| !container.sandbox)
-            {
+            let mut containers = self.site.containers().await?;
+            containers.retain(|container| !container.sandbox);
+            // A kill in the midst of a start fails that container; it is kept beside the one that took its place.
+            containers.sort_by_key(|container| container.attempt);
+            for container in containers {
                 site.insert(container.pod, (container.id, i32::try_from(container.attempt)?));
             }
             ensure!(cloud == site, "{cloud:?} in the cloud, {site:?} at the site");

@@ -31,7 +31,8 @@ pub(crate) async fn setup() -> Result<Assets> {
 pub(crate) async fn test(args: &[String]) -> Result<()> {
     let assets = setup().await?;
     let start = Instant::now();
-    let mut tests = cargo(&["test", "--workspace"]);
+    // All of them, whatever failed before: a run on a new machine is too dear to tell one failure only.
+    let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     tests.args(args).env("SKERRY_BIN_DIR", assets.product()?);
     passes(tests)?;
     say(&format!("test: all passed ({:.0} s)", start.elapsed().as_secs_f32()))
