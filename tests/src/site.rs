@@ -149,6 +149,16 @@ impl Site {
         format!("unix://{}", self.dir.join("containerd.sock").display())
     }
 
+    /// A host path as the site's own mounts have it: a tmpfs that edgecore mounts is seen nowhere else.
+    ///
+    /// # Errors
+    /// While the power is off; `path` is relative.
+    pub fn path(&self, path: &Path) -> Result<PathBuf> {
+        let Some(holder) = &self.holder else { bail!("site {} has no power", self.name) };
+        let below = path.strip_prefix("/").context("a path at the site is absolute")?;
+        Ok(PathBuf::from(format!("/proc/{}/root", holder.pid())).join(below))
+    }
+
     /// A command that will run inside the site.
     ///
     /// # Errors

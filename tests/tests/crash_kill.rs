@@ -274,6 +274,7 @@ impl Scene {
         wait::until("the volume's files as the ConfigMaps are", SOON, async || {
             let uid = self.pods.get("reader").await?.uid().context("a pod has a UID")?;
             let volume = self.edge.root().join(format!("pods/{uid}/volumes/content"));
+            let volume = self.site.path(&volume)?;
             for n in 0..stream::NAMES {
                 let name = format!("cm-{n}");
                 let file = fs::read_to_string(volume.join(&name)).ok();
