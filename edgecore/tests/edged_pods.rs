@@ -2,6 +2,8 @@
 
 #[path = "edged_pods/lifecycle.rs"]
 mod lifecycle;
+#[path = "edged_pods/lost_task.rs"]
+mod lost_task;
 #[path = "edged_pods/node.rs"]
 mod node;
 #[path = "edged_pods/surroundings.rs"]

@@ -1,5 +1,6 @@
-//! The Container Runtime Interface v1: types and clients generated from `protos/cri/api.proto` and checked in.
-//! `tests/bootstrap.rs` generates them again and fails on a difference.
+//! The Container Runtime Interface v1, and the part of containerd's own API that mends what containerd's CRI loses:
+//! types and clients generated from `protos` and checked in. `tests/bootstrap.rs` generates them again and fails on a
+//! difference.
 
 use std::fmt;
 
@@ -18,6 +19,20 @@ pub mod runtime {
 }
 
 pub use runtime::v1;
+
+pub mod containerd {
+    #[allow(
+        clippy::pedantic,
+        missing_docs,
+        unreachable_pub,
+        clippy::allow_attributes_without_reason,
+        elided_lifetimes_in_paths,
+        reason = "generated"
+    )]
+    pub mod tasks {
+        include!("gen/containerd.services.tasks.v1.rs");
+    }
+}
 
 // Requests are logged when they fail: what may hold a secret is named, not shown.
 

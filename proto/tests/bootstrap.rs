@@ -7,7 +7,7 @@ use std::{env, fs, path::Path};
 fn generated_code_is_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let fresh = tempfile::tempdir().unwrap();
-    let files = protox::compile(["cri/api.proto"], [root.join("protos")]).unwrap();
+    let files = protox::compile(["cri/api.proto", "containerd/tasks.proto"], [root.join("protos")]).unwrap();
     tonic_prost_build::configure()
         .build_server(false)
         .build_transport(false)

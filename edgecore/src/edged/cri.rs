@@ -13,8 +13,9 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use proto::cri::v1::{
-    self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+use proto::cri::{
+    containerd::tasks::tasks_client::TasksClient,
+    v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient},
 };
 use tokio::{net::UnixStream, time};
 use tonic::{
@@ -23,6 +24,8 @@ use tonic::{
 };
 
 use super::calls::Calls;
+
+mod lost_task;
 
 /// A CNI plugin may take its time; this is what kubelet gives it, too.
 const SANDBOX_DEADLINE: Duration = Duration::from_mins(2);
@@ -62,6 +65,11 @@ impl CriError {
             if *code == Code::NotFound || (*code == Code::Unknown && message.contains("not found")))
     }
 
+    /// containerd's CRI takes a container for one that does not run, and containerd itself has a task for it.
+    fn is_lost_task(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if message.contains("cannot delete running task"))
+    }
+
     pub fn is_unimplemented(&self) -> bool {
         matches!(self, Self::Refused { code: Code::Unimplemented, .. })
     }
@@ -77,6 +85,7 @@ pub struct Runtime {
     socket: Arc<PathBuf>,
     pods: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    tasks: TasksClient<Channel>,
     spent_micros: Arc<AtomicU64>,
     calls: Calls,
 }
@@ -100,6 +109,7 @@ impl Runtime {
         Ok(Self {
             socket,
             pods: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            tasks: TasksClient::new(channel.clone()),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
             spent_micros: Arc::default(),
             calls: Calls::default(),
@@ -161,6 +171,19 @@ impl Runtime {
     }
 
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), CriError> {
+        match self.ask_to_remove_sandbox(id).await {
+            Err(error) if error.is_lost_task() => {
+                let filter = v1::ContainerFilter { pod_sandbox_id: id.to_owned(), ..Default::default() };
+                for container in self.list_containers(filter).await? {
+                    self.remove_container(&container.id).await?;
+                }
+                self.ask_to_remove_sandbox(id).await
+            }
+            result => result,
+        }
+    }
+
+    async fn ask_to_remove_sandbox(&self, id: &str) -> Result<(), CriError> {
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         let mut client = self.pods.clone();
         gone_is_fine(
@@ -214,6 +237,16 @@ impl Runtime {
     }
 
     pub async fn remove_container(&self, id: &str) -> Result<(), CriError> {
+        match self.ask_to_remove_container(id).await {
+            Err(error) if error.is_lost_task() => {
+                self.end_lost_task(id).await?;
+                self.ask_to_remove_container(id).await
+            }
+            result => result,
+        }
+    }
+
+    async fn ask_to_remove_container(&self, id: &str) -> Result<(), CriError> {
         let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
         let mut client = self.pods.clone();
         gone_is_fine(

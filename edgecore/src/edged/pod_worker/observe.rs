@@ -75,6 +75,7 @@ impl PodWorker {
             (v1::ContainerState::ContainerRunning, Some(status)) => {
                 State::Running { started_at: time(status.started_at) }
             }
+            (v1::ContainerState::ContainerExited, Some(status)) if never_began(status) => State::Created,
             (v1::ContainerState::ContainerExited, Some(status)) => State::Exited(self.exit(status)),
             _ => State::Unknown,
         };
@@ -143,6 +144,13 @@ impl PodWorker {
         self.addresses = Some((id, ips));
         Ok(())
     }
+}
+
+/// containerd's words for a start whose caller died before there was a process: nothing has run, nothing has ended.
+fn never_began(status: &v1::ContainerStatus) -> bool {
+    status.reason == "StartError"
+        && status.message.starts_with("failed to create containerd task")
+        && status.message.contains("context canceled")
 }
 
 fn time(nanos: i64) -> Timestamp {
