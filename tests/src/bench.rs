@@ -41,8 +41,5 @@ pub async fn run_without_product(test: impl AsyncFnOnce(&Bench) -> Result<()>) -
 async fn framed(assets: Assets, test: impl AsyncFnOnce(&Bench) -> Result<()>) -> Result<()> {
     let bench = Bench { run: Run::start()?, assets };
     let result = test(&bench).await;
-    if result.is_err() {
-        bench.run.mark_failed();
-    }
-    result
+    bench.run.end(result)
 }

@@ -5,6 +5,7 @@
 //!   lock        held (flock) by the process that owns the run; free = its owner is dead
 //!   keep        present: `--keep`, left up on purpose; only `cargo xtask down` takes it away
 //!   ended       present: everything is down, the directory stays for its logs (a failed run)
+//!   failure     why the run failed
 //!   state       one line a resource that lives outside the directory, written before it is made
 //!   logs/       one file a daemon
 //!   c0/ s0/ …   clusters and sites
@@ -20,7 +21,7 @@ mod sweep;
 use std::{
     env,
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
@@ -28,6 +29,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result, bail};
@@ -38,6 +40,7 @@ pub use sweep::{kill_all, processes_below};
 use crate::process::tail;
 
 const RUN_DIR_VARIABLE: &str = "SKERRY_RUN_DIR";
+const FAILURE: &str = "failure";
 const PREFIX: &str = "skerry-run-";
 /// Locks that all runs of this machine share.
 pub(crate) const LOCKS: &str = "/run/skerry";
@@ -116,9 +119,16 @@ impl Run {
         self.kept.load(Ordering::Relaxed)
     }
 
-    /// Has the logs printed and the directory left there at the end.
-    pub fn mark_failed(&self) {
-        self.failed.store(true, Ordering::Relaxed);
+    /// After a failure: writes down why, and has the logs printed and the directory left there at the end.
+    pub fn end<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.failed.store(true, Ordering::Relaxed);
+            let why = format!("{error:#}");
+            // The logs that follow are long.
+            eprintln!("harness: the run failed: {why}");
+            fs::write(self.dir.join(FAILURE), why).context("failed to write down why the run failed")?;
+        }
+        result
     }
 
     /// A name for a cluster or site that is unique in this run: `c0`, `s1`, …
@@ -195,6 +205,21 @@ pub fn down() -> Result<Vec<PathBuf>> {
         bail!("not taken down: {}", faults.join("; "));
     }
     Ok(removed)
+}
+
+/// Runs that have failed since a point in time, each with why.
+pub fn failures(since: SystemTime) -> Result<Vec<(PathBuf, String)>> {
+    let mut failures = Vec::new();
+    for dir in run_dirs(&base())? {
+        let path = dir.join(FAILURE);
+        match fs::metadata(&path).and_then(|found| found.modified()) {
+            Ok(at) if at >= since => failures.push((dir, fs::read_to_string(&path)?)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("failed to look at {}", path.display())),
+        }
+    }
+    Ok(failures)
 }
 
 /// Takes away what runs share, if this was the last.

@@ -110,7 +110,6 @@ async fn read_only(here: &Here<'_>, store: &str) -> Result<Daemon> {
 /// The cloud changes things: nothing of it is taken, everyone can see why, and all that is there goes on.
 async fn refuses(here: &Here<'_>, old: &str, new: &str, late: &str) -> Result<()> {
     text(here.scene, new).await?;
-    here.scene.pods(SPACE).create(&PostParams::default(), &pod(late, NODE, &json!({}))).await?;
     wait::until("the store's failure shown", SOON, async || {
         let state: serde_json::Value = serde_json::from_str(&here.edge.admin("/nodez").await?.body)?;
         let failure = state.get("storeError").and_then(serde_json::Value::as_str).unwrap_or_default();
@@ -119,6 +118,9 @@ async fn refuses(here: &Here<'_>, old: &str, new: &str, late: &str) -> Result<()
         Ok(())
     })
     .await?;
+    // Not before: what is small enough for the rest of the journal's last block is taken, and the cloud's changes of
+    // different kinds come in no order.
+    here.scene.pods(SPACE).create(&PostParams::default(), &pod(late, NODE, &json!({}))).await?;
     wait::holds("nothing new is taken", WATCHED, async || lives_on(here, old, late).await).await
 }
 

@@ -4,6 +4,7 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result, bail};
@@ -34,7 +35,13 @@ pub(crate) async fn test(args: &[String]) -> Result<()> {
     // All of them, whatever failed before: a run on a new machine is too dear to tell one failure only.
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     tests.args(args).env("SKERRY_BIN_DIR", assets.product()?);
-    passes(tests)?;
+    let since = SystemTime::now();
+    let passed = passes(tests);
+    // At the very end, below all logs, where whoever looks at the output looks first.
+    for (dir, why) in harness::run::failures(since)? {
+        say(&format!("failed: {why}\n  its logs: {}", dir.join("logs").display()))?;
+    }
+    passed?;
     say(&format!("test: all passed ({:.0} s)", start.elapsed().as_secs_f32()))
 }
 

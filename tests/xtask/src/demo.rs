@@ -51,10 +51,7 @@ async fn tell(keep: bool) -> Result<()> {
     let assets = setup::ensure().await.context("setup")?;
     let run = Run::start()?;
     let result = play(&run, assets, keep).await;
-    if result.is_err() {
-        run.mark_failed();
-    }
-    result
+    run.end(result)
 }
 
 async fn play(run: &Arc<Run>, assets: Assets, keep: bool) -> Result<()> {

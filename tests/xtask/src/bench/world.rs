@@ -24,10 +24,7 @@ impl World {
         let run = Run::start()?;
         let world =
             during("starting control plane, cloudcore and sites", Self::build(&run, assets, sites)).await;
-        if world.is_err() {
-            run.mark_failed();
-        }
-        world
+        run.end(world)
     }
 
     async fn build(run: &Arc<Run>, assets: &Assets, count: usize) -> Result<Self> {
@@ -66,9 +63,6 @@ impl World {
 
     /// Has the logs printed, and the directory left there, if `result` is a failure.
     pub(crate) fn end<T>(self, result: Result<T>) -> Result<T> {
-        if result.is_err() {
-            self.run.mark_failed();
-        }
-        result
+        self.run.end(result)
     }
 }
