@@ -56,11 +56,11 @@ pub struct HubState {
     pub connected: bool,
     /// The store holds all that the cloud wants here, as of this session.
     pub synced: bool,
-    /// The API server has taken this node's status in this session.
+    /// The API server has taken this node's status in this session, and it says that the node is Ready.
     pub node_ready: bool,
     /// Sessions since the start: what the cloud may have forgotten is reported anew when it grows.
     pub sessions: u64,
-    /// Why there is no session, or what was refused last.
+    /// Why there is no session, what was refused last, or why the node is not Ready.
     pub last_error: String,
 }
 

@@ -3,10 +3,13 @@
 //! Listens on a TCP address (`127.0.0.1:9443`) or a unix socket (`unix:///run/edgecore.sock`, mode 0600). There is no
 //! authentication: a TCP address should be a loopback address.
 
-use std::{convert::Infallible, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
+use std::{
+    convert::Infallible, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,6 +26,7 @@ use crate::{chain, telemetry::LogLevel};
 
 /// Connections served at once; scrapers and people need a few.
 const MAX_CONNECTIONS: usize = 32;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A log filter is the only body that is read.
 const MAX_BODY: usize = 4096;
 
@@ -102,7 +106,11 @@ impl Admin {
                     Ok(io) => {
                         connections.spawn(serve(io, Arc::clone(&self.service)));
                     }
-                    Err(error) => debug!(error = %chain(&error), "failed to accept an admin connection"),
+                    Err(error) => {
+                        debug!(error = %chain(&error), "failed to accept an admin connection");
+                        // Without file handles the next call fails at once.
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 },
                 Some(_) = connections.join_next() => {}
                 () = stop.cancelled() => break,
@@ -136,7 +144,7 @@ async fn serve(io: Box<dyn Io>, service: Arc<Service>) {
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(std::time::Duration::from_secs(5))
+        .header_read_timeout(Duration::from_secs(5))
         .serve_connection(TokioIo::new(io), answer)
         .await;
     if let Err(error) = served {
@@ -152,21 +160,13 @@ impl Service {
                 Ok(()) => text(StatusCode::OK, "ok\n"),
                 Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
             },
-            (&Method::GET, "/metrics") => self.metrics(),
+            (&Method::GET, "/metrics") => metrics(&self.registry),
             (&Method::PUT, "/loglevel") => self.set_log_level(request).await,
             (&Method::GET, path) => match self.pages.iter().find(|(known, _)| *known == path) {
-                Some((_, page)) => text(StatusCode::OK, format!("{}\n", page())),
+                Some((_, page)) => content("application/json", format!("{}\n", page())),
                 None => text(StatusCode::NOT_FOUND, "not found\n"),
             },
             _ => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
-        }
-    }
-
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        let mut out = String::new();
-        match prometheus_client::encoding::text::encode(&mut out, &self.registry) {
-            Ok(()) => text(StatusCode::OK, out),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
 
@@ -182,8 +182,34 @@ impl Service {
     }
 }
 
+fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
+    let mut out = String::new();
+    match prometheus_client::encoding::text::encode(&mut out, registry) {
+        // Prometheus 3 takes no answer without its type.
+        Ok(()) => content("application/openmetrics-text; version=1.0.0; charset=utf-8", out),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = content("text/plain; charset=utf-8", body);
     *response.status_mut() = status;
     response
+}
+
+fn content(type_: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(type_));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_say_what_they_are() {
+        let answer = metrics(&Registry::default());
+        assert!(answer.headers()[CONTENT_TYPE].to_str().unwrap().starts_with("application/openmetrics-text"));
+    }
 }

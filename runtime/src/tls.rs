@@ -128,9 +128,14 @@ pub fn write_durably(path: &Path, mode: u32, content: &[u8]) -> Result<(), TlsEr
     let write = || -> io::Result<()> {
         let parent = path.parent().ok_or_else(|| io::Error::other("path has no parent"))?;
         fs::create_dir_all(parent)?;
-        let new = path.with_extension("new");
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&new)?;
+        let mut new = path.to_owned();
+        new.add_extension("new");
+        // What a power cut has left there may have another mode, which opening it would keep.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&new, path)?;
@@ -152,4 +157,23 @@ pub fn pem(label: &str, der: &[u8]) -> String {
     }
     lines.push(format!("-----END {label}-----\n"));
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_for_its_owner_whatever_was_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("server.key");
+        for left in ["server.key.new", "server.new"] {
+            fs::write(dir.path().join(left), "half of a certificate").unwrap();
+        }
+        write_durably(&key, 0o600, b"secret").unwrap();
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read(&key).unwrap(), b"secret");
+    }
 }

@@ -41,6 +41,8 @@ use crate::process::tail;
 
 const RUN_DIR_VARIABLE: &str = "SKERRY_RUN_DIR";
 const FAILURE: &str = "failure";
+/// `<run>/sN/edge/edgecore.log`, but not the logs of pods.
+const LOG_DEPTH: usize = 2;
 const PREFIX: &str = "skerry-run-";
 /// Locks that all runs of this machine share.
 pub(crate) const LOCKS: &str = "/run/skerry";
@@ -267,10 +269,25 @@ fn machine_lock() -> Result<File> {
 /// For a failed run: the end of each log, on stderr.
 fn print_logs(dir: &Path) {
     eprintln!("\nharness: the run failed; its directory is kept: {}", dir.display());
-    let Ok(entries) = fs::read_dir(dir.join("logs")) else { return };
-    let mut logs: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut logs = Vec::new();
+    find_logs(dir, LOG_DEPTH, &mut logs);
     logs.sort();
     for log in logs {
         eprintln!("---- {} (end)\n{}", log.display(), tail(&log));
+    }
+}
+
+/// Those of the bench's own daemons in `logs/`, and those that supervised daemons write in directories of their own.
+fn find_logs(dir: &Path, depth: usize, logs: &mut Vec<PathBuf>) {
+    // What cannot be looked into has no log to show.
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if depth > 0 {
+                find_logs(&path, depth - 1, logs);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "log") {
+            logs.push(path);
+        }
     }
 }

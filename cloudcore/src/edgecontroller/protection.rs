@@ -7,15 +7,21 @@
 //!
 //! Level-triggered: the index says which pods are not as they should be now, whatever led to it.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
 use kube::Client;
 use proto::ResourceKey;
+use runtime::backoff::Backoff;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     api::{self, Failure, Patch},
@@ -36,6 +42,7 @@ const CONCURRENCY: usize = 8;
 
 /// Before a pod that could not be patched is looked at again.
 const RETRY: Duration = Duration::from_secs(2);
+const LONGEST_RETRY: Duration = Duration::from_mins(5);
 
 /// A toleration, as far as it matters here; the rest of it is kept.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -203,45 +210,69 @@ impl Protection {
     }
 
     pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
-        let mut patches: JoinSet<(ResourceKey, bool)> = JoinSet::new();
+        let mut patches: JoinSet<(ResourceKey, Attempt)> = JoinSet::new();
+        let mut resting: JoinSet<ResourceKey> = JoinSet::new();
+        let mut refusals: HashMap<ResourceKey, Backoff> = HashMap::new();
         let queue = Arc::clone(self.index.unguarded());
         loop {
             while patches.len() < CONCURRENCY
                 && let Some(key) = queue.pop()
             {
-                if let Some((bytes, guard)) = self.index.unguarded_pod(&key) {
-                    let client = self.client.clone();
-                    patches.spawn(async move {
-                        let done = apply(&client, &key, &bytes, guard).await;
-                        if !done {
-                            // The slot is held meanwhile: an API server that refuses is not asked more often.
-                            tokio::time::sleep(RETRY).await;
-                        }
-                        (key, done)
-                    });
-                }
+                let Some((bytes, guard)) = self.index.unguarded_pod(&key) else {
+                    refusals.remove(&key);
+                    continue;
+                };
+                let (client, again) = (self.client.clone(), refusals.contains_key(&key));
+                patches.spawn(async move {
+                    let attempt = apply(&client, &key, &bytes, guard, again).await;
+                    if attempt == Attempt::Away {
+                        // The slot is held meanwhile: a server that is away is not asked more often.
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    (key, attempt)
+                });
             }
             tokio::select! {
                 // A key that is marked while another arm runs stays in the queue.
                 () = queue.marked(), if patches.len() < CONCURRENCY => {}
-                Some(ended) = patches.join_next() => {
-                    if let Ok((key, false)) = ended {
-                        queue.mark(&key);
+                Some(ended) = patches.join_next() => match ended {
+                    Ok((key, Attempt::Done)) => drop(refusals.remove(&key)),
+                    Ok((key, Attempt::Away)) => queue.mark(&key),
+                    // Aside, with a delay of its own: others must not wait for a pod that is never taken.
+                    Ok((key, Attempt::Refused)) => {
+                        let backoff = refusals.entry(key.clone());
+                        let delay = backoff.or_insert_with(|| Backoff::new(RETRY, LONGEST_RETRY)).next_delay();
+                        resting.spawn(async move {
+                            tokio::time::sleep(delay).await;
+                            key
+                        });
                     }
-                }
+                    Err(error) => warn!(%error, "protection of a pod was cut short"),
+                },
+                Some(Ok(key)) = resting.join_next() => queue.mark(&key),
                 () = stop.cancelled() => return Ok(()),
             }
         }
     }
 }
 
-/// Whether the pod needs no further attempt.
-async fn apply(client: &Client, key: &ResourceKey, bytes: &[u8], guard: Guard) -> bool {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Attempt {
+    /// The pod needs no other.
+    Done,
+    /// The API server did not answer.
+    Away,
+    /// The API server, or a webhook of its, did not take the patch.
+    Refused,
+}
+
+/// `again`: this pod was refused before, and that was told.
+async fn apply(client: &Client, key: &ResourceKey, bytes: &[u8], guard: Guard, again: bool) -> Attempt {
     let patch = match patch(bytes, guard) {
         Ok(patch) => patch,
         Err(error) => {
             warn!(pod = %key, error = %runtime::chain(&error), "cannot protect a pod that does not parse");
-            return true;
+            return Attempt::Done;
         }
     };
     let path = format!("/api/v1/namespaces/{}/pods/{}", key.namespace(), key.name());
@@ -251,13 +282,19 @@ async fn apply(client: &Client, key: &ResourceKey, bytes: &[u8], guard: Guard) -
                 Guard::Protect => info!(pod = %key, "pod protected from eviction"),
                 Guard::GiveBack => info!(pod = %key, "pod opted out: evicted again as Kubernetes does"),
             }
-            true
+            Attempt::Done
         }
         // Gone: nothing to protect. Changed since: the watch brings its new state, and it is looked at again.
-        Err(Failure::Refused { code: 404, .. }) => true,
+        Err(Failure::Refused { code: 404, .. }) => Attempt::Done,
         Err(error) => {
-            warn!(pod = %key, error = %runtime::chain(&error), "failed to protect a pod from eviction; trying again");
-            false
+            let away = matches!(error, Failure::Unreachable(_) | Failure::TimedOut);
+            let error = runtime::chain(&error).to_string();
+            if again {
+                debug!(pod = %key, error, "still not protected from eviction; trying again");
+            } else {
+                warn!(pod = %key, error, "failed to protect a pod from eviction; trying again");
+            }
+            if away { Attempt::Away } else { Attempt::Refused }
         }
     }
 }

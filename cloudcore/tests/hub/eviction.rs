@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Result, ensure};
-use harness::{Bench, ClusterOptions, HeartbeatNodes, wait};
+use anyhow::{Context, Result, ensure};
+use harness::{Bench, Cluster, ClusterOptions, HeartbeatNodes, wait};
+use kube::Client;
 use proto::message::ReportKind;
+use serde_json::json;
 
 use crate::{
     cloud::{Cloud, get, join, node_report, pod, prepare, ready, request, running},
@@ -108,5 +110,49 @@ pub(crate) async fn eviction(bench: &Bench) -> Result<()> {
         })
         .await?;
     }
+    others_do_not_wait_for_the_refused(&client, &cluster).await.context("refused pods")?;
     cloud.stop().await
+}
+
+/// Pods that the API server lets nobody change, more than are worked on at once, do not keep another from protection.
+async fn others_do_not_wait_for_the_refused(client: &Client, cluster: &Cluster) -> Result<()> {
+    let policies = "/apis/admissionregistration.k8s.io/v1";
+    let group = "admissionregistration.k8s.io/v1";
+    let policy = json!({
+        "apiVersion": group, "kind": "ValidatingAdmissionPolicy", "metadata": { "name": "frozen" },
+        "spec": {
+            "matchConstraints": { "resourceRules": [{
+                "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["UPDATE"],
+            }] },
+            "validations": [{ "expression": "!object.metadata.name.startsWith('frozen-')" }],
+        },
+    });
+    request(client, "POST", &format!("{policies}/validatingadmissionpolicies"), Some(&policy)).await?;
+    let binding = json!({
+        "apiVersion": group, "kind": "ValidatingAdmissionPolicyBinding", "metadata": { "name": "frozen" },
+        "spec": { "policyName": "frozen", "validationActions": ["Deny"] },
+    });
+    request(client, "POST", &format!("{policies}/validatingadmissionpolicybindings"), Some(&binding)).await?;
+    let pods = "/api/v1/namespaces/default/pods";
+    request(client, "POST", pods, Some(&pod("frozen-probe", "no-edge"))).await?;
+    let mut round = 0;
+    wait::until("the policy in force", LONG, async || {
+        round += 1;
+        let label = format!("round={round}");
+        let refused = cluster.kubectl(&["label", "--overwrite", "pods/frozen-probe", &label]).await.is_err();
+        ensure!(refused, "a frozen pod was changed");
+        Ok(())
+    })
+    .await?;
+    for number in 0..20 {
+        request(client, "POST", pods, Some(&pod(&format!("frozen-{number}"), "edge-1"))).await?;
+    }
+    request(client, "POST", pods, Some(&pod("later", "edge-1"))).await?;
+    wait::until("the other pod protected", LONG, async || {
+        let pod = get(client, &format!("{pods}/later")).await?;
+        let record = &pod["metadata"]["annotations"]["skerry.io/toleration-seconds"];
+        ensure!(record.is_string(), "{}", pod["metadata"]["annotations"]);
+        Ok(())
+    })
+    .await
 }

@@ -76,7 +76,8 @@ struct Work {
     /// The newest report sent in this session.
     reported: u64,
     /// The newest node status sent and not yet acked.
-    node_report: Option<u64>,
+    /// The last one that was sent, and why it says that the node is not Ready.
+    node_report: Option<(u64, Option<String>)>,
     outbox_changed: bool,
     /// Synced came; true once what it covers is stored.
     synced_after: Option<u64>,
@@ -342,7 +343,7 @@ impl Driver<'_> {
         let Some(last) = reports.last() else { return Ok(()) };
         work.reported = last.id;
         if let Some(node) = reports.iter().rfind(|report| report.kind() == ReportKind::NodeStatus) {
-            work.node_report = Some(node.id);
+            work.node_report = Some((node.id, not_ready(&node.payload)));
         }
         session.report(reports);
         Ok(())
@@ -353,10 +354,12 @@ impl Driver<'_> {
             if !ack.refused.is_empty() {
                 warn!(report = ack.id, reason = ack.refused, "the cloud refused a report");
             }
-            if work.node_report == Some(ack.id) {
+            if let Some((_, not_ready)) = work.node_report.as_ref().filter(|(id, _)| *id == ack.id) {
+                let refused = Some(&ack.refused).filter(|reason| !reason.is_empty());
+                let reason = refused.or(not_ready.as_ref());
                 self.state.send_modify(|state| {
-                    state.node_ready = ack.refused.is_empty();
-                    state.last_error.clone_from(&ack.refused);
+                    state.node_ready = reason.is_none();
+                    state.last_error = reason.cloned().unwrap_or_default();
                 });
             }
         }
@@ -377,6 +380,18 @@ impl Driver<'_> {
             Err(error) => return Err(SessionError::from(error).into()),
         }
         Ok(())
+    }
+}
+
+/// Why a Node's status, as it is reported, is not Ready; `None` if it is.
+fn not_ready(payload: &[u8]) -> Option<String> {
+    let node: serde_json::Value = serde_json::from_slice(payload).unwrap_or_default();
+    let conditions = node["status"]["conditions"].as_array();
+    let ready = conditions.into_iter().flatten().find(|condition| condition["type"] == "Ready");
+    match ready {
+        Some(ready) if ready["status"] == "True" => None,
+        Some(ready) => Some(ready["message"].as_str().unwrap_or_default().to_owned()),
+        None => Some("its status has no Ready condition".to_owned()),
     }
 }
 

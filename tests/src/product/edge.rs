@@ -117,6 +117,14 @@ impl Edge {
         pid.context("the supervisor's state names no pid")
     }
 
+    /// Waits for edgecore to answer, and makes sure that it does so without a session with the cloud.
+    pub async fn works_alone(&self) -> Result<()> {
+        let page = wait::until("edgecore answering", SOON, async || self.admin("/nodez").await).await?;
+        let state: serde_json::Value = serde_json::from_str(&page.body).context("/nodez is malformed")?;
+        ensure!(page.status == 200 && state["connected"] == false, "edgecore is not alone: {state}");
+        Ok(())
+    }
+
     /// A counter or gauge of the admin socket.
     pub async fn metric(&self, name: &str) -> Result<u64> {
         let page = self.admin("/metrics").await?.body;

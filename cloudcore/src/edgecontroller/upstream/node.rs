@@ -50,8 +50,8 @@ pub(super) async fn apply(
 
 fn registration(reporter: &Reporter, report: &Value) -> Value {
     let mut spec = Map::new();
-    if let Some(taints) = report["spec"].get("taints") {
-        spec.insert("taints".to_owned(), taints.clone());
+    if report["spec"]["unschedulable"] == true {
+        spec.insert("unschedulable".to_owned(), true.into());
     }
     json!({
         "apiVersion": "v1",
@@ -150,6 +150,14 @@ mod tests {
             "annotations": {KEY_ANNOTATION: "k"}}});
         assert_eq!(missing_metadata(&complete, &reporter(), &report), None);
         assert_eq!(registration(&reporter(), &json!({}))["metadata"]["labels"], json!({EDGE_LABEL: "true"}));
+    }
+
+    #[test]
+    fn a_node_may_come_cordoned_and_chooses_no_taints() {
+        let report =
+            json!({"spec": {"unschedulable": true, "podCIDR": "10.0.0.0/8", "taints": [{"key": "a"}]}});
+        assert_eq!(registration(&reporter(), &report)["spec"], json!({"unschedulable": true}));
+        assert_eq!(registration(&reporter(), &json!({}))["spec"], json!({}));
     }
 
     #[test]

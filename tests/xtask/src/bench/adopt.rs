@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::{Assets, LineCut, process::Daemon, product::Edge, progress::during};
+use harness::{Assets, LineCut, Site, process::Daemon, product::Edge, progress::during};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(5);
 const REST: Duration = Duration::from_secs(30);
 const BETWEEN: Duration = Duration::from_secs(3);
 /// What a pod's worker logs when it has stored its first report of a pod that runs.
-const ADOPTED: &str = "pod runs";
+const RUNNING: &str = "pod runs";
 
 pub(super) async fn take(assets: &Assets) -> Result<Vec<Figure>> {
     let mut world = World::start(assets, 1).await?;
@@ -59,7 +59,7 @@ async fn figures(world: &mut World) -> Result<Vec<Figure>> {
             if let Some(edgecore) = running.take() {
                 end(edgecore, clean)?;
             }
-            let (time, edgecore) = during("adopting 100 pods", adopt(&edge, world)).await?;
+            let (time, edgecore) = during("adopting 100 pods", start(&edge, &world.sites[0], PODS)).await?;
             if round > 0 {
                 times.push(time.as_secs_f64() * 1000.0);
                 spent += reading::cpu(edgecore.pid())?;
@@ -90,19 +90,19 @@ async fn figures(world: &mut World) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Starts edgecore and waits until it has reported each pod as running.
-async fn adopt(edge: &Edge, world: &World) -> Result<(Duration, Daemon)> {
+/// Starts edgecore and waits until it has reported each of its pods as running.
+pub(super) async fn start(edge: &Edge, site: &Site, pods: usize) -> Result<(Duration, Daemon)> {
     let begun = Instant::now();
-    let mut edgecore = edge.start(&world.sites[0])?;
+    let mut edgecore = edge.start(site)?;
     let mut log = Log::from_end(edgecore.log())?;
     loop {
         // Started a moment after the process was, but edgecore takes longer to its first line.
-        let adopted = log.count(ADOPTED)?;
-        if adopted >= PODS {
+        let running = log.count(RUNNING)?;
+        if running >= pods {
             return Ok((begun.elapsed(), edgecore));
         }
         if begun.elapsed() > LIMIT {
-            bail!("{adopted} of {PODS} pods were adopted within {LIMIT:?}");
+            bail!("{running} of {pods} pods run after {LIMIT:?}");
         }
         edgecore.check_alive()?;
         sleep(LOOK).await;

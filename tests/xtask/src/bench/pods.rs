@@ -4,12 +4,12 @@ use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use harness::{Assets, Site, product::Edge, progress::during, setup::PAUSE, site::BarePod, wait};
+use harness::{Assets, LineCut, Site, product::Edge, progress::during, setup::PAUSE, site::BarePod, wait};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    adopt::Log,
+    adopt::{self, Log},
     figure::{Figure, Goal},
     reading,
     trace::{self, Start},
@@ -45,26 +45,28 @@ struct Place<'a> {
 }
 
 pub(super) async fn take(assets: &Assets) -> Result<Vec<Figure>> {
-    let world = World::start(assets, 2).await?;
+    let mut world = World::start(assets, 2).await?;
     let figures = async {
         let mut figures = added(&world).await?;
-        figures.extend(rates(&world).await?);
+        let edge = world.join(0, &[]).await?;
+        figures.extend(rates(&world, &edge).await?);
+        figures.extend(recovery(&mut world, &edge).await?);
         Ok(figures)
     };
     let figures = figures.await;
     world.end(figures)
 }
 
-async fn rates(world: &World) -> Result<Vec<Figure>> {
-    let edge = world.join(0, &[]).await?;
-    let place = Place { world, site: &world.sites[0], edge: &edge };
+async fn rates(world: &World, edge: &Edge) -> Result<Vec<Figure>> {
+    let place = Place { world, site: &world.sites[0], edge };
     workload::settle(REST).await;
     let plain = workload::plain();
     // Programs and images are in memory then, as in every later round.
     during("a first round, not counted", place.round("warm", &plain)).await?;
     let (mut bare, mut bare_cpu, mut rounds) = (Vec::new(), Duration::ZERO, Vec::new());
     for number in 1..=ROUNDS {
-        let (rate, cpu) = during(&format!("bare CRI calls, round {number}"), place.bare(number)).await?;
+        let doing = format!("bare CRI calls, round {number}");
+        let (rate, cpu) = during(&doing, bare_round(place.site, number)).await?;
         bare.push(rate);
         bare_cpu += cpu;
         let name = format!("burst-{number}");
@@ -84,6 +86,51 @@ async fn rates(world: &World) -> Result<Vec<Figure>> {
             .note("RunPodSandbox, CreateContainer, StartContainer"),
         Figure::median("pods a minute beside bare CRI calls", "of them", ratios).goal(Goal::AtLeast(0.9)),
     ])
+}
+
+/// The same pods from the store, with the line cut and nothing of them left at the site, as after a power cut: what
+/// edgecore reaches where the control plane stands idle for it as it does for the bare calls.
+async fn recovery(world: &mut World, edge: &Edge) -> Result<Vec<Figure>> {
+    let pods = (0..PODS)
+        .map(|number| workload::pause_pod(&format!("kept-{number}"), edge.name(), &workload::plain()))
+        .collect::<Result<Vec<_>>>()?;
+    during("starting the pods to be kept", workload::run_all(&world.cluster, pods)).await?;
+    edge.kill9()?;
+    let site = &mut world.sites[0];
+    site.cut(LineCut::Silent)?;
+    let (mut rates, mut ratios) = (Vec::new(), Vec::new());
+    let (mut edgecore_cpu, mut machine_cpu) = (Duration::ZERO, Duration::ZERO);
+    for number in 1..=ROUNDS {
+        clear(site).await?;
+        let doing = format!("bare CRI calls beside recovery, round {number}");
+        let (bare, _) = during(&doing, bare_round(site, ROUNDS + number)).await?;
+        let before = reading::machine_busy()?;
+        let doing = format!("pods from the store, round {number}");
+        let (time, mut edgecore) = during(&doing, adopt::start(edge, site, PODS)).await?;
+        machine_cpu += reading::machine_busy()?.saturating_sub(before);
+        edgecore_cpu += reading::cpu(edgecore.pid())?;
+        edgecore.kill9()?;
+        let rate = PODS as f64 * 60.0 / time.as_secs_f64();
+        rates.push(rate);
+        ratios.push(rate / bare);
+    }
+    Ok(vec![
+        Figure::median("pods a minute from the store, no cloud", "/min", rates)
+            .cpu("edgecore", edgecore_cpu)
+            .cpu("machine", machine_cpu)
+            .note("from exec of edgecore until the last pod's Running is stored; all pods at once"),
+        Figure::median("pods a minute from the store beside bare CRI calls", "of them", ratios)
+            .goal(Goal::AtLeast(0.9)),
+    ])
+}
+
+/// Removes all that the site's runtime has.
+async fn clear(site: &Site) -> Result<()> {
+    let sandboxes = site.containers().await?.into_iter().filter(|container| container.sandbox);
+    let pods: Vec<BarePod> =
+        sandboxes.map(|sandbox| BarePod { sandbox: sandbox.id, container: String::new() }).collect();
+    let remove = |pod| site.remove_bare_pod(pod);
+    stream::iter(&pods).map(Ok).try_for_each_concurrent(CLIENTS, remove).await
 }
 
 async fn added(world: &World) -> Result<Vec<Figure>> {
@@ -186,24 +233,25 @@ impl Place<'_> {
         workload::delete_all(&self.world.cluster, self.site).await?;
         Ok(starts)
     }
+}
 
-    /// Pods a minute, and the machine's CPU time meanwhile.
-    async fn bare(&self, round: usize) -> Result<(f64, Duration)> {
-        let before = reading::machine_busy()?;
-        let begun = Instant::now();
-        let pods: Vec<BarePod> = stream::iter(0..PODS)
+/// Pods a minute by bare CRI calls, and the machine's CPU time meanwhile.
+async fn bare_round(site: &Site, round: usize) -> Result<(f64, Duration)> {
+    let before = reading::machine_busy()?;
+    let begun = Instant::now();
+    let pods: Vec<BarePod> =
+        stream::iter(0..PODS)
             .map(|number| async move {
-                self.site.run_bare_pod(&format!("bare-{round}-{number}"), PAUSE, &[], None).await
+                site.run_bare_pod(&format!("bare-{round}-{number}"), PAUSE, &[], None).await
             })
             .buffer_unordered(CLIENTS)
             .try_collect()
             .await?;
-        let per_minute = PODS as f64 * 60.0 / begun.elapsed().as_secs_f64();
-        let spent = reading::machine_busy()?.saturating_sub(before);
-        let remove = |pod| self.site.remove_bare_pod(pod);
-        stream::iter(&pods).map(Ok).try_for_each_concurrent(CLIENTS, remove).await?;
-        Ok((per_minute, spent))
-    }
+    let per_minute = PODS as f64 * 60.0 / begun.elapsed().as_secs_f64();
+    let spent = reading::machine_busy()?.saturating_sub(before);
+    let remove = |pod| site.remove_bare_pod(pod);
+    stream::iter(&pods).map(Ok).try_for_each_concurrent(CLIENTS, remove).await?;
+    Ok((per_minute, spent))
 }
 
 /// What the log says of these pods, once it does.

@@ -50,7 +50,12 @@ impl Node {
         let doing = "edgecore coming back after kill -9, without the cloud";
         let line =
             |new: &u32| format!("edgecore killed (pid {pid}) and back (pid {new}) with no cloud in reach");
-        story.step(doing, line, self.0.come_back(pid)).await?;
+        let back = async {
+            let new = self.0.come_back(pid).await?;
+            self.0.works_alone().await?;
+            anyhow::Ok(new)
+        };
+        story.step(doing, line, back).await?;
         workload.answers(demo).await?;
         let after = workload.container_ids(demo).await?;
         ensure!(before == after, "containers changed: {before:?} before, {after:?} after");
@@ -74,6 +79,7 @@ impl Node {
         let edgecore = self.0.start(&demo.site)?;
         let pid = edgecore.pid();
         demo.edgecore = Some(edgecore);
+        self.0.works_alone().await?;
         story.checked(&format!("edgecore is started (pid {pid}), with no cloud in reach"))?;
         story
             .step(
