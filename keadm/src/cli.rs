@@ -12,6 +12,12 @@ use crds::componentconfig::{edgecore::CgroupDriver, is_dns_name, is_endpoint, is
 const KUBEEDGE_VERSION: &str = "The KubeEdge dialect that manifests and habits follow; nothing is downloaded. \
     1.12.0 and later are understood alike";
 
+const IMAGE: &str = concat!(
+    "Deployment mode: the image of cloudcore [default: skerry/cloudcore:v",
+    env!("CARGO_PKG_VERSION"),
+    ", or that of an earlier init if it is of another repository]"
+);
+
 /// Set up the cloud side, join edge nodes, and take both away again.
 #[derive(Parser)]
 #[command(name = "keadm", version, propagate_version = true, max_term_width = 110)]
@@ -62,19 +68,19 @@ pub(crate) enum Format {
 
 /// Install the cloud side: custom resources, namespace, permissions, cloudcore.
 ///
-/// Running it again with the same flags changes nothing; cloudcore is restarted only if its program or configuration
-/// changed.
+/// Running it again changes only what its flags say; cloudcore is restarted only if its program or configuration changed.
 #[derive(Args)]
 #[command(after_help = "Examples:
   keadm init --advertise-address=192.0.2.10 --kubeedge-version=1.12.0
   keadm init --mode=host --advertise-address=192.0.2.10 --kube-config=/root/.kube/config
   keadm init --advertise-address=192.0.2.10 --dry-run")]
 pub(crate) struct Init {
-    /// The addresses at which edge nodes reach cloudcore; several with commas [default in host mode: this machine's
-    /// address towards the API server]
+    /// The addresses at which edge nodes reach cloudcore; several with commas [default: those of an earlier init; in host
+    /// mode, this machine's address towards the API server]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub(crate) advertise_address: Vec<IpAddr>,
-    /// Names at which edge nodes reach cloudcore, for its certificate; several with commas
+    /// Names at which edge nodes reach cloudcore, for its certificate; several with commas [default: those of an earlier
+    /// init]
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = dns_name)]
     pub(crate) dns_names: Vec<String>,
     #[arg(long, value_name = "VERSION", help = KUBEEDGE_VERSION, value_parser = kubeedge_version)]
@@ -84,9 +90,8 @@ pub(crate) struct Init {
     /// Where cloudcore runs
     #[arg(long, value_enum, default_value_t = Mode::Deployment)]
     pub(crate) mode: Mode,
-    /// Deployment mode: the image of cloudcore
-    #[arg(long, value_name = "IMAGE", default_value = concat!("skerry/cloudcore:v", env!("CARGO_PKG_VERSION")))]
-    pub(crate) image: String,
+    #[arg(long, value_name = "IMAGE", help = IMAGE)]
+    pub(crate) image: Option<String>,
     /// Deployment mode: where that image is, as in registry.example/skerry
     #[arg(long, value_name = "REPOSITORY", conflicts_with = "image")]
     pub(crate) image_repository: Option<String>,
@@ -96,12 +101,13 @@ pub(crate) struct Init {
     /// Host mode: the directory of the program cloudcore [default: keadm's own, then /usr/local/bin]
     #[arg(long, value_name = "DIR")]
     pub(crate) bin_dir: Option<PathBuf>,
-    /// The one port that edge nodes connect to
-    #[arg(long, value_name = "PORT", default_value_t = 10000, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) cloudhub_port: u16,
-    /// Host mode: cloudcore's admin address (health, metrics, log level)
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9091")]
-    pub(crate) admin_address: String,
+    /// The one port that edge nodes connect to [default: that of an earlier init, or 10000]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) cloudhub_port: Option<u16>,
+    /// Host mode: cloudcore's admin address (health, metrics, log level) [default: that of an earlier init, or
+    /// 127.0.0.1:9091]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin_address: Option<String>,
     /// How long to wait for cloudcore
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::time::parse)]
     pub(crate) timeout: Duration,

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::process::{self, RunFiles};
+use crate::{
+    output,
+    process::{self, RunFiles},
+};
 
 const UNITS: &str = "/etc/systemd/system";
 
@@ -128,8 +131,13 @@ impl Daemon {
         Ok(self.files().state()?.map_or(0, |state| state.restarts))
     }
 
-    /// The end of its log.
-    pub(crate) fn log_tail(&self) -> Result<String> {
+    /// Shows the end of its log. One that cannot be read must not hide why it is looked at.
+    pub(crate) fn show_log(&self) {
+        let tail = self.log_tail().unwrap_or_else(|error| format!("({})", runtime::chain(error.as_ref())));
+        output::note(format_args!("the end of {}'s log:\n{tail}", self.name));
+    }
+
+    fn log_tail(&self) -> Result<String> {
         if !has_systemd() {
             return process::tail(&self.log_file, 15);
         }
@@ -183,18 +191,20 @@ impl Daemon {
 
     fn unit_text(&self, fingerprint: &str) -> String {
         let name = self.name;
+        // It is to come up whatever happens: without a network, which the pods of a site that is cut off do not need, and
+        // however often it has ended, which without the limit of 0 would be for good after five quick times.
         // KillMode=process: pods' own processes are none of the unit's business. Delegate: they may be below its cgroup.
         format!(
             "# Written by keadm; started from {fingerprint}\n\
              [Unit]\n\
              Description={name}\n\
-             Wants=network-online.target\n\
-             After=network-online.target containerd.service crio.service\n\
+             After=containerd.service crio.service\n\
+             StartLimitIntervalSec=0\n\
              \n\
              [Service]\n\
              ExecStart={} --config {}\n\
              Restart=always\n\
-             RestartSec=1\n\
+             RestartSec=5\n\
              KillMode=process\n\
              Delegate=yes\n\
              TimeoutStopSec={}\n\
@@ -223,6 +233,15 @@ impl Daemon {
         systemctl(&["enable", "--quiet", &unit])?;
         systemctl(&["restart", &unit])?;
         Ok(if is_active { Outcome::Restarted } else { Outcome::Started })
+    }
+}
+
+/// systemd keeps the slice of a pod for as long as nobody stops it; one that it does not know is no failure.
+pub(crate) fn stop_slice(slice: &str) {
+    if has_systemd()
+        && let Err(error) = systemctl(&["stop", slice])
+    {
+        output::note(runtime::chain(error.as_ref()));
     }
 }
 
@@ -258,8 +277,7 @@ mod tests {
         assert_eq!(Daemon::unit_name("edgecore", Path::new("/srv/edge 1"), usual), "edgecore-srv-edge-1");
     }
 
-    #[test]
-    fn the_unit_quotes_its_paths() {
+    fn unit_text() -> String {
         let daemon = Daemon {
             name: "edgecore",
             unit: "edgecore".to_owned(),
@@ -268,7 +286,22 @@ mod tests {
             run_dir: "/run/kubeedge".into(),
             log_file: "/var/log/kubeedge/edgecore.log".into(),
         };
-        let text = daemon.unit_text("abc");
+        daemon.unit_text("abc")
+    }
+
+    #[test]
+    fn the_unit_starts_without_a_network_and_again_however_often_it_ended() {
+        let text = unit_text();
+        let (unit, service) = text.split_once("\n[Service]\n").unwrap();
+        assert!(unit.contains("\nStartLimitIntervalSec=0\n"), "{text}");
+        assert!(unit.contains("\nAfter=containerd.service crio.service\n"), "{text}");
+        assert!(service.contains("\nRestart=always\nRestartSec=5\n"), "{text}");
+        assert!(!text.contains("network"), "{text}");
+    }
+
+    #[test]
+    fn the_unit_quotes_its_paths() {
+        let text = unit_text();
         assert!(
             text.contains("ExecStart=\"/opt/my programs/edgecore\" --config \"/srv/100%%/edgecore.yaml\"\n")
         );

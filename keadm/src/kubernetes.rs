@@ -1,6 +1,6 @@
 //! The Kubernetes API: how it is reached, and objects that are applied to it.
 
-use std::{path::Path, time::Duration};
+use std::{io::ErrorKind, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::{
@@ -10,7 +10,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Config,
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::Value;
@@ -61,10 +61,10 @@ impl Cluster {
         let mut missing = Vec::new();
         for access in asked {
             let attributes = ResourceAttributes {
-                group: Some(access.group.to_owned()),
-                resource: Some(access.resource.to_owned()),
+                group: Some(access.group.clone()),
+                resource: Some(access.resource.clone()),
                 verb: Some(access.verb.to_owned()),
-                namespace: access.namespace.map(str::to_owned),
+                namespace: access.namespace.clone(),
                 ..ResourceAttributes::default()
             };
             let spec =
@@ -77,7 +77,8 @@ impl Cluster {
                 )
             })?;
             if !answer.status.is_some_and(|status| status.allowed) {
-                missing.push(format!("{} {}", access.verb, access.resource));
+                let place = access.namespace.as_ref().map(|name| format!(" in {name}")).unwrap_or_default();
+                missing.push(format!("{} {}{place}", access.verb, access.resource));
             }
         }
         if missing.is_empty() {
@@ -188,21 +189,46 @@ async fn read_config(kube_config: Option<&Path>) -> Check<Config> {
                 .await
                 .map_err(|error| problem(&error, "check its current context, cluster and user"))
         }
-        None => Config::infer().await.map_err(|_| {
-            Problem::new(
-                "there is no kubeconfig in $KUBECONFIG or ~/.kube/config",
-                "name the kubeconfig of a cluster administrator with --kube-config",
-            )
-        }),
+        None => match Config::from_kubeconfig(&options).await {
+            Ok(config) => Ok(config),
+            // In a pod, its ServiceAccount.
+            Err(error) => Config::incluster().map_err(|_| {
+                let place = match std::env::var("KUBECONFIG") {
+                    Ok(paths) if !paths.is_empty() => format!("{paths} (of $KUBECONFIG)"),
+                    _ => "~/.kube/config".to_owned(),
+                };
+                unusable(&error, &place)
+            }),
+        },
     }
 }
 
+/// A kubeconfig that nobody named with --kube-config: there is none, or it is no good.
+fn unusable(error: &KubeconfigError, place: &str) -> Problem {
+    let is_missing = match error {
+        KubeconfigError::FindPath => true,
+        KubeconfigError::ReadConfig(source, _) => source.kind() == ErrorKind::NotFound,
+        _ => false,
+    };
+    if is_missing {
+        return Problem::new(
+            format!("there is no kubeconfig {place}"),
+            "name the kubeconfig of a cluster administrator with --kube-config",
+        );
+    }
+    Problem::new(
+        format!("the kubeconfig {place} cannot be used: {}", runtime::chain(error)),
+        "correct it, or name another with --kube-config",
+    )
+}
+
 /// A right that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Access {
     pub(crate) verb: &'static str,
-    pub(crate) group: &'static str,
-    pub(crate) resource: &'static str,
-    pub(crate) namespace: Option<&'static str>,
+    pub(crate) group: String,
+    pub(crate) resource: String,
+    pub(crate) namespace: Option<String>,
 }
 
 /// An object as it is applied. Built by keadm itself, so apiVersion, kind and name are there.
@@ -220,6 +246,11 @@ impl Manifest {
 
     pub(crate) fn kind(&self) -> &str {
         self.text("/kind")
+    }
+
+    pub(crate) fn access(&self, verb: &'static str) -> Access {
+        let ApiResource { group, plural, .. } = self.resource();
+        Access { verb, group, resource: plural, namespace: self.namespace().map(str::to_owned) }
     }
 
     fn text(&self, pointer: &str) -> &str {
@@ -243,5 +274,29 @@ impl std::fmt::Display for Manifest {
             Some(namespace) => write!(f, "{} {namespace}/{}", self.kind(), self.name()),
             None => write!(f, "{} {}", self.kind(), self.name()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kubeconfig_that_is_no_good_is_told_from_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        let place = path.to_str().unwrap();
+        let read = || unusable(&Kubeconfig::read_from(&path).unwrap_err(), place);
+        assert_eq!(read().cause, format!("there is no kubeconfig {place}"));
+        std::fs::write(&path, "clusters: 7\n").unwrap();
+        let problem = read();
+        assert!(
+            problem.cause.starts_with(&format!("the kubeconfig {place} cannot be used: ")),
+            "{problem:?}"
+        );
+        // Nobody can read a directory, not even root.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(read().cause.contains(" cannot be used: "), "{:?}", read());
     }
 }

@@ -73,6 +73,18 @@ impl RunFiles {
         }
     }
 
+    /// As [`Self::lock`]. Whoever looks at the state holds the lock for a moment, so it is tried for a second.
+    pub(crate) async fn lock_for_life(&self) -> Result<Option<File>> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        loop {
+            let lock = self.lock()?;
+            if lock.is_some() || Instant::now() > deadline {
+                return Ok(lock);
+            }
+            sleep(POLL).await;
+        }
+    }
+
     pub(crate) fn write_state(&self, state: &State) -> Result<()> {
         write(&self.state_file(), &serde_json::to_vec(state)?)
     }
@@ -198,12 +210,13 @@ pub(crate) async fn start(
         .stderr(log)
         .spawn()
         .context("failed to start the supervisor")?;
+    let last_words = || tail(log_file, 5).unwrap_or_else(|error| runtime::chain(error.as_ref()).to_string());
     let deadline = Instant::now() + Duration::from_secs(20);
     while files.state()?.is_none_or(|state| state.fingerprint != fingerprint) {
         if let Some(status) = child.try_wait().context("failed to wait for the supervisor")? {
-            bail!("the supervisor ended at once ({status}): {}", tail(log_file, 5)?);
+            bail!("the supervisor ended at once ({status}): {}", last_words());
         }
-        ensure!(Instant::now() < deadline, "the supervisor did not start: {}", tail(log_file, 5)?);
+        ensure!(Instant::now() < deadline, "the supervisor did not start: {}", last_words());
         sleep(POLL).await;
     }
     Ok(())
@@ -239,6 +252,8 @@ fn write(path: &Path, content: &[u8]) -> Result<()> {
     let new = path.with_extension("new");
     fs::write(&new, content)
         .and_then(|()| fs::rename(&new, path))
+        // On a full disk there is half of it.
+        .inspect_err(|_| drop(fs::remove_file(&new)))
         .with_context(|| format!("failed to write {}", path.display()))
 }
 
@@ -248,5 +263,24 @@ fn remove(path: &Path) -> Result<()> {
             Err(error).with_context(|| format!("failed to remove {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_at_the_lock_is_waited_for_and_a_supervisor_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = RunFiles::new("edgecore", dir.path());
+        let look = files.lock().unwrap().unwrap();
+        let release = async {
+            sleep(POLL * 2).await;
+            drop(look);
+        };
+        let (lock, ()) = tokio::join!(files.lock_for_life(), release);
+        let _supervisor = lock.unwrap().unwrap();
+        assert!(files.lock_for_life().await.unwrap().is_none());
     }
 }

@@ -1,5 +1,8 @@
-//! `--set KEY=VALUE`, for both configuration files.
+//! `--set KEY=VALUE`, and writing, for both configuration files.
 
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use runtime::tls::{TlsError, write_durably};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -35,6 +38,12 @@ pub(crate) fn set<T: Serialize + DeserializeOwned>(
     serde_json::from_value(value).map_err(|error| invalid(format!("--set: {error}")))
 }
 
+/// With the mode that the file has. A new one is root's alone, since a token can be in it.
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), TlsError> {
+    let mode = fs::metadata(path).map_or(0o600, |old| old.permissions().mode() & 0o777);
+    write_durably(path, mode, text.as_bytes())
+}
+
 /// As YAML would read it.
 fn scalar(text: &str) -> Value {
     match (text, text.parse::<u64>()) {
@@ -42,5 +51,22 @@ fn scalar(text: &str) -> Value {
         ("false", _) => false.into(),
         (_, Ok(number)) => number.into(),
         _ => text.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_keeps_its_mode_and_a_new_one_is_roots_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config/edgecore.yaml");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        write(&path, "a: 1\n").unwrap();
+        assert_eq!(mode(), 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        write(&path, "a: 2\n").unwrap();
+        assert_eq!((mode(), fs::read_to_string(&path).unwrap()), (0o640, "a: 2\n".to_owned()));
     }
 }

@@ -1,10 +1,9 @@
 //! `keadm init`: the cloud side.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use crds::componentconfig::{cloudcore::CloudCoreConfig, document};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep};
 
@@ -15,10 +14,11 @@ use crate::{
     init_system::{Daemon, Outcome},
     kubernetes::{Cluster, Manifest},
     output, preflight,
-    preflight::{Preflight, Problem},
+    preflight::{Check, Preflight, Problem},
     settings,
 };
 
+mod deployment;
 pub(crate) mod host;
 pub(crate) mod manifests;
 mod node_selector;
@@ -27,8 +27,8 @@ mod node_selector;
 const HOPELESS: u32 = 4;
 
 pub(crate) async fn run(args: Init) -> Result<()> {
-    let Found { cluster, program, advertise } = check(&args).await?;
-    let (config, config_changed) = configuration(&args, &advertise)?;
+    let Found { cluster, program, config, is_written } = check(&args).await?;
+    let hub = &config.modules.cloud_hub;
     let text = document::minimal(&config)?;
     let mut objects = manifests::custom_resources();
     objects.push(manifests::namespace());
@@ -42,14 +42,17 @@ pub(crate) async fn run(args: Init) -> Result<()> {
              the nodes with kubectl label --overwrite nodes NODE node-role.kubernetes.io/edge=",
         ),
     }
-    let image = image(&args);
+    let image = match args.mode {
+        Mode::Host => String::new(),
+        Mode::Deployment => image(&args, deployment::image(&cluster).await?),
+    };
     match args.mode {
         Mode::Host => objects.push(manifests::token()),
-        Mode::Deployment => objects.extend(manifests::deployment(&image, &text, args.cloudhub_port)),
+        Mode::Deployment => objects.extend(manifests::deployment(&image, &text, hub.websocket.port)),
     }
-    let daemon = program.map(|program| host::daemon(&args, program));
+    let daemon = program.map(|program| host::daemon(&args.config_dir, program));
     if args.dry_run {
-        return plan(&objects, &args, daemon.as_ref(), &text);
+        return plan(&objects, &image, daemon.as_ref(), &text);
     }
     for object in &objects {
         cluster.apply(object).await?;
@@ -58,12 +61,18 @@ pub(crate) async fn run(args: Init) -> Result<()> {
         "applied {} objects; permissions are those of ServiceAccount {NAMESPACE}/cloudcore",
         objects.len()
     ));
-    match daemon {
-        Some(daemon) => start(&args, &cluster, &daemon, &text, config_changed).await?,
-        None => output::step("cloudcore is up in the cluster", available(&cluster, args.timeout)).await?,
+    if let Some(daemon) = daemon {
+        if !is_written {
+            settings::write(&daemon.config, &text)?;
+            output::done(format_args!("wrote {}", daemon.config.display()));
+        }
+        start(&args, &cluster, &daemon, &config).await?;
+    } else {
+        let up = deployment::available(&cluster, &image, args.timeout);
+        output::step("cloudcore is up in the cluster", up).await?;
     }
-    for address in &advertise {
-        let address = std::net::SocketAddr::new(*address, args.cloudhub_port);
+    for address in &hub.advertise_address {
+        let address = SocketAddr::new(*address, hub.websocket.port);
         output::note(format_args!(
             "edge nodes join with: keadm join --cloudcore-ipport={address} --token=$(keadm gettoken)"
         ));
@@ -71,14 +80,22 @@ pub(crate) async fn run(args: Init) -> Result<()> {
     Ok(())
 }
 
-/// The image of cloudcore.
-fn image(args: &Init) -> String {
-    match &args.image_repository {
-        Some(repository) => {
-            let repository = repository.trim_end_matches('/');
-            format!("{repository}/cloudcore:v{}", env!("CARGO_PKG_VERSION"))
+/// The image of cloudcore. That of an earlier init stays if it is from elsewhere: the default one is not where that is.
+fn image(args: &Init, deployed: Option<String>) -> String {
+    const DEFAULT: &str = "skerry/cloudcore";
+    let version = env!("CARGO_PKG_VERSION");
+    if let Some(image) = &args.image {
+        return image.clone();
+    }
+    if let Some(repository) = &args.image_repository {
+        return format!("{}/cloudcore:v{version}", repository.trim_end_matches('/'));
+    }
+    match deployed.filter(|image| image.rsplit_once(':').is_none_or(|(name, _)| name != DEFAULT)) {
+        Some(image) => {
+            output::unchanged(format_args!("the image stays {image}; --image names another"));
+            image
         }
-        None => args.image.clone(),
+        None => format!("{DEFAULT}:v{version}"),
     }
 }
 
@@ -94,8 +111,10 @@ pub(crate) async fn selector_policy(cluster: &Cluster) -> Result<Option<Vec<Mani
 struct Found {
     cluster: Cluster,
     /// In host mode.
-    program: Option<std::path::PathBuf>,
-    advertise: Vec<IpAddr>,
+    program: Option<PathBuf>,
+    config: CloudCoreConfig,
+    /// It is on disk already, just so.
+    is_written: bool,
 }
 
 async fn check(args: &Init) -> Result<Found> {
@@ -106,85 +125,93 @@ async fn check(args: &Init) -> Result<Found> {
         })
         .map(|(cluster, _)| cluster);
     if let Some(cluster) = &cluster {
-        preflight.say(cluster.may(&manifests::needed_access()).await, |()| {
+        preflight.say(cluster.may(&manifests::needed_access(args.mode)).await, |()| {
             "the kubeconfig's user may install cloudcore".to_owned()
         });
     }
     let mut program = None;
-    let mut advertise = args.advertise_address.clone();
-    match args.mode {
-        Mode::Host => {
+    let old = match (args.mode, &cluster) {
+        (Mode::Host, _) => {
             preflight.take(preflight::root());
             program = preflight.say(preflight::program("cloudcore", args.bin_dir.as_deref()), |program| {
                 format!("cloudcore is {}", program.display())
             });
-            if let Some(program) = &program {
-                let running = host::daemon(args, program.clone()).is_running();
-                preflight.take(host::port_is_free(args.cloudhub_port, running.unwrap_or(false)));
-            }
-            if let (true, Some(cluster)) = (advertise.is_empty(), &cluster) {
+            preflight.take(host::existing(&args.config_dir))
+        }
+        (Mode::Deployment, Some(cluster)) => preflight.take(deployment::existing(cluster).await),
+        (Mode::Deployment, None) => None,
+    };
+    let mut config = None;
+    if let Some(old) = &old {
+        config = preflight.take(configure(args, old.clone().unwrap_or_default()));
+    }
+    if let Some(config) = &mut config {
+        let advertise = &mut config.modules.cloud_hub.advertise_address;
+        match (args.mode, &cluster) {
+            _ if !advertise.is_empty() => {}
+            (Mode::Host, Some(cluster)) => {
                 advertise.extend(preflight.say(host::own_address(cluster), |address| {
                     format!("edge nodes will reach cloudcore at {address}")
                 }));
             }
+            (Mode::Host, None) => {}
+            (Mode::Deployment, _) => {
+                preflight.take::<()>(Err(Problem::new(
+                    "the address at which edge nodes reach cloudcore is not known",
+                    "give that of the cluster's node (or load balancer) with --advertise-address=IP",
+                )));
+            }
         }
-        Mode::Deployment if advertise.is_empty() => {
-            preflight.take::<()>(Err(Problem::new(
-                "the address at which edge nodes reach cloudcore is not known",
-                "give that of the cluster's node (or load balancer) with --advertise-address=IP",
-            )));
+    }
+    if let (Some(program), Some(config), Some(old)) = (&program, &config, &old) {
+        let is_running = host::daemon(&args.config_dir, program.clone()).is_running().unwrap_or(false);
+        for problem in host::ports_are_free(config, old.as_ref().filter(|_| is_running)) {
+            preflight.take::<()>(Err(problem));
         }
-        Mode::Deployment => {}
     }
     preflight.finish(args.force)?;
     let cluster = cluster.context("without the API server there is nothing to install")?;
+    let config = config.context("without a configuration there is nothing to install")?;
     if args.mode == Mode::Host && program.is_none() {
         bail!("without the program cloudcore there is nothing to start");
     }
-    Ok(Found { cluster, program, advertise })
+    let is_written = old.is_some_and(|old| old.as_ref() == Some(&config));
+    Ok(Found { cluster, program, config, is_written })
 }
 
-/// The configuration, and whether it differs from what is on disk.
-fn configuration(args: &Init, advertise: &[IpAddr]) -> Result<(CloudCoreConfig, bool)> {
-    let path = host::config_file(&args.config_dir);
-    let config = if args.mode == Mode::Host {
-        let old = path
-            .exists()
-            .then(|| runtime::config::load(&path, CloudCoreConfig::validate))
-            .transpose()
-            .context("the configuration that is there cannot be kept; correct or remove it")?;
-        let is_there = old.is_some();
-        let old = old.unwrap_or_default();
-        let new = host::configure(old.clone(), args, advertise);
-        let changed = !is_there || new != old;
-        (new, changed)
-    } else {
-        let mut config = CloudCoreConfig::default();
-        configure_hub(&mut config, args, advertise);
-        (config, true)
-    };
-    let (config, changed) = config;
-    let before = config.clone();
-    let config = settings::set(config, Component::Cloudcore, &args.set)
-        .map_err(|problem| anyhow::anyhow!("{}; {}", problem.cause, problem.fix))?;
-    let config = (config.clone(), changed || config != before);
-    if let Err(faults) = config.0.validate() {
-        let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
-        bail!("the configuration would not be valid: {}", faults.join("; "));
+/// Adds what the command line says to the configuration that is there; what an operator wrote into it stays.
+fn configure(args: &Init, mut config: CloudCoreConfig) -> Check<CloudCoreConfig> {
+    if args.mode == Mode::Host {
+        let kubeconfig = host::kubeconfig_file(&args.config_dir);
+        config.kube_api_config.kube_config = kubeconfig.to_string_lossy().into_owned();
+        if let Some(address) = &args.admin_address {
+            config.common_config.monitor_server.bind_address.clone_from(address);
+        }
     }
-    Ok(config)
-}
-
-fn configure_hub(config: &mut CloudCoreConfig, args: &Init, advertise: &[IpAddr]) {
     let hub = &mut config.modules.cloud_hub;
-    hub.websocket.port = args.cloudhub_port;
-    hub.advertise_address = advertise.to_vec();
+    if let Some(port) = args.cloudhub_port {
+        hub.websocket.port = port;
+    }
+    if !args.advertise_address.is_empty() {
+        hub.advertise_address.clone_from(&args.advertise_address);
+    }
     if !args.dns_names.is_empty() {
         hub.dns_names.clone_from(&args.dns_names);
     }
+    let config = settings::set(config, Component::Cloudcore, &args.set)?;
+    match config.validate() {
+        Ok(()) => Ok(config),
+        Err(faults) => {
+            let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+            Err(Problem::new(
+                format!("the configuration would not be valid: {}", faults.join("; ")),
+                "correct the flags; keadm config explain KEY says what a key is for",
+            ))
+        }
+    }
 }
 
-fn plan(objects: &[Manifest], args: &Init, daemon: Option<&Daemon>, config: &str) -> Result<()> {
+fn plan(objects: &[Manifest], image: &str, daemon: Option<&Daemon>, config: &str) -> Result<()> {
     for object in objects {
         output::planned(format_args!("apply {object}"));
     }
@@ -192,29 +219,24 @@ fn plan(objects: &[Manifest], args: &Init, daemon: Option<&Daemon>, config: &str
         output::planned(format_args!("write {}", daemon.config.display()));
         output::planned(format_args!("start {}", daemon.describe()));
     } else {
-        output::planned(format_args!(
-            "wait for Deployment {NAMESPACE}/cloudcore with the image {}",
-            image(args)
-        ));
+        output::planned(format_args!("wait for Deployment {NAMESPACE}/cloudcore with the image {image}"));
     }
     output::data(config)
 }
 
-async fn start(args: &Init, cluster: &Cluster, daemon: &Daemon, config: &str, changed: bool) -> Result<()> {
-    let wrote = output::step("credentials for cloudcore", host::write_kubeconfig(cluster, args)).await?;
-    if changed {
-        runtime::tls::write_durably(&daemon.config, 0o644, config.as_bytes())?;
-        output::done(format_args!("wrote {}", daemon.config.display()));
-    }
+async fn start(args: &Init, cluster: &Cluster, daemon: &Daemon, config: &CloudCoreConfig) -> Result<()> {
+    let wrote =
+        output::step("credentials for cloudcore", host::write_kubeconfig(cluster, &args.config_dir)).await?;
     let mut outcome = daemon.ensure_running().await?;
     if wrote && outcome == Outcome::Unchanged {
         // The kubeconfig is read at the start only.
         outcome = daemon.restart().await?;
     }
     say_outcome(daemon, outcome);
-    let waited = output::step("cloudcore is ready", ready(args, cluster, daemon)).await;
+    let port = config.modules.cloud_hub.websocket.port;
+    let waited = output::step("cloudcore is ready", ready(args.timeout, cluster, daemon, port)).await;
     if waited.is_err() {
-        output::note(format_args!("the end of cloudcore's log:\n{}", daemon.log_tail()?));
+        daemon.show_log();
     }
     waited
 }
@@ -231,9 +253,9 @@ pub(crate) fn say_outcome(daemon: &Daemon, outcome: Outcome) {
 }
 
 /// Waits until cloudcore answers on its port, with a certificate that edge nodes will accept.
-async fn ready(args: &Init, cluster: &Cluster, daemon: &Daemon) -> Result<()> {
-    let deadline = Instant::now() + args.timeout;
-    let local = format!("127.0.0.1:{}", args.cloudhub_port);
+async fn ready(limit: Duration, cluster: &Cluster, daemon: &Daemon, port: u16) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    let local = format!("127.0.0.1:{port}");
     let before = daemon.restarts()?;
     loop {
         let problem = match gettoken::certificate_authority(cluster).await {
@@ -253,25 +275,5 @@ async fn ready(args: &Init, cluster: &Cluster, daemon: &Daemon) -> Result<()> {
     }
 }
 
-/// Waits for the Deployment, and says what the pod waits for when it does not come up.
-async fn available(cluster: &Cluster, limit: Duration) -> Result<()> {
-    let deadline = Instant::now() + limit;
-    let manifest = Manifest(serde_json::json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": { "namespace": NAMESPACE, "name": manifests::NAME },
-    }));
-    loop {
-        let deployment = cluster.get(&manifest).await?.unwrap_or_default();
-        let number = |pointer: &str| deployment.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
-        let is_seen = number("/status/observedGeneration") >= number("/metadata/generation");
-        if is_seen && number("/status/updatedReplicas") > 0 && number("/status/readyReplicas") > 0 {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            let reason = cluster.waiting_reason(NAMESPACE, "kubeedge=cloudcore").await?;
-            bail!("Deployment {NAMESPACE}/cloudcore is not available after {} s: {reason}", limit.as_secs());
-        }
-        sleep(Duration::from_secs(1)).await;
-    }
-}
+#[cfg(test)]
+mod tests;

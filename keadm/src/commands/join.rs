@@ -18,44 +18,49 @@ use crate::{
     cli::Join,
     commands::init::say_outcome,
     fetch,
-    init_system::Daemon,
+    init_system::{Daemon, Outcome},
     output, preflight,
     preflight::{Check, Preflight, Problem},
 };
 
 mod checks;
 pub(crate) mod cri;
+mod neighbours;
 mod settings;
 
 /// A daemon that ends so often while it is waited for will not come up.
 const HOPELESS: u32 = 4;
 
 pub(crate) async fn run(args: Join) -> Result<()> {
-    let Found { config, is_written, program, token } = check(&args).await?;
+    let Found { config, is_written, is_enrolled, program, token } = check(&args).await?;
     let paths = config.paths();
     let daemon = daemon(&args.root_dir, &paths, program);
     let text = document::minimal(&config)?;
-    let write_token = !paths.cert_file.exists();
     if args.dry_run {
         output::planned(format_args!("write {}", paths.config_file.display()));
-        if write_token {
+        if !is_enrolled {
             output::planned(format_args!("write the token to {}", paths.bootstrap_token_file.display()));
         }
         output::planned(format_args!("start {}, and wait until the node is Ready", daemon.describe()));
         return output::data(&text);
     }
     if !is_written {
-        write_durably(&paths.config_file, 0o644, text.as_bytes())?;
+        crate::settings::write(&paths.config_file, &text)?;
         output::done(format_args!("wrote {}", paths.config_file.display()));
     }
-    if let (true, Some(token)) = (write_token, &token) {
+    if let (false, Some(token)) = (is_enrolled, &token) {
         write_durably(&paths.bootstrap_token_file, 0o600, token.as_bytes())?;
     }
-    say_outcome(&daemon, daemon.ensure_running().await?);
+    let mut outcome = daemon.ensure_running().await?;
+    if !is_enrolled && outcome == Outcome::Unchanged {
+        // It may be waiting for long after a token that was refused.
+        outcome = daemon.restart().await?;
+    }
+    say_outcome(&daemon, outcome);
     let name = &config.modules.edged.hostname_override;
     let waited = output::step(&format!("node {name} is Ready"), ready(&args, &paths, &daemon)).await;
     if waited.is_err() {
-        output::note(format_args!("the end of edgecore's log:\n{}", daemon.log_tail()?));
+        daemon.show_log();
     }
     waited
 }
@@ -75,6 +80,8 @@ struct Found {
     config: EdgeCoreConfig,
     /// It is on disk already, just so.
     is_written: bool,
+    /// Nothing is left for a token to do.
+    is_enrolled: bool,
     program: PathBuf,
     /// As it was given.
     token: Option<String>,
@@ -94,7 +101,11 @@ async fn check(args: &Join) -> Result<Found> {
     });
     if let Some(runtime) = &runtime {
         preflight.take(checks::cgroup_driver(args.cgroupdriver, runtime));
+        preflight.take(checks::readiness(runtime));
+        let own = EdgePaths::under(&args.root_dir).config_file;
+        preflight.take(neighbours::edgecore(Path::new("/proc"), &own, &runtime.endpoint));
     }
+    preflight.take(neighbours::kubelet(neighbours::KUBELET_PORT));
     preflight.take(checks::disk_space(&args.root_dir));
     let mut config = None;
     if let (Some(name), Some(runtime), Some(old)) = (&name, &runtime, &old) {
@@ -105,22 +116,22 @@ async fn check(args: &Join) -> Result<Found> {
             &runtime.endpoint,
         ));
     }
+    let mut is_enrolled = false;
     if let Some(config) = &config {
+        let node = &config.modules.edged.hostname_override;
+        let joined = preflight.take(checks::joined_ca(&config.paths(), node));
+        is_enrolled = joined.is_some_and(|ca| ca.is_some());
         let server = &args.cloudcore_ipport;
-        let hub = checks::hub(
-            server,
-            args.token.as_deref(),
-            &config.modules.edged.hostname_override,
-            &config.paths(),
-        )
-        .await;
-        preflight.say(hub, |()| format!("cloudcore answers at {server}, and its CA is the expected one"));
+        if let Some(joined) = joined {
+            let hub = checks::hub(server, args.token.as_deref(), node, joined).await;
+            preflight.say(hub, |()| format!("cloudcore answers at {server}, and its CA is the expected one"));
+        }
     }
     preflight.finish(args.force)?;
     let config = config.context("without a name and a container runtime there is no node")?;
     let is_written = old.is_some_and(|old| old.as_ref() == Some(&config));
     let program = program.context("without the program edgecore there is nothing to start")?;
-    Ok(Found { config, is_written, program, token: args.token.clone() })
+    Ok(Found { config, is_written, is_enrolled, program, token: args.token.clone() })
 }
 
 /// The configuration of an earlier join; what an operator wrote into it stays.

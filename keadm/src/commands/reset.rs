@@ -10,6 +10,7 @@ use crate::{
 mod cloud;
 mod edge;
 mod files;
+mod pods;
 
 pub(crate) async fn run(args: Reset) -> Result<()> {
     let side = args.side.unwrap_or(if args.kube.kube_config.is_some() { Side::Cloud } else { Side::Edge });

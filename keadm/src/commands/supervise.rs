@@ -42,7 +42,7 @@ pub(crate) async fn run(args: Supervise) -> Result<()> {
     }
     let mut terminate = signal(SignalKind::terminate()).context("failed to hook SIGTERM")?;
     let files = RunFiles::new(&args.name, &args.run_dir);
-    let Some(_lock) = files.lock()? else {
+    let Some(_lock) = files.lock_for_life().await? else {
         anyhow::bail!("{} is supervised already", args.name);
     };
     let argument = args.command.last().and_then(|last| last.to_str()).unwrap_or_default();
@@ -62,17 +62,18 @@ pub(crate) async fn run(args: Supervise) -> Result<()> {
                 None
             }
         };
-        if let Some(pid) = child.as_ref().and_then(Child::id) {
-            files.write_pid(pid)?;
-        }
-        files.write_state(&state)?;
+        let pid = child.as_ref().and_then(Child::id);
+        let mut recorded = record(&files, &state, pid);
         if let Some(child) = &mut child {
             let ended = loop {
                 tokio::select! {
                     // wait() keeps the status when another arm wins; the others only wake.
                     ended = child.wait() => break Some(ended.context("failed to wait for the daemon")?),
                     _ = terminate.recv() => break None,
-                    _ = log_check.tick() => bound_log(&args.log_file)?,
+                    _ = log_check.tick() => {
+                        attempt(bound_log(&args.log_file, MAX_LOG));
+                        recorded = recorded || record(&files, &state, pid);
+                    }
                 }
             };
             if let Some(status) = ended {
@@ -86,12 +87,23 @@ pub(crate) async fn run(args: Supervise) -> Result<()> {
             backoff.reset();
         }
         state.restarts = state.restarts.saturating_add(1);
-        files.write_state(&state)?;
+        attempt(files.write_state(&state));
         tokio::select! {
             () = sleep(backoff.next_delay()) => {}
             _ = terminate.recv() => return files.remove(),
         }
     }
+}
+
+/// Whether all of it was written.
+fn record(files: &RunFiles, state: &State, pid: Option<u32>) -> bool {
+    let pid = pid.map_or(Ok(()), |pid| files.write_pid(pid));
+    attempt(pid.and_then(|()| files.write_state(state)))
+}
+
+/// Whether it worked; what did not is said. The daemon needs its supervisor on a full disk, too.
+fn attempt(result: Result<()>) -> bool {
+    result.map_err(|error| say(&runtime::chain(error.as_ref()).to_string())).is_ok()
 }
 
 fn spawn(command: &[std::path::PathBuf]) -> Result<Child> {
@@ -125,16 +137,52 @@ fn describe(status: ExitStatus) -> String {
 }
 
 /// The daemon appends to the open file, so it is copied and cut, not renamed. Lines written in between are lost.
-fn bound_log(path: &Path) -> Result<()> {
+fn bound_log(path: &Path, max: u64) -> Result<()> {
     let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
-    if metadata.len() > MAX_LOG {
-        let context = || format!("failed to rotate {}", path.display());
-        fs::copy(path, path.with_extension("log.1")).with_context(context)?;
-        File::options().write(true).open(path).and_then(|log| log.set_len(0)).with_context(context)?;
+    if metadata.len() <= max {
+        return Ok(());
     }
-    Ok(())
+    // It is cut even if there is no room for the copy: room is what the cut makes.
+    let older = path.with_extension("log.1");
+    let copied = fs::copy(path, &older);
+    let cut = File::options().write(true).open(path).and_then(|log| log.set_len(0));
+    cut.with_context(|| format!("failed to cut {}", path.display()))?;
+    copied.map(drop).with_context(|| format!("failed to keep {} as {}", path.display(), older.display()))
 }
 
 fn say(text: &str) {
     output::note(format_args!("{} supervisor: {text}", jiff::Timestamp::now()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_cut_even_if_it_cannot_be_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, older) = (dir.path().join("edgecore.log"), dir.path().join("edgecore.log.1"));
+        fs::write(&log, "four").unwrap();
+        bound_log(&log, 4).unwrap();
+        assert!(!older.exists());
+        bound_log(&log, 3).unwrap();
+        assert_eq!((fs::read(&log).unwrap().len(), fs::read(&older).unwrap().len()), (0, 4));
+        fs::remove_file(&older).unwrap();
+        fs::create_dir(&older).unwrap();
+        fs::write(&log, "four").unwrap();
+        let error = bound_log(&log, 3).unwrap_err().to_string();
+        assert!(error.starts_with("failed to keep "), "{error}");
+        assert_eq!(fs::read(&log).unwrap(), b"");
+    }
+
+    #[test]
+    fn what_cannot_be_written_now_is_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = RunFiles::new("edgecore", &dir.path().join("run"));
+        let state = State { pid: 1, fingerprint: "abc".to_owned(), restarts: 0 };
+        assert!(!record(&files, &state, Some(7)));
+        fs::create_dir(dir.path().join("run")).unwrap();
+        assert!(record(&files, &state, Some(7)));
+        assert_eq!(fs::read_to_string(files.pid()).unwrap(), "7\n");
+    }
 }

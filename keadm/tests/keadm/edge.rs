@@ -1,8 +1,9 @@
 //! `join` and `reset` at the site.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
+use harness::wait;
 
 use crate::stage::Stage;
 
@@ -29,11 +30,38 @@ pub(crate) async fn join(stage: &Stage<'_>) -> Result<()> {
         .says(&["running, unchanged", "node edge-1 is Ready"])?;
     stage.join(&endpoint, &stage.root_dir, &args).await?.says(&["running, unchanged"])?;
     ensure!(fs::read(stage.root_dir.join("edgecore.pid"))? == pid, "edgecore was restarted for nothing");
+    // Without its key it is a machine that has not joined.
+    let (key, aside) = (stage.root_dir.join("certs/server.key"), stage.root_dir.join("certs/aside"));
+    fs::rename(&key, &aside)?;
+    stage.join(&endpoint, &stage.root_dir, &[]).await?.refuses(&["no token was given"])?;
+    let token = format!("--token={}", stage.token(&["--node=edge-1"]).await?);
+    let planned = stage.join(&endpoint, &stage.root_dir, &[&token, "--dry-run"]).await?;
+    planned.says(&["would write the token"])?;
+    fs::rename(&aside, &key)?;
+    Ok(())
+}
+
+/// A slip in the root directory costs no pod its sandbox.
+async fn a_reset_of_another_root_leaves_the_pods(stage: &Stage<'_>) -> Result<()> {
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: guest}, spec: {nodeName: edge-1, \
+               terminationGracePeriodSeconds: 0, containers: [{name: c, image: registry.invalid/none}]}}";
+    stage.cluster.apply(pod).await?;
+    wait::until("a sandbox", Duration::from_mins(1), async || {
+        let ip = stage.cluster.kubectl(&["get", "pod", "guest", "-o", "jsonpath={.status.podIP}"]).await?;
+        ensure!(!ip.is_empty(), "the pod has no address");
+        Ok(())
+    })
+    .await?;
+    let root = format!("--root-dir={}", stage.site.dir().join("egde").display());
+    let runtime = format!("--remote-runtime-endpoint={}", stage.site.runtime_endpoint());
+    let ran = stage.at_site(&["reset", &root, &runtime, "--force"]).await?;
+    ran.says(&["left alone: 1 pod sandboxes"])?;
     Ok(())
 }
 
 /// A machine that was reset has given its name back, and joins under it with any token.
 pub(crate) async fn reset_and_join_again(stage: &Stage<'_>) -> Result<()> {
+    a_reset_of_another_root_leaves_the_pods(stage).await?;
     let root = format!("--root-dir={}", stage.root_dir.display());
     stage.at_site(&["reset", &root, "--dry-run"]).await?.says(&[
         "would stop edgecore",
@@ -42,7 +70,7 @@ pub(crate) async fn reset_and_join_again(stage: &Stage<'_>) -> Result<()> {
     ])?;
     ensure!(stage.root_dir.join("config/edgecore.yaml").exists(), "a dry run removed something");
     let reset = async || stage.at_site(&["reset", "edge", &root, "--force"]).await;
-    reset().await?.says(&["stopped edgecore", "that the node leaves"])?;
+    reset().await?.says(&["stopped edgecore", "pods are removed: 1", "that the node leaves"])?;
     ensure!(!stage.root_dir.exists(), "{} is left", stage.root_dir.display());
     reset().await?.says(&["edgecore was not running"])?;
 

@@ -59,6 +59,8 @@ pub(crate) async fn names(stage: &Stage<'_>) -> Result<()> {
     let refused = ["a machine has joined as edge-1 before", "keadm gettoken --node=edge-1"];
     stage.join(&hub, &root, &[&any]).await?.refuses(&refused)?;
     let own = format!("--token={}", stage.token(&["--node=edge-1"]).await?);
-    stage.join(&hub, &root, &[&own, "--dry-run"]).await?.says(&["would start edgecore"])?;
+    // Here it would have the container runtime of the other.
+    stage.join(&hub, &root, &[&own]).await?.refuses(&["another edgecore (process "])?;
+    stage.join(&hub, &root, &[&own, "--dry-run", "--force"]).await?.says(&["would start edgecore"])?;
     Ok(())
 }

@@ -83,10 +83,18 @@ impl<'a> Stage<'a> {
     pub(crate) async fn init(&self, more: &[&str]) -> Result<Ran> {
         let flags = [
             format!("--advertise-address={}", self.site.host_address()),
-            format!("--config-dir={}", self.config_dir.display()),
-            format!("--bin-dir={}", self.bench.assets.product()?.display()),
             format!("--cloudhub-port={}", self.port),
             format!("--admin-address=0.0.0.0:{}", self.admin),
+        ];
+        let flags: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        self.init_again(&flags).await
+    }
+
+    /// With what was configured before.
+    pub(crate) async fn init_again(&self, more: &[&str]) -> Result<Ran> {
+        let flags = [
+            format!("--config-dir={}", self.config_dir.display()),
+            format!("--bin-dir={}", self.bench.assets.product()?.display()),
         ];
         let mut args = vec!["init", "--mode=host", "--kubeedge-version=1.12.0"];
         args.extend(flags.iter().map(String::as_str).chain(more.iter().copied()));

@@ -1,6 +1,7 @@
 //! cloudcore beside the cluster: its files, and its start.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     time::Duration,
@@ -13,7 +14,6 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    cli::Init,
     commands::gettoken,
     init_system::Daemon,
     kubernetes::Cluster,
@@ -22,14 +22,13 @@ use crate::{
 
 use super::manifests;
 
-pub(super) fn daemon(args: &Init, program: PathBuf) -> Daemon {
-    let dir = &args.config_dir;
+pub(crate) fn daemon(dir: &Path, program: PathBuf) -> Daemon {
     Daemon {
         name: "cloudcore",
         unit: Daemon::unit_name("cloudcore", dir, Path::new("/etc/kubeedge")),
         program,
         config: config_file(dir),
-        run_dir: dir.clone(),
+        run_dir: dir.to_owned(),
         log_file: dir.join("cloudcore.log"),
     }
 }
@@ -67,35 +66,51 @@ pub(super) fn own_address(cluster: &Cluster) -> Check<IpAddr> {
     Err(unknown())
 }
 
-/// The port must be free, unless it is our own cloudcore that has it.
-pub(super) fn port_is_free(port: u16, is_running: bool) -> Check<()> {
-    if is_running {
-        return Ok(());
-    }
-    match TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Problem::new(
-            format!("port {port} cannot be listened on: {error}"),
-            format!(
-                "stop what listens there (ss -ltnp 'sport = :{port}'), or choose another with --cloudhub-port"
-            ),
-        )),
-    }
+/// What cloudcore listens on must be free, unless it is our own cloudcore, with the configuration `running`, that has it.
+pub(super) fn ports_are_free(config: &CloudCoreConfig, running: Option<&CloudCoreConfig>) -> Vec<Problem> {
+    let running = running.map(listeners).unwrap_or_default();
+    let wanted = listeners(config).into_iter().filter(|wanted| !running.contains(wanted));
+    wanted.filter_map(|(address, flag)| is_free(address, flag).err()).collect()
 }
 
-/// Adds what the command line says to the configuration that is there; what an operator wrote into it stays.
-pub(super) fn configure(mut config: CloudCoreConfig, args: &Init, advertise: &[IpAddr]) -> CloudCoreConfig {
-    config.kube_api_config.kube_config = kubeconfig_file(&args.config_dir).to_string_lossy().into_owned();
-    config.common_config.monitor_server.bind_address.clone_from(&args.admin_address);
-    super::configure_hub(&mut config, args, advertise);
-    config
+/// With the flag that moves it. A socket in the file system is no address that others could have.
+fn listeners(config: &CloudCoreConfig) -> Vec<(SocketAddr, &'static str)> {
+    let hub = &config.modules.cloud_hub.websocket;
+    let admin = config.common_config.monitor_server.bind_address.parse().ok();
+    std::iter::once((SocketAddr::new(hub.address, hub.port), "--cloudhub-port"))
+        .chain(admin.map(|admin| (admin, "--admin-address")))
+        .collect()
+}
+
+fn is_free(address: SocketAddr, flag: &str) -> Check<()> {
+    let port = address.port();
+    let Err(error) = TcpListener::bind(address) else { return Ok(()) };
+    Err(Problem::new(
+        format!("{address} cannot be listened on: {error}"),
+        format!("stop what listens there (ss -ltnp 'sport = :{port}'), or choose another with {flag}"),
+    ))
+}
+
+/// What an earlier init wrote, and an operator since.
+pub(super) fn existing(config_dir: &Path) -> Check<Option<CloudCoreConfig>> {
+    let path = config_file(config_dir);
+    match std::fs::metadata(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        _ => {}
+    }
+    runtime::config::load(&path, CloudCoreConfig::validate).map(Some).map_err(|error| {
+        Problem::new(
+            runtime::chain(&error).to_string(),
+            format!("correct {}, or remove it to begin with the defaults", path.display()),
+        )
+    })
 }
 
 /// Waits for the token of the ServiceAccount, and writes a kubeconfig with it.
-pub(super) async fn write_kubeconfig(cluster: &Cluster, args: &Init) -> Result<bool> {
+pub(super) async fn write_kubeconfig(cluster: &Cluster, config_dir: &Path) -> Result<bool> {
     let token = service_account_token(cluster).await?;
     let text = serde_json::to_string_pretty(&kubeconfig(cluster, &token))?;
-    write_if_changed(&kubeconfig_file(&args.config_dir), 0o600, text.as_bytes())
+    write_if_changed(&kubeconfig_file(config_dir), 0o600, text.as_bytes())
 }
 
 async fn service_account_token(cluster: &Cluster) -> Result<String> {

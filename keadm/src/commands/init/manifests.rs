@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::node_selector;
 use crate::{
+    cli::Mode,
     commands::gettoken::NAMESPACE,
     kubernetes::{Access, Manifest},
 };
@@ -15,24 +17,33 @@ pub(crate) const TOKEN_NAME: &str = "cloudcore-token";
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-/// What applying all of it takes.
-pub(crate) fn needed_access() -> Vec<Access> {
-    let on = |verb, group, resource, namespace| Access { verb, group, resource, namespace };
-    vec![
-        on("patch", "apiextensions.k8s.io", "customresourcedefinitions", None),
-        on("patch", "", "namespaces", None),
-        on("patch", "", "serviceaccounts", Some(NAMESPACE)),
-        on("patch", "", "secrets", Some(NAMESPACE)),
-        on("get", "", "secrets", Some(NAMESPACE)),
-        on("patch", RBAC, "clusterroles", None),
-        on("escalate", RBAC, "clusterroles", None),
-        on("bind", RBAC, "clusterroles", None),
-        on("patch", RBAC, "clusterrolebindings", None),
-        on("patch", RBAC, "roles", Some(NAMESPACE)),
-        on("patch", "apps", "deployments", Some(NAMESPACE)),
-        on("patch", "admissionregistration.k8s.io", "mutatingadmissionpolicies", None),
-        on("patch", "admissionregistration.k8s.io", "mutatingadmissionpolicybindings", None),
-    ]
+/// What applying all of it, and looking at what is there, takes.
+pub(crate) fn needed_access(mode: Mode) -> Vec<Access> {
+    let mut objects = custom_resources();
+    objects.extend([namespace(), service_account()]);
+    objects.extend(permissions());
+    objects.extend(node_selector::policy("v1"));
+    let read = match mode {
+        Mode::Host => vec![token()],
+        Mode::Deployment => deployment("", "", 0),
+    };
+    let mut needed: Vec<Access> = read.iter().map(|object| object.access("get")).collect();
+    objects.extend(read);
+    for object in &objects {
+        // Server-side apply of what is not there yet is both.
+        needed.extend(["create", "patch"].map(|verb| object.access(verb)));
+        // Roles with rights that the user does not have.
+        if matches!(object.kind(), "ClusterRole" | "Role") {
+            needed.extend(["escalate", "bind"].map(|verb| object.access(verb)));
+        }
+    }
+    let mut asked = Vec::new();
+    for access in needed {
+        if !asked.contains(&access) {
+            asked.push(access);
+        }
+    }
+    asked
 }
 
 pub(super) fn meta(namespace: Option<&str>, name: &str) -> Value {
@@ -189,4 +200,45 @@ pub(crate) fn deployment(image: &str, config: &str, port: u16) -> Vec<Manifest> 
         },
     });
     [config_map, deployment, service].map(Manifest).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_access_asked_for_is_what_applying_takes_once_each() {
+        let asked = |mode| -> Vec<String> {
+            let text = |access: Access| {
+                let namespace = access.namespace.unwrap_or_default();
+                format!("{} {}/{} {namespace}", access.verb, access.group, access.resource)
+            };
+            needed_access(mode).into_iter().map(text).collect()
+        };
+        let both = [
+            "create apiextensions.k8s.io/customresourcedefinitions ",
+            "create /namespaces ",
+            "patch rbac.authorization.k8s.io/rolebindings kube-node-lease",
+            "create rbac.authorization.k8s.io/rolebindings kubeedge",
+            "escalate rbac.authorization.k8s.io/roles kubeedge",
+            "bind rbac.authorization.k8s.io/clusterroles ",
+            "create admissionregistration.k8s.io/mutatingadmissionpolicies ",
+        ];
+        let deployment = [
+            "get /configmaps kubeedge",
+            "create /configmaps kubeedge",
+            "create apps/deployments kubeedge",
+            "patch /services kubeedge",
+        ];
+        let host = ["get /secrets kubeedge", "create /secrets kubeedge"];
+        for (mode, own, others) in
+            [(Mode::Deployment, &deployment[..], &host[..]), (Mode::Host, &host[..], &deployment[..])]
+        {
+            let asked = asked(mode);
+            for access in both.iter().chain(own) {
+                assert_eq!(asked.iter().filter(|one| one == access).count(), 1, "{access}: {asked:?}");
+            }
+            assert!(!others.iter().any(|access| asked.iter().any(|one| one == access)), "{asked:?}");
+        }
+    }
 }

@@ -4,7 +4,11 @@ use std::path::Path;
 
 use crds::componentconfig::edgecore::{CgroupDriver, EdgePaths};
 use proto::cri::v1;
-use runtime::token::{Token, TokenError};
+use runtime::{
+    tls::{node_of, read_certificates},
+    token::{Token, TokenError},
+};
+use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 
 use super::cri::{Cri, USUAL};
@@ -22,6 +26,7 @@ pub(super) struct Runtime {
     pub(super) version: String,
     /// If it says.
     cgroup_driver: Option<v1::CgroupDriver>,
+    unmet: Vec<v1::RuntimeCondition>,
 }
 
 /// The runtime that was named, or the one that is there.
@@ -64,7 +69,27 @@ pub(super) async fn runtime(endpoint: Option<&str>) -> Check<Runtime> {
     let mut cri = Cri::connect(&endpoint).await.map_err(silent)?;
     let version = cri.version().await.map_err(silent)?;
     let cgroup_driver = cri.cgroup_driver().await.map_err(silent)?;
-    Ok(Runtime { endpoint, version, cgroup_driver })
+    let unmet = cri.unmet().await.map_err(silent)?;
+    Ok(Runtime { endpoint, version, cgroup_driver, unmet })
+}
+
+/// A runtime that could not make a single pod.
+pub(super) fn readiness(runtime: &Runtime) -> Check<()> {
+    let Some(v1::RuntimeCondition { r#type, reason, message, .. }) = runtime.unmet.first() else {
+        return Ok(());
+    };
+    let endpoint = &runtime.endpoint;
+    Err(if r#type == "NetworkReady" {
+        Problem::new(
+            format!("the container runtime at {endpoint} has no network for pods: {reason}: {message}"),
+            "put a CNI configuration into /etc/cni/net.d, and the plugins that it names into /opt/cni/bin",
+        )
+    } else {
+        Problem::new(
+            format!("the container runtime at {endpoint} is not ready: {reason}: {message}"),
+            "look into its log, and restart it",
+        )
+    })
 }
 
 /// What the user says against what the runtime says.
@@ -108,9 +133,16 @@ pub(super) fn disk_space(root: &Path) -> Check<()> {
 }
 
 /// cloudcore at the address, and the token with it.
-pub(super) async fn hub(server: &str, token: Option<&str>, node: &str, paths: &EdgePaths) -> Check<()> {
+///
+/// `joined` is what [`joined_ca`] found.
+pub(super) async fn hub(
+    server: &str,
+    token: Option<&str>,
+    node: &str,
+    joined: Option<[u8; 32]>,
+) -> Check<()> {
     let problem = |error: HubError| Problem::new(runtime::chain(&error).to_string(), error.fix());
-    let ca_hash = match (joined_ca(paths)?, token) {
+    let ca_hash = match (joined, token) {
         // Enrolled: the token has done its work, and may have expired since.
         (Some(joined), token) => {
             let other = token.map(parse).transpose()?.is_some_and(|token| token.ca_hash != joined);
@@ -137,17 +169,27 @@ pub(super) async fn hub(server: &str, token: Option<&str>, node: &str, paths: &E
     fetch::hub(server, None, ca_hash).await.map_err(problem)
 }
 
-/// The hash of the CA of the cluster that this machine has joined.
-fn joined_ca(paths: &EdgePaths) -> Check<Option<[u8; 32]>> {
-    if !paths.ca_file.exists() || !paths.cert_file.exists() {
+/// The hash of the CA of the cluster that this machine has joined. As edgecore sees it, which enrols anew, and needs a
+/// token, unless CA, certificate and key are there and the certificate is the node's.
+pub(super) fn joined_ca(paths: &EdgePaths, node: &str) -> Check<Option<[u8; 32]>> {
+    let EdgePaths { ca_file, cert_file, key_file, .. } = paths;
+    if ![ca_file, cert_file, key_file].iter().all(|path| path.exists()) {
         return Ok(None);
     }
-    let fix = "run keadm reset, then join anew";
-    let unusable = || Problem::new(format!("{} holds no certificate", paths.ca_file.display()), fix);
-    let certificates = runtime::tls::read_certificates(&paths.ca_file)
-        .map_err(|error| Problem::new(runtime::chain(&error).to_string(), fix))?;
-    let ca = certificates.first().ok_or_else(unusable)?;
+    if first_certificate(cert_file)?.as_ref().and_then(node_of).as_deref() != Some(node) {
+        return Ok(None);
+    }
+    let ca = first_certificate(ca_file)?.ok_or_else(|| {
+        Problem::new(format!("{} holds no certificate", ca_file.display()), "run keadm reset, then join anew")
+    })?;
     Ok(Some(Sha256::digest(ca).into()))
+}
+
+fn first_certificate(path: &Path) -> Check<Option<CertificateDer<'static>>> {
+    let certificates = read_certificates(path).map_err(|error| {
+        Problem::new(runtime::chain(&error).to_string(), "run keadm reset, then join anew")
+    })?;
+    Ok(certificates.into_iter().next())
 }
 
 fn parse(token: &str) -> Check<Token> {
@@ -174,25 +216,81 @@ fn fresh(token: Token) -> Check<Token> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{fs, time::Duration};
 
-    use runtime::token::SigningKeys;
+    use runtime::{
+        tls::{CertificateAuthority, node_csr, pem},
+        token::SigningKeys,
+    };
 
     use super::*;
 
-    fn nowhere() -> EdgePaths {
-        EdgePaths::under(Path::new("/nowhere"))
+    #[test]
+    fn a_machine_has_joined_if_nothing_of_its_identity_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = EdgePaths::under(dir.path());
+        assert_eq!(joined_ca(&paths, "pump-7").unwrap(), None);
+        let ca = CertificateAuthority::generate().unwrap();
+        let (key, csr) = node_csr("pump-7").unwrap();
+        let certificate = ca.sign_node_csr(&csr, "pump-7", Duration::from_hours(1)).unwrap();
+        let files = [
+            (&paths.ca_file, pem("CERTIFICATE", ca.certificate())),
+            (&paths.cert_file, pem("CERTIFICATE", &certificate)),
+            (&paths.key_file, pem("PRIVATE KEY", &key)),
+        ];
+        let write = || {
+            for (path, text) in &files {
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+        };
+        write();
+        let hash: [u8; 32] = Sha256::digest(ca.certificate()).into();
+        assert_eq!(joined_ca(&paths, "pump-7").unwrap(), Some(hash));
+        assert_eq!(joined_ca(&paths, "pump-8").unwrap(), None);
+        for (path, _) in &files {
+            fs::remove_file(path).unwrap();
+            assert_eq!(joined_ca(&paths, "pump-7").unwrap(), None, "{}", path.display());
+            write();
+        }
+        fs::write(&paths.ca_file, "").unwrap();
+        assert!(joined_ca(&paths, "pump-7").unwrap_err().cause.ends_with("rootCA.crt holds no certificate"));
+    }
+
+    #[test]
+    fn a_runtime_without_a_network_is_one_problem() {
+        let condition = v1::RuntimeCondition {
+            r#type: "NetworkReady".to_owned(),
+            status: false,
+            reason: "NetworkPluginNotReady".to_owned(),
+            message: "cni plugin not initialized".to_owned(),
+        };
+        let mut runtime = Runtime {
+            endpoint: "unix:///run/c.sock".to_owned(),
+            version: "containerd v2".to_owned(),
+            cgroup_driver: None,
+            unmet: vec![condition],
+        };
+        let problem = readiness(&runtime).unwrap_err();
+        assert!(
+            problem
+                .cause
+                .ends_with("has no network for pods: NetworkPluginNotReady: cni plugin not initialized")
+        );
+        assert!(problem.fix.contains("/etc/cni/net.d"));
+        runtime.unmet.clear();
+        readiness(&runtime).unwrap();
     }
 
     #[tokio::test]
     async fn a_malformed_and_an_expired_token_are_told_before_anything_is_asked() {
-        let problem = hub("127.0.0.1:1", Some("a.b.c.d"), "n", &nowhere()).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", Some("a.b.c.d"), "n", None).await.unwrap_err();
         assert_eq!(problem.cause, "the token is not one that keadm gettoken prints");
         let keys = SigningKeys::generate(1000).unwrap();
         let old = keys.sign(b"ca", Duration::from_mins(1), 1000).unwrap();
-        let problem = hub("127.0.0.1:1", Some(&old), "n", &nowhere()).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", Some(&old), "n", None).await.unwrap_err();
         assert!(problem.cause.starts_with("the token expired "), "{}", problem.cause);
-        let problem = hub("127.0.0.1:1", None, "n", &nowhere()).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", None, "n", None).await.unwrap_err();
         assert_eq!(problem.cause, "no token was given");
     }
 

@@ -5,8 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
 use proto::cri::v1::{
-    CgroupDriver, ListPodSandboxRequest, PodSandbox, RemovePodSandboxRequest, RuntimeConfigRequest,
-    StopPodSandboxRequest, VersionRequest, runtime_service_client::RuntimeServiceClient,
+    CgroupDriver, ListPodSandboxRequest, PodSandbox, RemovePodSandboxRequest, RuntimeCondition,
+    RuntimeConfigRequest, StatusRequest, StopPodSandboxRequest, VersionRequest,
+    runtime_service_client::RuntimeServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::{
@@ -64,8 +65,17 @@ impl Cri {
         }
     }
 
+    /// What keeps it from running pods, as it says itself.
+    pub(crate) async fn unmet(&mut self) -> Result<Vec<RuntimeCondition>> {
+        let status = self.client.status(within(ASK, StatusRequest::default())).await;
+        let status = status.context("the container runtime does not say its state")?.into_inner().status;
+        let conditions = status.map(|status| status.conditions).unwrap_or_default();
+        let is_needed = |name: &str| matches!(name, "RuntimeReady" | "NetworkReady");
+        Ok(conditions.into_iter().filter(|one| !one.status && is_needed(&one.r#type)).collect())
+    }
+
     /// The sandboxes that an edgecore made.
-    pub(crate) async fn our_sandboxes(&mut self) -> Result<Vec<PodSandbox>> {
+    pub(crate) async fn edged_sandboxes(&mut self) -> Result<Vec<PodSandbox>> {
         let list = self.client.list_pod_sandbox(within(ASK, ListPodSandboxRequest::default())).await;
         let list = list.context("the container runtime does not list its pods")?.into_inner();
         Ok(list.items.into_iter().filter(|sandbox| sandbox.annotations.contains_key(OURS)).collect())

@@ -1,6 +1,6 @@
 //! The cloud side: cloudcore on this machine if it runs here, then what init applied to the cluster.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -12,7 +12,6 @@ use crate::{
         gettoken::NAMESPACE,
         init::{host, manifests, selector_policy},
     },
-    init_system::Daemon,
     kubernetes::{Cluster, Manifest},
     output,
     preflight::Preflight,
@@ -55,14 +54,7 @@ async fn remove_host(args: &Reset) -> Result<()> {
         output::unchanged(format_args!("no cloudcore was installed in {}", dir.display()));
         return Ok(());
     }
-    let daemon = Daemon {
-        name: "cloudcore",
-        unit: Daemon::unit_name("cloudcore", dir, Path::new("/etc/kubeedge")),
-        program: PathBuf::from("cloudcore"),
-        config: config.clone(),
-        run_dir: dir.clone(),
-        log_file: dir.join("cloudcore.log"),
-    };
+    let daemon = host::daemon(dir, PathBuf::from("cloudcore"));
     if args.dry_run {
         output::planned(format_args!("stop {}", daemon.describe()));
     } else if output::step("cloudcore stops", daemon.remove()).await? {

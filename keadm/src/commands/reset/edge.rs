@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use crds::componentconfig::edgecore::{EdgeCoreConfig, EdgePaths};
 
 use runtime::tls;
 
-use super::files;
+use super::{files, pods};
 use crate::{
     cli::Reset,
-    commands::join::{cri::Cri, daemon},
+    commands::join::daemon,
     fetch, output,
     preflight::{self, Preflight},
 };
@@ -34,7 +34,7 @@ pub(super) async fn run(args: &Reset) -> Result<()> {
     } else {
         output::unchanged("edgecore was not running");
     }
-    remove_pods(args, &config).await?;
+    pods::remove(&config.modules.edged.remote_runtime_endpoint, &paths, args.dry_run).await?;
     leave(args, &config).await;
     let owned = owned(root, &paths);
     files::unmount_below(&[owned.clone(), vec![paths.pods_dir.clone()]].concat(), args.dry_run)?;
@@ -42,7 +42,6 @@ pub(super) async fn run(args: &Reset) -> Result<()> {
     for path in &owned {
         removed += usize::from(files::remove(path, args.dry_run)?);
     }
-    remove_log_links(&paths, args.dry_run)?;
     for dir in shared(root, &paths) {
         files::remove_if_empty(&dir, args.dry_run)?;
     }
@@ -51,7 +50,11 @@ pub(super) async fn run(args: &Reset) -> Result<()> {
     }
     output::done(format_args!("removed {removed} files and directories"));
     let name = &config.modules.edged.hostname_override;
-    output::note(format_args!("in the cloud, kubectl delete node {name} removes the node from the cluster"));
+    if !name.is_empty() {
+        output::note(format_args!(
+            "in the cloud, kubectl delete node {name} removes the node from the cluster"
+        ));
+    }
     Ok(())
 }
 
@@ -102,36 +105,6 @@ async fn leave(args: &Reset, config: &EdgeCoreConfig) {
     }
 }
 
-async fn remove_pods(args: &Reset, config: &EdgeCoreConfig) -> Result<()> {
-    let endpoint = &config.modules.edged.remote_runtime_endpoint;
-    let socket = Path::new(endpoint.strip_prefix("unix://").unwrap_or(endpoint));
-    if !socket.exists() {
-        output::unchanged(format_args!("no container runtime at {endpoint}: no pods to remove"));
-        return Ok(());
-    }
-    let mut cri = Cri::connect(endpoint)
-        .await
-        .context("start the container runtime, so that the pods can be removed")?;
-    let sandboxes = cri.our_sandboxes().await?;
-    if args.dry_run {
-        for sandbox in &sandboxes {
-            output::planned(format_args!("remove the pod sandbox {}", sandbox.id));
-        }
-        return Ok(());
-    }
-    let count = sandboxes.len();
-    let remove = async {
-        for sandbox in &sandboxes {
-            cri.remove(sandbox).await.with_context(|| format!("sandbox {}", sandbox.id))?;
-        }
-        Ok(())
-    };
-    if count > 0 {
-        output::step(&format!("pods are removed: {count}"), remove).await?;
-    }
-    Ok(())
-}
-
 /// What is ours alone.
 fn owned(root: &Path, paths: &EdgePaths) -> Vec<PathBuf> {
     let mut owned: Vec<PathBuf> = [
@@ -170,16 +143,4 @@ fn shared(root: &Path, paths: &EdgePaths) -> Vec<PathBuf> {
         dirs.push(root.to_owned());
     }
     dirs
-}
-
-/// In /var/log/containers, the links whose target is gone: the logs of pods went with them.
-fn remove_log_links(paths: &EdgePaths, dry_run: bool) -> Result<()> {
-    let Ok(entries) = std::fs::read_dir(&paths.container_logs_dir) else { return Ok(()) };
-    for entry in entries {
-        let path = entry.context("failed to list the container logs")?.path();
-        if path.is_symlink() && !path.exists() {
-            files::remove(&path, dry_run)?;
-        }
-    }
-    Ok(())
 }
