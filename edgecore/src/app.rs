@@ -78,9 +78,12 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
         warn!(damage, "the store was damaged and healed");
     }
     // After the store's lock was taken: never the id of a second edgecore that could not start.
-    std::fs::create_dir_all(pid_file.parent().unwrap_or(Path::new("/")))
-        .and_then(|()| std::fs::write(&pid_file, std::process::id().to_string()))
-        .with_context(|| format!("failed to write {}", pid_file.display()))?;
+    let written = std::fs::create_dir_all(pid_file.parent().unwrap_or(Path::new("/")))
+        .and_then(|()| std::fs::write(&pid_file, std::process::id().to_string()));
+    if let Err(error) = written {
+        // A full disk: the pods have to come up all the same.
+        warn!(%error, path = %pid_file.display(), "the pid file was not written");
+    }
     let (asks, asked) = mpsc::channel(ASKS);
     let (hub, state) = EdgeHub::new(hub, store.clone(), asked)?;
     let mut registry = Registry::default();
@@ -92,7 +95,7 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     }
     let edged = Edged::new(edged, store.clone(), asks, state)?;
     registry.register_collector(Box::new(edged.calls()));
-    let admin = Admin::bind(&admin_address, registry, log_level, readiness(), pages).await?;
+    let admin = Admin::bind(&admin_address, registry, log_level, readiness(&store), pages).await?;
     info!(node, version = env!("CARGO_PKG_VERSION"), objects = store.digest().count, "edgecore started");
 
     let mut tasks = Supervisor::new(stop.clone());
@@ -104,9 +107,13 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     Ok(outcome)
 }
 
-/// The store is open before the admin address answers, and the node does its work without the cloud.
-fn readiness() -> Readiness {
-    Arc::new(|| Ok(()))
+/// The node does its work without the cloud, but not without a disk that takes what it is to keep.
+fn readiness(store: &Store) -> Readiness {
+    let store = store.clone();
+    Arc::new(move || match store.failure() {
+        None => Ok(()),
+        Some(failure) => Err(format!("the store takes no changes: {failure}")),
+    })
 }
 
 /// What `keadm join` waits for and `keadm` shows.

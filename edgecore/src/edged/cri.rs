@@ -30,7 +30,7 @@ mod lost_task;
 /// A CNI plugin may take its time; this is what kubelet gives it, too.
 const SANDBOX_DEADLINE: Duration = Duration::from_mins(2);
 /// Calls that make the runtime start or remove something.
-const WORK_DEADLINE: Duration = Duration::from_secs(30);
+const WORK_DEADLINE: Duration = Duration::from_mins(2);
 /// Calls that only ask.
 const ASK_DEADLINE: Duration = Duration::from_secs(10);
 /// A list of some hundred containers with their annotations is above gRPC's own 4 MiB.
@@ -68,6 +68,11 @@ impl CriError {
     /// containerd's CRI takes a container for one that does not run, and containerd itself has a task for it.
     fn is_lost_task(&self) -> bool {
         matches!(self, Self::Refused { message, .. } if message.contains("cannot delete running task"))
+    }
+
+    /// What was asked for took too long; it may be the runtime's own bound that ended it.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Deadline { .. } | Self::Refused { code: Code::DeadlineExceeded, .. })
     }
 
     pub fn is_unimplemented(&self) -> bool {

@@ -8,9 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{
-        ContainerImage, Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
-    },
+    api::core::v1::{ContainerImage, Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo},
     apimachinery::pkg::{
         api::resource::Quantity,
         apis::meta::v1::{ObjectMeta, Time},
@@ -45,7 +43,7 @@ pub struct NodeStatusConfig {
     /// cloudcore's `HOST:PORT`.
     pub cloud: String,
     pub labels: BTreeMap<String, String>,
-    /// False: registered with a taint that keeps new pods away.
+    /// False: registered as cordoned.
     pub schedulable: bool,
     pub max_pods: u32,
     /// Bytes; caps what is offered.
@@ -272,7 +270,7 @@ impl NodeReporter {
         Node {
             metadata: ObjectMeta { name: Some(name), labels: Some(labels), ..Default::default() },
             spec: Some(NodeSpec {
-                taints: (!self.settings.schedulable).then(|| vec![unschedulable()]),
+                // The taint of that name comes from the control plane, which removes one that stands alone.
                 unschedulable: (!self.settings.schedulable).then_some(true),
                 ..Default::default()
             }),
@@ -392,14 +390,6 @@ impl NodeReporter {
             system_uuid: machine::line("/sys/class/dmi/id/product_uuid"),
             ..Default::default()
         }
-    }
-}
-
-fn unschedulable() -> Taint {
-    Taint {
-        key: "node.kubernetes.io/unschedulable".to_owned(),
-        effect: "NoSchedule".to_owned(),
-        ..Default::default()
     }
 }
 

@@ -10,6 +10,8 @@ use k8s_openapi::{
 use proto::{Object, ResourceKey};
 use sha2::{Digest as _, Sha256};
 
+use super::unsupported;
+
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
 /// A pod's uid: also the name of its directory, so nothing but letters, digits and dashes.
@@ -81,6 +83,8 @@ pub struct DesiredPod {
     pub spec: PodSpec,
     /// The cloud holds an end of it, and whether it succeeded: it is not run, whatever is left of it here.
     pub ended: Option<bool>,
+    /// The path of the first field of the spec that edged knows nothing of.
+    pub unread: Option<String>,
     ephemeral: Vec<Ephemeral>,
 }
 
@@ -98,6 +102,8 @@ impl DesiredPod {
         let uid = pod.metadata.uid.as_deref().and_then(PodUid::new);
         let Some(uid) = uid else { return Err(PodError::Field { key, field: "metadata.uid" }) };
         let Some(spec) = pod.spec else { return Err(PodError::Field { key, field: "spec" }) };
+        let unread =
+            unread_field(object, &spec).map_err(|source| PodError::Parse { key: key.clone(), source })?;
         let ephemeral = spec.ephemeral_containers.iter().flatten().map(ephemeral).collect::<Result<_, _>>();
         let ephemeral = ephemeral.map_err(|source| PodError::Parse { key: key.clone(), source })?;
         if !spec.volumes.iter().flatten().all(|volume| is_label(&volume.name)) {
@@ -108,7 +114,7 @@ impl DesiredPod {
             Some("Failed") => Some(false),
             _ => None,
         };
-        let pod = Self { key, uid, metadata: pod.metadata, spec, ended, ephemeral };
+        let pod = Self { key, uid, metadata: pod.metadata, spec, ended, unread, ephemeral };
         if !pod.all_containers().all(|(_, container)| is_label(&container.name)) {
             return Err(PodError::Field { key: pod.key, field: "spec.containers[].name" });
         }
@@ -124,7 +130,7 @@ impl DesiredPod {
             ..Default::default()
         };
         let spec = PodSpec { termination_grace_period_seconds: grace, ..Default::default() };
-        Self { key, uid, metadata, spec, ended: None, ephemeral: Vec::new() }
+        Self { key, uid, metadata, spec, ended: None, unread: None, ephemeral: Vec::new() }
     }
 
     pub fn name(&self) -> &str {
@@ -191,6 +197,15 @@ impl DesiredPod {
     pub fn created(&self) -> Option<Timestamp> {
         self.metadata.creation_timestamp.as_ref().map(|time| time.0)
     }
+}
+
+fn unread_field(object: &Object, spec: &PodSpec) -> Result<Option<String>, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Raw {
+        spec: serde_json::Value,
+    }
+    let Raw { spec: raw } = serde_json::from_slice(&object.bytes)?;
+    Ok(unsupported::unread(&raw, &serde_json::to_value(spec)?))
 }
 
 /// An ephemeral container has the fields of a container, but for one.

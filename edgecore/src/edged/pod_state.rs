@@ -22,8 +22,9 @@ pub use self::{
 
 use super::pod::{DesiredPod, RestartPolicy, Role, container_hash};
 
-/// Sidecars end after the others; however long those took, they get this much.
-const SIDECAR_GRACE: Duration = Duration::from_secs(2);
+/// However long something else took of the grace period, each container gets this much of it: a kill with no signal to
+/// end is for those who asked for it.
+const LEAST_GRACE: Duration = Duration::from_secs(2);
 
 /// What the store wants of the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +38,16 @@ pub enum Intent {
 
 /// See the module.
 pub fn decide(pod: &DesiredPod, intent: Intent, observed: &Observed, memory: &Memory, now: Instant) -> Plan {
-    if let Some(hold) = memory.hold.filter(|hold| *hold > now) {
+    let terminal = memory.terminal.clone().or_else(|| finished(pod, observed));
+    // Nothing is started before; what is to end does not wait.
+    if let Some(hold) = memory.hold.filter(|hold| *hold > now)
+        && intent == Intent::Run
+        && terminal.is_none()
+    {
         let mut plan = Plan::of(Vec::new());
         plan.wake_at(hold);
         return plan;
     }
-    let terminal = memory.terminal.clone().or_else(|| finished(pod, observed));
     match (intent, terminal) {
         (Intent::Run, None) => run(pod, observed, memory, now),
         (Intent::Run, Some(terminal)) => take_down(pod, observed, memory, now, Course::Ended(terminal)),
@@ -103,7 +108,8 @@ fn take_down(pod: &DesiredPod, observed: &Observed, memory: &Memory, now: Instan
             })
             .collect()
     };
-    for stops in [stops(true, left), stops(false, left.max(SIDECAR_GRACE))] {
+    // Sidecars end after the others.
+    for stops in [stops(true, left.max(LEAST_GRACE.min(pod.grace()))), stops(false, left.max(LEAST_GRACE))] {
         if !stops.is_empty() {
             return Plan::of(vec![Action::StopContainers(stops)]);
         }

@@ -123,7 +123,8 @@ pub struct PodWorker {
     /// Addresses, and the sandbox that has them.
     addresses: Option<(String, Vec<String>)>,
     mounted: Option<Mounted>,
-    references_mounted: u64,
+    /// What the volumes were last made from; `None` has them looked at anew.
+    references_mounted: Option<u64>,
     /// A listing asked for before this does not show what was done.
     acted_at: Option<Instant>,
     failures: u32,
@@ -167,7 +168,7 @@ impl PodWorker {
             statuses: HashMap::new(),
             addresses: None,
             mounted: None,
-            references_mounted: 0,
+            references_mounted: None,
             acted_at: fresh.then(Instant::now),
             failures: 0,
             holds: 0,
@@ -254,7 +255,7 @@ impl PodWorker {
         // The downward API shows them in volumes.
         let (old, new) = (&self.current.pod.metadata, &input.pod.metadata);
         if old.labels != new.labels || old.annotations != new.annotations {
-            self.mounted = None;
+            self.references_mounted = None;
         }
         self.current = input;
     }
@@ -265,11 +266,14 @@ impl PodWorker {
             self.observe().await?;
             let now = Instant::now();
             let pod = self.current.pod.clone();
-            if self.current.intent == Intent::Run
-                && self.memory.terminal.is_none()
-                && let Some(field) = unsupported::find(&pod)
-            {
-                return self.refuse(&field).await;
+            let deadline = self.enforce_deadline();
+            if self.current.intent == Intent::Run && self.memory.terminal.is_none() {
+                // What runs goes on, whatever this edgecore thinks of it.
+                if !self.observed.containers.is_empty() {
+                    self.keep_back_ephemeral(&pod);
+                } else if let Some(field) = unsupported::find(&pod) {
+                    return self.refuse(&field, deadline).await;
+                }
             }
             self.memory.note(&pod, &self.observed, now, Timestamp::now());
             if self.current.intent != Intent::Run {
@@ -277,7 +281,7 @@ impl PodWorker {
             }
             let plan = pod_state::decide(&pod, self.current.intent, &self.observed, &self.memory, now);
             if plan.actions.is_empty() {
-                return self.settle(plan).await;
+                return self.settle(plan, deadline).await;
             }
             tracing::debug!(pod = %pod.key, actions = ?plan.actions, "acting");
             for action in plan.actions {
@@ -311,8 +315,8 @@ impl PodWorker {
     }
 
     /// Nothing is left to be done now.
-    async fn settle(&mut self, plan: pod_state::Plan) -> Result<Next, WorkError> {
-        let mut wake = plan.wake;
+    async fn settle(&mut self, plan: pod_state::Plan, deadline: Option<Instant>) -> Result<Next, WorkError> {
+        let mut wake = earlier(plan.wake, deadline);
         for name in &plan.backing_off {
             let pod = &self.current.pod;
             let message = format!(
@@ -353,7 +357,6 @@ impl PodWorker {
                         address.as_deref(),
                         &mut self.memory,
                     );
-                    wake = earlier(wake, self.enforce_deadline());
                     wake = earlier(wake, self.enforce_size_limits().await);
                     wake = earlier(wake, self.follow_init());
                 }
@@ -384,6 +387,9 @@ impl PodWorker {
 
     /// activeDeadlineSeconds. Answers when to look again.
     fn enforce_deadline(&mut self) -> Option<Instant> {
+        if self.current.intent != Intent::Run || self.memory.terminal.is_some() {
+            return None;
+        }
         let seconds = self.current.pod.spec.active_deadline_seconds?;
         let start = self.observed.pod_start().unwrap_or(self.first_seen);
         let passed = Duration::try_from(Timestamp::now().duration_since(start)).unwrap_or_default();
@@ -391,21 +397,34 @@ impl PodWorker {
         if !left.is_zero() {
             return Some(Instant::now() + left);
         }
+        let message = "Pod was active on the node longer than the specified deadline";
+        self.normal(None, "DeadlineExceeded", message);
         self.memory.terminal = Some(pod_state::Terminal {
             succeeded: false,
             reason: Some("DeadlineExceeded".to_owned()),
-            message: Some("Pod was active on the node longer than the specified deadline".to_owned()),
+            message: Some(message.to_owned()),
         });
-        Some(Instant::now())
+        None
+    }
+
+    /// An ephemeral container that asks for what edged cannot do is the only one that waits.
+    fn keep_back_ephemeral(&mut self, pod: &DesiredPod) {
+        for (name, field) in unsupported::of_ephemeral_containers(pod) {
+            let message = format!("{field} is not supported by edged");
+            self.warn(Some(&name), "Unsupported", &message);
+            let waiting = Waiting { reason: "Unsupported".to_owned(), message };
+            let until = Instant::now() + 2 * LONGEST_SLEEP;
+            self.memory.containers.entry(name).or_default().failure = Some((waiting, until));
+        }
     }
 
     /// A pod that asks for what edged cannot do waits, and says for what.
-    async fn refuse(&mut self, field: &str) -> Result<Next, WorkError> {
+    async fn refuse(&mut self, field: &str, deadline: Option<Instant>) -> Result<Next, WorkError> {
         let message = format!("{field} is not supported by edged");
         self.memory.waiting = Some(Waiting { reason: "Unsupported".to_owned(), message: message.clone() });
         self.warn(None, "Unsupported", &message);
         self.report(false).await?;
-        Ok(Next::Wait(None))
+        Ok(Next::Wait(deadline))
     }
 
     fn address(&self) -> Option<String> {

@@ -15,7 +15,7 @@ use tokio::{
     time,
 };
 
-use self::check::Check;
+use self::check::{Check, Miss};
 use super::{
     cri::Runtime,
     pod::DesiredPod,
@@ -113,7 +113,8 @@ impl Probes {
                     initial_delay(startup) + period(startup) * threshold(startup.failure_threshold, 3);
                 memory.started = Some(age(started_at) > limit);
             }
-            if spec.readiness_probe.is_some() && memory.ready.is_none() {
+            let adopted = spec.readiness_probe.is_some() && memory.ready.is_none();
+            if adopted {
                 // Adopted: as ready as it was for whoever used it while edgecore was away; the first verdict corrects it.
                 memory.ready = Some(true);
             }
@@ -127,7 +128,7 @@ impl Probes {
                 match probe {
                     Some(probe) => {
                         let ready = memory.ready;
-                        self.start(spec, id, started_at, kind, probe, address, ready);
+                        self.start(spec, id, started_at, kind, probe, address, (ready, adopted));
                     }
                     None => self.end(&spec.name, kind),
                 }
@@ -144,7 +145,7 @@ impl Probes {
         kind: Kind,
         probe: &Probe,
         address: Option<&str>,
-        ready: Option<bool>,
+        (ready, adopted): (Option<bool>, bool),
     ) {
         let key = (spec.name.clone(), kind);
         if self.active.get(&key).is_some_and(|(known, task)| known == id && !task.is_finished()) {
@@ -163,6 +164,7 @@ impl Probes {
             failures: threshold(probe.failure_threshold, 3),
             successes: threshold(probe.success_threshold, 1),
             // A readiness that is taken over is the first verdict.
+            decisive: adopted && kind == Kind::Readiness,
             last: if kind == Kind::Readiness { ready.filter(|ready| *ready) } else { None },
             tell: self.tell.clone(),
         };
@@ -199,6 +201,8 @@ struct Prober {
     timeout: Duration,
     failures: u32,
     successes: u32,
+    /// The next result decides by itself: what is adopted may have long been otherwise.
+    decisive: bool,
     last: Option<bool>,
     tell: mpsc::Sender<Verdict>,
 }
@@ -213,17 +217,27 @@ impl Prober {
             ticks.tick().await;
             let result = match time::timeout(self.timeout, self.check.run(self.timeout)).await {
                 Ok(result) => result,
-                Err(_) => Err(format!("timed out after {} s", self.timeout.as_secs())),
+                Err(_) => Err(Miss::Failed(format!("timed out after {} s", self.timeout.as_secs()))),
             };
+            let result = match result {
+                Ok(()) => Ok(()),
+                Err(Miss::Failed(message)) => Err(message),
+                // A runtime that is being restarted must not cost what runs its life.
+                Err(Miss::Unknown(message)) => {
+                    tracing::warn!(container = self.container, kind = ?self.kind, message, "probe not made");
+                    continue;
+                }
+            };
+            let decisive = std::mem::take(&mut self.decisive);
             let verdict = match &result {
                 Ok(()) => {
                     (passed, failed) = (passed + 1, 0);
-                    (passed >= self.successes).then_some(true)
+                    (passed >= self.successes || decisive).then_some(true)
                 }
                 Err(message) => {
                     tracing::debug!(container = self.container, kind = ?self.kind, message, "probe failed");
                     (passed, failed) = (0, failed + 1);
-                    (failed >= self.failures).then_some(false)
+                    (failed >= self.failures || decisive).then_some(false)
                 }
             };
             let Some(verdict) = verdict.filter(|verdict| Some(*verdict) != self.last) else { continue };
@@ -262,4 +276,41 @@ fn threshold(value: Option<i32>, default: u32) -> u32 {
 
 fn age(started_at: Timestamp) -> Duration {
     Duration::try_from(Timestamp::now().duration_since(started_at)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// While the runtime is restarted it answers nobody; a connection that is refused is another matter.
+    #[tokio::test(start_paused = true)]
+    async fn a_runtime_that_is_away_fails_no_probe() {
+        let runtime = Runtime::new("unix:///nonexistent/containerd.sock").unwrap();
+        let exec =
+            Check::Exec { runtime: Box::new(runtime), id: "a0".to_owned(), command: vec!["true".to_owned()] };
+        let refused = Check::Tcp { host: "127.0.0.1".to_owned(), port: 1 };
+        for (check, fails) in [(exec, false), (refused, true)] {
+            let (tell, mut verdicts) = mpsc::channel(QUEUE);
+            let prober = Prober {
+                check,
+                kind: Kind::Liveness,
+                container: "a".to_owned(),
+                id: "a0".to_owned(),
+                delay: Duration::ZERO,
+                period: Duration::from_secs(1),
+                timeout: Duration::from_secs(1),
+                failures: 3,
+                successes: 1,
+                decisive: false,
+                last: None,
+                tell,
+            };
+            let told = tokio::select! {
+                () = prober.run() => unreachable!("the receiver lives"),
+                verdict = verdicts.recv() => verdict.map(|verdict| verdict.passed),
+                () = time::sleep(Duration::from_mins(1)) => None,
+            };
+            assert_eq!(told, fails.then_some(false));
+        }
+    }
 }

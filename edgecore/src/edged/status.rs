@@ -57,7 +57,8 @@ impl View<'_> {
         let inits = statuses(|role| matches!(role, Role::Init | Role::Sidecar));
         let mains = statuses(|role| role == Role::Main);
         let ephemeral = statuses(|role| role == Role::Ephemeral);
-        let terminal = self.memory.terminal.as_ref();
+        // While something runs the pod has not ended, whatever has been decided: a Job would start its next pod beside it.
+        let terminal = self.memory.terminal.as_ref().filter(|_| !self.is_alive());
         let phase = self.phase(terminal, &mains);
         let ips: Vec<String> =
             if self.pod.host_network() { self.node.ips.clone() } else { self.pod_ips.to_vec() };
@@ -89,6 +90,10 @@ impl View<'_> {
             start_time: Some(Time(self.start())),
             ..Default::default()
         }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.observed.containers.iter().any(ContainerView::is_alive)
     }
 
     fn start(&self) -> Timestamp {
@@ -154,6 +159,16 @@ impl View<'_> {
             }
             _ => {}
         }
+        // As kubelet has it of those that an ending pod leaves unaccounted for.
+        if self.intent != Intent::Run && role != Role::Ephemeral && latest.is_none() && !self.is_alive() {
+            let terminated = ContainerStateTerminated {
+                exit_code: 137,
+                reason: Some("ContainerStatusUnknown".to_owned()),
+                message: Some("The container could not be located when the pod was terminated".to_owned()),
+                ..Default::default()
+            };
+            return (ContainerState { terminated: Some(terminated), ..Default::default() }, None);
+        }
         if let Some((failure, _)) = memory.and_then(|memory| memory.failure.as_ref()) {
             return (waiting(&failure.reason, &failure.message), None);
         }
@@ -173,8 +188,7 @@ impl View<'_> {
         if let Some(wait) = &self.memory.waiting {
             return (waiting(&wait.reason, &wait.message), None);
         }
-        let initializing =
-            role == Role::Main && !self.pod.init_containers().is_empty() && !self.initialized();
+        let initializing = role != Role::Ephemeral && !self.pod.init_containers().is_empty();
         (waiting(if initializing { "PodInitializing" } else { "ContainerCreating" }, ""), None)
     }
 
@@ -234,21 +248,14 @@ impl View<'_> {
             state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
                 || status.last_state.is_some()
         };
-        let all_ended =
-            mains.iter().all(|status| status.state.as_ref().is_some_and(|state| state.terminated.is_some()));
+        // Told to stop, and all of it has ended: the phase is what the exits say; what never ran has failed.
+        if self.intent != Intent::Run && !self.is_alive() && !mains.is_empty() {
+            let mut ends = mains.iter().map(|status| status.state.as_ref()?.terminated.as_ref());
+            let succeeded = ends.all(|end| end.is_some_and(|end| end.exit_code == 0));
+            return if succeeded { "Succeeded" } else { "Failed" };
+        }
         if !mains.iter().all(ran) || mains.is_empty() || !self.initialized() {
             return "Pending";
-        }
-        // Told to stop, and all of it has ended: the phase is what the exits say.
-        if self.intent != Intent::Run && all_ended {
-            let failed = self
-                .pod
-                .spec
-                .containers
-                .iter()
-                .filter_map(|spec| self.observed.latest(&spec.name)?.exit())
-                .any(|exit| exit.code != 0);
-            return if failed { "Failed" } else { "Succeeded" };
         }
         "Running"
     }

@@ -12,6 +12,7 @@ mod sub_path;
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -104,6 +105,13 @@ impl Volumes {
         self.root.join(uid.as_str())
     }
 
+    /// What is in the volumes is for root and the containers that they are mounted into. As kubelet's, mode 0750.
+    pub fn make_pod_directory(&self, uid: &PodUid) -> io::Result<PathBuf> {
+        let directory = self.pod_directory(uid);
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(&directory)?;
+        Ok(directory)
+    }
+
     pub fn volume_directory(&self, uid: &PodUid, volume: &str) -> PathBuf {
         self.pod_directory(uid).join("volumes").join(volume)
     }
@@ -128,7 +136,9 @@ impl Volumes {
             }
             let directory = self.volume_directory(&pod.uid, name);
             let directory_is_new = !directory.is_dir();
-            fs::create_dir_all(&directory).map_err(failed("failed to make its directory"))?;
+            self.make_pod_directory(&pod.uid)
+                .and_then(|_| fs::create_dir_all(&directory))
+                .map_err(failed("failed to make its directory"))?;
             if let Some(source) = &volume.empty_dir {
                 empty_dir(&directory, source).map_err(failed("failed to prepare the emptyDir"))?;
                 if directory_is_new && let Some(group) = group {

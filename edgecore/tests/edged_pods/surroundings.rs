@@ -1,6 +1,8 @@
 //! What a container finds around it: network, rights, volumes, limits, names, and what it leaves in the logs.
 
-use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet, fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use edgecore::edged::{
@@ -32,6 +34,8 @@ async fn surroundings(bench: &Bench) -> Result<()> {
     rights(&site, &node).await?;
     volumes(&site, &node).await?;
     limits(&node).await?;
+    let mode = fs::metadata(site.dir().join("pods"))?.permissions().mode();
+    ensure!(mode & 0o777 == 0o750, "the pods' directory has mode {mode:o}");
     check_noise(&site, &node).await?;
     images(&site, &node).await?;
     node.end().await?.close().await?;

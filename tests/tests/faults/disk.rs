@@ -115,6 +115,7 @@ async fn refuses(here: &Here<'_>, old: &str, new: &str, late: &str) -> Result<()
         let failure = state.get("storeError").and_then(serde_json::Value::as_str).unwrap_or_default();
         ensure!(!failure.is_empty(), "/nodez says {state}");
         ensure!(here.edge.metric("edgecore_store_failing").await? == 1);
+        ensure!(here.edge.admin("/readyz").await?.status == 503);
         Ok(())
     })
     .await?;
@@ -158,6 +159,7 @@ async fn catches_up(here: &Here<'_>, new: &str, late: &str) -> Result<()> {
             is_running(&here.scene.pods(SPACE).get(name).await?)?;
         }
         ensure!(here.edge.metric("edgecore_store_failing").await? == 0);
+        ensure!(here.edge.admin("/readyz").await?.status == 200);
         Ok(())
     })
     .await?;

@@ -62,7 +62,7 @@ impl ContainerView {
     }
 
     /// It holds resources, or may.
-    pub(super) fn is_alive(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         matches!(self.state, State::Running { .. } | State::Unknown)
     }
 }

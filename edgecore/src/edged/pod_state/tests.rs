@@ -243,7 +243,7 @@ async fn taking_down_ends_sidecars_last_and_leaves_nothing() {
     let dead = view(&pod, "a", 0, "s0", exited(0, 1));
     let half = seen(vec![sandbox(0, true)], vec![side, dead.clone()]);
     let late = now + Duration::from_mins(1);
-    assert_eq!(ids(&decide(&pod, Intent::Stop, &half, &memory, late)), [("side0".to_owned(), SIDECAR_GRACE)]);
+    assert_eq!(ids(&decide(&pod, Intent::Stop, &half, &memory, late)), [("side0".to_owned(), LEAST_GRACE)]);
     let down = seen(vec![sandbox(0, false)], vec![dead.clone()]);
     let stopped = decide(&pod, Intent::Stop, &down, &memory, now);
     assert_eq!((stopped.actions, stopped.course), (Vec::new(), Course::Stopped));
@@ -279,4 +279,22 @@ async fn what_failed_is_not_tried_before_its_time() {
     let plan = decide(&pod, Intent::Run, &observed, &memory, now);
     assert_eq!((plan.actions, plan.wake), (Vec::new(), Some(until)));
     assert_eq!(decide(&pod, Intent::Run, &observed, &memory, until).actions, [start("a", Role::Main, 0)]);
+}
+
+#[tokio::test]
+async fn what_waits_holds_up_no_end_and_gets_its_signal() {
+    let pod = simple("Always");
+    let now = Instant::now();
+    let observed = seen(vec![sandbox(0, true)], vec![view(&pod, "a", 0, "s0", running())]);
+    let memory = Memory {
+        hold: Some(now + Duration::from_secs(30)),
+        stopping_since: Some(now - Duration::from_mins(5)),
+        ..Memory::default()
+    };
+    assert_eq!(decide(&pod, Intent::Run, &observed, &memory, now).actions, []);
+    for intent in [Intent::Stop, Intent::Remove] {
+        let actions = decide(&pod, intent, &observed, &memory, now).actions;
+        let [Action::StopContainers(stops)] = &actions[..] else { panic!("{intent:?}: {actions:?}") };
+        assert_eq!(stops[0].grace, LEAST_GRACE);
+    }
 }

@@ -45,7 +45,7 @@ impl PodWorker {
                 let result = tokio::select! {
                     // A pod that is no longer wanted, or is another by now, does not wait: the runtime gives the pull up.
                     result = pull => result,
-                    () = self.superseded() => return Err(StartError::Superseded),
+                    () = self.superseded(&spec.name) => return Err(StartError::Superseded),
                 };
                 match (result, found) {
                     (Ok(()), _) => {
@@ -62,7 +62,11 @@ impl PodWorker {
                     // With policy Always: this pod has run with this image, so it was allowed to; a registry that is
                     // out of reach must not keep a site from starting again.
                     (Err(ImageError::Waiting(error)), Some(ready)) if self.ran_before(spec) => {
-                        tracing::warn!(pod = %pod.key, image = name, error = error.message, "not pulled; using the local image");
+                        let message = format!(
+                            "Image \"{name}\" not pulled, the one on the machine is used: {}",
+                            error.message
+                        );
+                        self.warn(Some(&spec.name), "Failed", &message);
                         Ok(ready)
                     }
                     (Err(error), _) => Err(error.into()),
@@ -76,21 +80,15 @@ impl PodWorker {
         self.observed.latest(&spec.name).is_some_and(|latest| latest.hash.as_ref() == Some(&hash))
     }
 
-    /// Ends when what is being done is no longer what is wanted.
-    pub(super) async fn superseded(&mut self) {
+    /// Ends when what is being done for a container is no longer what is wanted.
+    pub(super) async fn superseded(&mut self, container: &str) {
+        let image = |pod: &DesiredPod| pod.container(container).and_then(|(_, spec)| spec.image.clone());
         loop {
             if self.input.changed().await.is_err() {
                 return std::future::pending().await;
             }
             let input = self.input.borrow();
-            let same_images = input.pod.spec.containers.iter().map(|c| &c.image).eq(self
-                .current
-                .pod
-                .spec
-                .containers
-                .iter()
-                .map(|c| &c.image));
-            if input.intent != self.current.intent || !same_images {
+            if input.intent != self.current.intent || image(&input.pod) != image(&self.current.pod) {
                 return;
             }
         }

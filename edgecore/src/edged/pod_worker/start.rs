@@ -129,7 +129,7 @@ impl PodWorker {
         match mounted {
             Ok(mounted) => {
                 self.mounted = Some(mounted);
-                self.references_mounted = self.current.references;
+                self.references_mounted = Some(self.current.references);
                 self.holds = 0;
             }
             Err(error) => {
@@ -147,7 +147,7 @@ impl PodWorker {
         let due = match &self.mounted {
             None => true,
             Some(mounted) => {
-                self.references_mounted != self.current.references
+                self.references_mounted != Some(self.current.references)
                     || mounted.refresh.is_some_and(|refresh| refresh <= now)
             }
         };
@@ -157,7 +157,7 @@ impl PodWorker {
             match self.shared.volumes.sync(&pod, &ips, &node).await {
                 Ok(mounted) => {
                     self.mounted = Some(mounted);
-                    self.references_mounted = self.current.references;
+                    self.references_mounted = Some(self.current.references);
                 }
                 // What runs goes on with what it has.
                 Err(error) => {
@@ -179,11 +179,16 @@ impl PodWorker {
     ) -> Result<bool, WorkError> {
         let Some((_, spec)) = pod.container(name) else { return Ok(true) };
         let Some(sandbox) = self.observed.sandbox().cloned() else { return Ok(false) };
-        if self.mounted.is_none() || self.references_mounted != self.current.references {
+        if self.mounted.is_none() || self.references_mounted != Some(self.current.references) {
             let node = self.shared.node.borrow().clone();
             let ips = self.addresses.as_ref().map(|(_, ips)| ips.clone()).unwrap_or_default();
-            let mounted = self.shared.volumes.sync(pod, &ips, &node).await;
-            self.note_volumes(mounted);
+            match self.shared.volumes.sync(pod, &ips, &node).await {
+                // What ran goes on with what it had, also when one of its containers has to start again.
+                Err(error) if self.mounted.is_some() => {
+                    self.warn(None, "FailedMount", &failed_mount(&error));
+                }
+                mounted => self.note_volumes(mounted),
+            }
             if self.mounted.is_none() {
                 return Ok(false);
             }
@@ -334,7 +339,7 @@ impl PodWorker {
         let result = tokio::select! {
             result = hook.run(POST_START_LIMIT) => result,
             // Whoever comes next finds the container running, and ends it if that is what is wanted.
-            () = self.superseded() => return Err(StartError::Superseded),
+            () = self.superseded(&spec.name) => return Err(StartError::Superseded),
         };
         let Err(message) = result else { return Ok(()) };
         // Only in the status: the answer of a hook may hold what is not for everybody's events.
@@ -403,8 +408,7 @@ impl PodWorker {
         attempt: u32,
         ips: &[String],
     ) -> io::Result<Vec<v1::Mount>> {
-        let directory = self.shared.volumes.pod_directory(&pod.uid);
-        fs::create_dir_all(&directory)?;
+        let directory = self.shared.volumes.make_pod_directory(&pod.uid)?;
         let hosts_file = directory.join("etc-hosts");
         let text =
             hosts::content(pod, ips, &self.shared.dns.cluster_domain, std::path::Path::new("/etc/hosts"));

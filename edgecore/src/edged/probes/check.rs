@@ -14,10 +14,18 @@ use crate::edged::cri::Runtime;
 /// Of what a command says, this much goes into an event.
 const MAX_OUTPUT: usize = 1024;
 
+/// Why a check did not pass.
+pub(in crate::edged) enum Miss {
+    /// The container did not do what it should.
+    Failed(String),
+    /// The runtime could not say: no fault of the container's.
+    Unknown(String),
+}
+
 pub(in crate::edged) enum Check {
     Exec { runtime: Box<Runtime>, id: String, command: Vec<String> },
     Tcp { host: String, port: u16 },
-    Http { host: String, port: u16, request: HttpRequest },
+    Http { host: String, port: u16, request: HttpRequest, any_status: bool },
     Grpc { host: String, port: u16, service: String },
 }
 
@@ -46,7 +54,7 @@ impl Check {
                 service,
             });
         }
-        Self::http(probe.http_get.as_ref()?, spec, address)
+        Self::http(probe.http_get.as_ref()?, spec, address, false)
     }
 
     /// What a lifecycle hook does is what a probe does. A sleep is no check.
@@ -61,19 +69,25 @@ impl Check {
             let command = exec.command.clone().unwrap_or_default();
             return Some(Self::Exec { runtime: Box::new(runtime.clone()), id: id.to_owned(), command });
         }
-        Self::http(hook.http_get.as_ref()?, spec, address)
+        // As with kubelet: an answer is enough.
+        Self::http(hook.http_get.as_ref()?, spec, address, true)
     }
 
-    fn http(get: &HTTPGetAction, spec: &Container, address: Option<&str>) -> Option<Self> {
+    fn http(get: &HTTPGetAction, spec: &Container, address: Option<&str>, any_status: bool) -> Option<Self> {
         let host = get.host.as_deref().filter(|host| !host.is_empty()).or(address)?.to_owned();
-        Some(Self::Http { host, port: port(&get.port, spec)?, request: HttpRequest::of(get) })
+        Some(Self::Http { host, port: port(&get.port, spec)?, request: HttpRequest::of(get), any_status })
     }
 
-    pub(in crate::edged) async fn run(&self, limit: Duration) -> Result<(), String> {
-        match self {
+    pub(in crate::edged) async fn run(&self, limit: Duration) -> Result<(), Miss> {
+        let asked = match self {
             Self::Exec { runtime, id, command } => {
-                let answer =
-                    runtime.exec(id, command.clone(), limit).await.map_err(|error| error.to_string())?;
+                let answer = runtime.exec(id, command.clone(), limit).await.map_err(|error| {
+                    if error.is_timeout() {
+                        Miss::Failed(error.to_string())
+                    } else {
+                        Miss::Unknown(error.to_string())
+                    }
+                })?;
                 if answer.exit_code == 0 {
                     return Ok(());
                 }
@@ -82,16 +96,22 @@ impl Check {
                 Err(output.chars().take(MAX_OUTPUT).collect())
             }
             Self::Tcp { host, port } => {
-                TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
-                Ok(())
+                TcpStream::connect((host.as_str(), *port)).await.map(drop).map_err(|error| error.to_string())
             }
-            Self::Http { host, port, request } => request.get(host, *port).await,
+            Self::Http { host, port, request, any_status } => {
+                request.get(host, *port).await.and_then(|status| {
+                    let good = *any_status || (200..400).contains(&status);
+                    if good { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+                })
+            }
             Self::Grpc { host, port, service } => grpc::check(host, *port, service).await,
-        }
+        };
+        asked.map_err(Miss::Failed)
     }
 }
 
-fn port(port: &IntOrString, spec: &Container) -> Option<u16> {
+/// By number, or by its name in the container. `None` when no port has the name.
+pub(in crate::edged) fn port(port: &IntOrString, spec: &Container) -> Option<u16> {
     let number = match port {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => {

@@ -1,4 +1,4 @@
-//! HTTP and HTTPS as the kubelet asks for it: only the answer's status counts, and a certificate is not checked, since
+//! HTTP and HTTPS as the kubelet asks for it: of the answer only the status is read, and a certificate is not checked, since
 //! a pod's own is seldom one that a node could check.
 
 use std::{pin::pin, sync::Arc};
@@ -34,7 +34,8 @@ impl HttpRequest {
         Self { path, headers: headers.collect(), secure: get.scheme.as_deref() == Some("HTTPS") }
     }
 
-    pub(super) async fn get(&self, host: &str, port: u16) -> Result<(), String> {
+    /// The status of the answer.
+    pub(super) async fn get(&self, host: &str, port: u16) -> Result<u16, String> {
         let stream = TcpStream::connect((host, port)).await.map_err(text)?;
         if !self.secure {
             return self.ask(stream, host, port).await;
@@ -49,7 +50,7 @@ impl HttpRequest {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         host: &str,
         port: u16,
-    ) -> Result<(), String> {
+    ) -> Result<u16, String> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
         let mut answer = pin!(sender.send_request(self.message(host, port)?));
         let answer = tokio::select! {
@@ -61,19 +62,13 @@ impl HttpRequest {
                 Err(error) => Err(error),
             },
         };
-        let answer = answer.map_err(text)?;
-        let status = answer.status().as_u16();
-        if (200..400).contains(&status) {
-            Ok(())
-        } else {
-            Err(format!("HTTP probe failed with statuscode: {status}"))
-        }
+        Ok(answer.map_err(text)?.status().as_u16())
     }
 
     fn message(&self, host: &str, port: u16) -> Result<Request<Empty<Bytes>>, String> {
         let has = |wanted: &str| self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(wanted));
         let own = [
-            ("Host", format!("{host}:{port}")),
+            ("Host", if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }),
             ("User-Agent", "kube-probe/1.37".to_owned()),
             ("Accept", "*/*".to_owned()),
         ];

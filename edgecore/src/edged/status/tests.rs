@@ -7,6 +7,10 @@ use crate::edged::pod_state::{
 };
 
 fn status(pod: &DesiredPod, observed: &Observed, memory: &Memory) -> PodStatus {
+    status_while(Intent::Run, pod, observed, memory)
+}
+
+fn status_while(intent: Intent, pod: &DesiredPod, observed: &Observed, memory: &Memory) -> PodStatus {
     let node = NodeFacts {
         name: "edge-1".to_owned(),
         ips: vec!["192.0.2.7".to_owned()],
@@ -14,7 +18,7 @@ fn status(pod: &DesiredPod, observed: &Observed, memory: &Memory) -> PodStatus {
     };
     View {
         pod,
-        intent: Intent::Run,
+        intent,
         observed,
         memory,
         pod_ips: &["10.0.0.2".to_owned()],
@@ -97,6 +101,46 @@ async fn the_end_is_the_end() {
     assert_eq!(status.phase.as_deref(), Some("Succeeded"));
     assert_eq!(condition(&status, "Ready").reason.as_deref(), Some("PodCompleted"));
     assert_eq!(status.pod_ip, None);
+}
+
+#[tokio::test]
+async fn nothing_has_ended_while_a_container_runs() {
+    let pod = pod(&json!({"restartPolicy": "Never", "containers": [{"name": "a"}, {"name": "b"}]}));
+    let reason = Some("DeadlineExceeded".to_owned());
+    let terminal = Some(Terminal { succeeded: false, reason: reason.clone(), message: None });
+    let memory = Memory { terminal, ..Memory::default() };
+    let ended = view(&pod, "a", 0, "s0", exited(0, 1));
+    let with = |b| Observed {
+        sandboxes: vec![sandbox(0, true)],
+        containers: vec![ended.clone(), view(&pod, "b", 0, "s0", b)],
+    };
+    let before = status(&pod, &with(running()), &memory);
+    assert_eq!((before.phase.as_deref(), before.reason), (Some("Running"), None));
+    let after = status(&pod, &with(exited(137, 9)), &memory);
+    assert_eq!((after.phase.as_deref(), after.reason), (Some("Failed"), reason));
+}
+
+#[tokio::test]
+async fn what_never_ran_has_failed_when_its_pod_is_deleted() {
+    let pod = pod(&json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
+    let states = |status: PodStatus| -> Vec<ContainerState> {
+        let all = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
+        all.filter_map(|status| status.state).collect()
+    };
+    let waits = status(&pod, &Observed::default(), &Memory::default());
+    assert_eq!(waits.phase.as_deref(), Some("Pending"));
+    for state in states(waits) {
+        assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("PodInitializing"));
+    }
+    let gone = status_while(Intent::Stop, &pod, &Observed::default(), &Memory::default());
+    assert_eq!(gone.phase.as_deref(), Some("Failed"));
+    for state in states(gone) {
+        let terminated = state.terminated.unwrap();
+        assert_eq!(
+            (terminated.exit_code, terminated.reason.as_deref()),
+            (137, Some("ContainerStatusUnknown"))
+        );
+    }
 }
 
 #[test]
