@@ -1,17 +1,24 @@
-//! A Job ends once; a restart of edgecore does not run it again. A `DaemonSet` has a pod on each node.
+//! A Job ends once; a restart of edgecore does not run it again. A `DaemonSet` has a pod on each node. A pod past its
+//! deadline has failed once nothing of it runs.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     process::{kill9, wait_gone},
+    product::pod,
+    setup::BUSYBOX,
     wait,
 };
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ContainerStateTerminated, Pod},
 };
-use kube::{Api, ResourceExt, api::ListParams};
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, PostParams},
+};
+use serde_json::json;
 
 use crate::Node;
 
@@ -59,7 +66,34 @@ pub(crate) async fn run(one: &Node<'_>, two: &Node<'_>) -> Result<()> {
         ensure!(now.uid() == ended.uid() && self::done(&now)? == done, "it ended another time");
         Ok(())
     })
-    .await
+    .await?;
+    past_its_deadline(one).await
+}
+
+/// The first process of a container ignores SIGTERM unless it says otherwise, so that this one lives until it is killed.
+async fn past_its_deadline(node: &Node<'_>) -> Result<()> {
+    let spec = json!({
+        "activeDeadlineSeconds": 2,
+        "restartPolicy": "Never",
+        "containers": [{ "name": "main", "image": BUSYBOX, "command": ["sleep", "600"] }],
+    });
+    let pods = node.scene.pods(SPACE);
+    pods.create(&PostParams::default(), &pod("late", node.edge.name(), &spec)).await?;
+    let failed = wait::until("the pod past its deadline failed", SOON, async || {
+        let status = pods.get("late").await?.status.unwrap_or_default();
+        ensure!(status.phase.as_deref() == Some("Failed"), "{:?}", status.phase);
+        Ok(status)
+    })
+    .await?;
+    ensure!(failed.reason.as_deref() == Some("DeadlineExceeded"), "{failed:?}");
+    let states: Vec<_> = failed
+        .container_statuses
+        .into_iter()
+        .flatten()
+        .filter_map(|status| status.state?.terminated)
+        .collect();
+    ensure!(states.len() == 1 && states[0].exit_code == 137, "it failed while its container was {states:?}");
+    Ok(())
 }
 
 async fn only_pod(node: &Node<'_>, labels: &str) -> Result<Pod> {
