@@ -34,7 +34,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 pub use cri::{BarePod, Container};
-pub use line::LineCut;
+pub use line::{Impairment, LineCut};
 pub use namespaces::Namespaces;
 
 use crate::{

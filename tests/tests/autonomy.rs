@@ -4,6 +4,7 @@
 mod autonomy {
     pub(crate) mod outage;
     pub(crate) mod power;
+    pub(crate) mod thin;
 }
 
 use std::pin::Pin;
@@ -14,13 +15,14 @@ use harness::{Bench, ClusterOptions, bench, product::Scene};
 #[tokio::test]
 async fn a_site_lives_on_without_its_line() -> Result<()> {
     bench::run(async |bench: &Bench| {
-        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 2).await?;
-        let Ok([mut first, mut second]) = <[_; 2]>::try_from(sites) else {
-            unreachable!("two were asked for")
+        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 3).await?;
+        let Ok([mut first, mut second, third]) = <[_; 3]>::try_from(sites) else {
+            unreachable!("three were asked for")
         };
         tokio::try_join!(
             named("outage", autonomy::outage::run(bench, &scene, &mut first)),
             named("power", autonomy::power::run(bench, &scene, &mut second)),
+            named("thin", autonomy::thin::run(bench, &scene, &third)),
         )?;
         Ok(())
     })

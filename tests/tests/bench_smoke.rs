@@ -9,13 +9,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::{
-    Bench, ClusterOptions, HeartbeatNodes, LineCut, Site, SiteOptions, bench,
+    Bench, ClusterOptions, HeartbeatNodes, Impairment, LineCut, Site, SiteOptions, bench,
     run::processes_below,
     setup::{AGNHOST, BUSYBOX},
     wait,
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt, api::ListParams};
+use tokio::time::Instant;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -83,6 +84,18 @@ async fn a_site_runs_containers_behind_a_line_that_can_be_cut() -> Result<()> {
         }
         reaches_host(&site).await?;
 
+        // A second's worth of the thin line, but for what passes at once; by a good one it is there in no time.
+        let thin = Impairment { rate: 256, loss: 0 };
+        for (impaired, at_least) in [(Some(thin), 0.8), (None, 0.0)] {
+            impaired.map_or_else(|| site.relieve(), |impairment| site.impair(impairment))?;
+            let took = takes(&site, 32 << 10).await?.as_secs_f64();
+            ensure!(took >= at_least && took < at_least + 5.0, "{took} s over a line with {impaired:?}");
+        }
+        site.impair(Impairment { rate: 100_000, loss: 99 })?;
+        ensure!(reaches_host(&site).await.is_err(), "nothing is lost although nearly all is to be");
+        site.relieve()?;
+        reaches_host(&site).await?;
+
         site.kill9_containerd()?;
         answers(&site, &addresses).await.context("a container does not need containerd to go on")?;
         site.start_containerd().await?;
@@ -122,13 +135,20 @@ async fn answers(site: &Site, addresses: &[SocketAddr]) -> Result<()> {
 
 /// One connection over the line to a listener at the host's end.
 async fn reaches_host(site: &Site) -> Result<()> {
+    takes(site, 0).await.map(drop)
+}
+
+/// How long an answer of so many bytes takes from the host's end of the line to the site.
+async fn takes(site: &Site, bytes: usize) -> Result<Duration> {
+    let begun = Instant::now();
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
     let address = SocketAddr::from((site.host_address(), listener.local_addr()?.port()));
     let asked = site.http_get(address, "/");
     let answered = async {
         use tokio::io::AsyncWriteExt;
         let (mut stream, _) = listener.accept().await?;
-        stream.write_all(b"HTTP/1.0 204 No Content\r\n\r\n").await?;
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await?;
+        stream.write_all(&vec![b'x'; bytes]).await?;
         stream.shutdown().await?;
         // Until the asker has closed too, or its unread request would reset the connection.
         let mut rest = Vec::new();
@@ -137,7 +157,7 @@ async fn reaches_host(site: &Site) -> Result<()> {
     };
     tokio::select! {
         biased;
-        response = asked => response.map(drop),
+        response = asked => response.map(|_| begun.elapsed()),
         Err(error) = answered => Err(error),
     }
 }

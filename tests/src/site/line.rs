@@ -1,4 +1,5 @@
-//! Cutting the line between a site and the world, and restoring it.
+//! Cutting the line between a site and the world, making it thin and lossy, and restoring it. Delay and reordering need a
+//! line of our own: the development machine's kernel has no netem.
 
 use std::{
     io::Write,
@@ -11,6 +12,7 @@ use super::{
     Site,
     address::{Address, ip},
 };
+use crate::process::{command, output};
 
 /// How a line is cut. The two look different to those who speak over it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,7 +23,21 @@ pub enum LineCut {
     Silent,
 }
 
+/// A line that carries packets, but not well. The same in both directions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Impairment {
+    /// Kilobits a second.
+    pub rate: u32,
+    /// Of a hundred packets, how many are lost, each by chance: 0 to 99.
+    pub loss: u8,
+}
+
 const TABLE: &str = "skerry_line";
+const LOSS_TABLE: &str = "skerry_loss";
+/// What may pass at once: a packet, and a little.
+const BURST: &str = "4kb";
+/// What waits longer than this for its turn is dropped, as by a modem with a full buffer.
+const LATENCY: &str = "500ms";
 
 impl Site {
     /// Cuts the line. A line that is cut already is cut the new way.
@@ -39,6 +55,33 @@ impl Site {
             Some(LineCut::Unplugged) => ip(&["link", "set", &self.address.host_interface, "up"]),
             Some(LineCut::Silent) => rules(&self.address, &format!("delete table inet {TABLE}\n")),
         }
+    }
+
+    /// Makes the line thin and lossy, until [`Site::relieve`] or a power cut.
+    pub fn impair(&self, Impairment { rate, loss }: Impairment) -> Result<()> {
+        let Address { netns, site_interface, host_interface, .. } = &self.address;
+        let rate = format!("{rate}kbit");
+        let cap = ["root", "tbf", "rate", &rate, "burst", BURST, "latency", LATENCY];
+        output(command("tc", ["qdisc", "replace", "dev", host_interface].into_iter().chain(cap)))?;
+        let inside = format!("--net=/run/netns/{netns}");
+        let tc = [&inside, "--", "tc", "qdisc", "replace", "dev", site_interface];
+        output(command("nsenter", tc.into_iter().chain(cap)))?;
+        let lose = format!("numgen random mod 100 < {loss} drop");
+        self.rules(&format!(
+            "table inet {LOSS_TABLE} {{\n\
+             chain in {{ type filter hook prerouting priority -311; iifname \"{site_interface}\" {lose}; }}\n\
+             chain out {{ type filter hook postrouting priority 311; oifname \"{site_interface}\" {lose}; }}\n\
+             }}\n"
+        ))
+    }
+
+    /// The line is as good as new.
+    pub fn relieve(&self) -> Result<()> {
+        let Address { netns, site_interface, host_interface, .. } = &self.address;
+        output(command("tc", ["qdisc", "delete", "dev", host_interface, "root"]))?;
+        let inside = format!("--net=/run/netns/{netns}");
+        output(command("nsenter", [&inside, "--", "tc", "qdisc", "delete", "dev", site_interface, "root"]))?;
+        self.rules(&format!("delete table inet {LOSS_TABLE}\n"))
     }
 
     pub fn is_cut(&self) -> bool {
