@@ -1,4 +1,5 @@
-//! A demo that is ended early, at whatever moment, leaves nothing behind, and the next one works.
+//! A demo that is ended early, at whatever moment, leaves nothing behind, and the next one works. One that is kept can be
+//! played with, stands in no other's way, and is taken down by `cargo xtask down`.
 
 use std::{
     env,
@@ -55,11 +56,33 @@ async fn story(base: &Path, seed: u64) -> Result<()> {
     ensure!(killed.signal() == Some(Signal::SIGKILL as i32), "after a kill at {late:?}: {killed}");
 
     // It clears away what the one before had no chance to.
+    let kept = demo(base, "kept", None, &mut interfaces).await?;
+    ensure!(kept.success(), "{kept}");
+    interfaces.extend(made(base)?);
+    let nodes = kubectl(&fs::read_to_string(base.join("kept.log"))?).await?;
+    ensure!(nodes.lines().any(|line| line.starts_with("edge-1 ")), "kubectl shows\n{nodes}");
+
     let whole = demo(base, "whole", None, &mut interfaces).await?;
     ensure!(whole.success(), "{whole}");
     let said = fs::read_to_string(base.join("whole.log"))?;
     ensure!(said.contains("all of it in"), "{said}");
+
+    let mut down = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    let down = down.arg("down").env("SKERRY_RUN", base).output().await?;
+    ensure!(down.status.success(), "{down:?}");
     nothing_left(base, &interfaces)
+}
+
+/// What `kubectl get nodes` says, called as a kept demo says at its end.
+async fn kubectl(said: &str) -> Result<String> {
+    let after = |what: &str| said.lines().find_map(|line| line.strip_prefix(what)).context("it is not said");
+    let shown = Command::new(after("alias kubectl=")?)
+        .env("KUBECONFIG", after("export KUBECONFIG=")?)
+        .args(["get", "nodes"])
+        .output()
+        .await?;
+    ensure!(shown.status.success(), "{shown:?}");
+    Ok(String::from_utf8(shown.stdout)?)
 }
 
 /// Runs it, to its end or until it is ended. `interfaces` learns what it has made on the host.
@@ -72,6 +95,9 @@ async fn demo(
     let log = File::create(base.join(format!("{name}.log")))?;
     let mut demo = Command::new(env!("CARGO_BIN_EXE_xtask"));
     demo.arg("demo").env("SKERRY_RUN", base).stdin(Stdio::null());
+    if name == "kept" {
+        demo.arg("--keep");
+    }
     let mut demo = demo.stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?;
     let pid = Pid::from_raw(demo.id().context("it is gone at once")?.try_into()?);
     let mut limit = WHOLE;
