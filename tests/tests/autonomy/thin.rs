@@ -1,12 +1,12 @@
 //! A line of 64 kbit/s that loses five packets of a hundred is a line: a node joins over it, runs what it is told, and stays
-//! Ready.
+//! Ready. The machine at its end offers what its configuration says, and no more.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     Bench, Impairment, Site,
-    product::{Life, Scene, pod, ready},
+    product::{Edge, Life, Scene, pod, ready},
     wait,
 };
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -21,11 +21,16 @@ const SPACE: &str = "thin";
 const SOON: Duration = Duration::from_secs(90);
 /// Heartbeats come every two seconds here: several times what makes a line count as dead.
 const WATCHED: Duration = Duration::from_secs(10);
+const SETTINGS: [&str; 3] =
+    ["modules.edgeHub.heartbeat=2", "modules.edged.memoryCapacity=100Mi", "modules.edged.cpuFrequency=100"];
 const LINE: Impairment = Impairment { rate: 64, loss: 5 };
 
 pub(crate) async fn run(bench: &Bench, scene: &Scene, site: &Site) -> Result<()> {
     site.impair(LINE)?;
-    let edge = scene.join(bench, site, NODE).await?;
+    let edge = Edge::join(&bench.assets, &scene.cloud, site, NODE, &SETTINGS).await?;
+    let offered = scene.node(NODE).await?.status.and_then(|status| status.capacity).unwrap_or_default();
+    let offered = ["memory", "cpu"].map(|name| offered.get(name).map_or("", |amount| &*amount.0));
+    ensure!(offered == ["100Mi", "100m"], "the node offers {offered:?}");
     scene.namespace(SPACE).await?;
     text(scene, "one").await?;
     let volume = json!({ "containers": [{
