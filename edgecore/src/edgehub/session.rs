@@ -430,3 +430,20 @@ async fn write(
     }
     Ok(time::timeout(deadline, sender.close()).await.map_err(|_| SessionError::Stuck(deadline))??)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_was_taken_is_not_yet_a_node_that_is_ready() {
+        let of = |conditions: &str| {
+            not_ready(format!(r#"{{"status": {{"conditions": [{conditions}]}}}}"#).as_bytes())
+        };
+        let pressure = r#"{"type": "MemoryPressure", "status": "False"}"#;
+        assert_eq!(of(&format!(r#"{pressure}, {{"type": "Ready", "status": "True"}}"#)), None);
+        let down = r#"{"type": "Ready", "status": "False", "message": "NetworkReady is false"}"#;
+        assert_eq!(of(down).as_deref(), Some("NetworkReady is false"));
+        assert!(of(pressure).is_some() && not_ready(b"garbage").is_some());
+    }
+}
