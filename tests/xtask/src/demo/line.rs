@@ -17,7 +17,7 @@ use super::{
 const EVICTION: Duration = Duration::from_secs(90);
 /// How long the others are watched after the first pod was evicted: twice the eviction time.
 const BEYOND: Duration = Duration::from_secs(10);
-const RECONNECT: Duration = Duration::from_secs(30);
+const RECONNECT: Duration = Duration::from_secs(10);
 const CHANGES: Duration = Duration::from_secs(90);
 
 /// Step 5.
@@ -25,17 +25,16 @@ pub(crate) async fn cut(demo: &mut Demo, workload: &Workload, story: &mut Story)
     demo.site.cut(LineCut::Silent)?;
     story.checked("the line is cut: every packet is dropped")?;
     let nodes: Api<Node> = Api::all(demo.cluster.client());
-    let unreachable = wait::until("node unreachable", EVICTION, async || {
+    let is_unreachable = async || {
         let node = nodes.get(NODE).await?;
         let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
-        if taints
+        let evicts = taints
             .iter()
-            .any(|taint| taint.key == "node.kubernetes.io/unreachable" && taint.effect == "NoExecute")
-        {
-            return Ok(());
-        }
-        bail!("taints: {:?}", taints.iter().map(|taint| &taint.key).collect::<Vec<_>>())
-    });
+            .any(|taint| taint.key == "node.kubernetes.io/unreachable" && taint.effect == "NoExecute");
+        ensure!(evicts, "taints: {:?}", taints.iter().map(|taint| &taint.key).collect::<Vec<_>>());
+        anyhow::Ok(())
+    };
+    let unreachable = wait::until("node unreachable", EVICTION, is_unreachable);
     story
         .step(
             "the cloud noticing",
@@ -57,7 +56,10 @@ pub(crate) async fn cut(demo: &mut Demo, workload: &Workload, story: &mut Story)
     story
         .step("the eviction time passing", |()| format!("pod {LEAVER}, which opted out, is evicted"), evicted)
         .await?;
-    let kept = wait::holds("the other pods stay", BEYOND, async || workload.unchanged_in_cloud(demo).await);
+    let kept = wait::holds("the other pods stay", BEYOND, async || {
+        is_unreachable().await?;
+        workload.unchanged_in_cloud(demo).await
+    });
     story
         .step(
             "watching the others beyond the eviction time",
