@@ -49,6 +49,8 @@ pub(super) struct Dispatcher {
     workers: HashMap<PodUid, Worker>,
     tasks: JoinSet<()>,
     names: HashMap<Id, PodUid>,
+    /// A round of the logs that goes on, if any.
+    rotations: JoinSet<()>,
     /// Workers that panicked, and when they may come back.
     resting: HashMap<PodUid, Instant>,
 }
@@ -79,6 +81,7 @@ impl Dispatcher {
             workers: HashMap::new(),
             tasks: JoinSet::new(),
             names: HashMap::new(),
+            rotations: JoinSet::new(),
             resting: HashMap::new(),
         }
     }
@@ -102,7 +105,7 @@ impl Dispatcher {
         changes.mark_changed();
         let mut log_ticks = time::interval(LOG_PERIOD);
         log_ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        self.housekeep();
+        self.housekeep().await;
         loop {
             let next_rest = self.resting.values().min().copied();
             let reread_at = self.reread_at;
@@ -119,7 +122,12 @@ impl Dispatcher {
                     self.adopt_orphans(&stop);
                 }
                 Some(ended) = self.tasks.join_next_with_id() => self.bury(ended, &stop),
-                _ = log_ticks.tick() => self.rotate_logs().await,
+                _ = log_ticks.tick() => self.rotate_logs(&stop),
+                Some(ended) = self.rotations.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a round of the logs died; another follows");
+                    }
+                }
                 () = time::sleep_until(reread_at.unwrap_or_else(Instant::now)), if reread_at.is_some() => {
                     self.read_desired(&stop);
                 }
@@ -132,6 +140,7 @@ impl Dispatcher {
         }
         // Each ends at its next await; what it was doing is found by its successor.
         while self.tasks.join_next().await.is_some() {}
+        while self.rotations.join_next().await.is_some() {}
     }
 
     /// Parses what is new, drops what is gone, and tells the workers. A store that cannot be read changes nothing.
@@ -243,14 +252,13 @@ impl Dispatcher {
     }
 
     /// Pods in the runtime that the store does not want are taken down: the cloud has deleted them. But a store that
-    /// was found damaged and holds no pod at all knows nothing before the cloud has filled it again.
+    /// was found damaged may have lost any of its pods: it knows nothing before the cloud has filled it again.
     fn adopt_orphans(&mut self, stop: &CancellationToken) {
         // Before the store was read, everything would look like an orphan.
         if !self.desired_read {
             return;
         }
-        let store_knows = !self.desired.is_empty() || self.shared.store.opened().healed.is_empty();
-        if !store_knows && !self.synced {
+        if !self.shared.store.opened().healed.is_empty() && !self.synced {
             return;
         }
         let Some(snapshot) = self.views.borrow().snapshot.clone() else { return };

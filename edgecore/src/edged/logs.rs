@@ -121,19 +121,20 @@ impl LogPaths {
     }
 }
 
-/// Moves a log that is too long aside and drops the oldest of those before. True: the runtime is to open it anew.
-pub fn rotate(path: &Path, limits: LogLimits, now: Timestamp) -> io::Result<bool> {
+/// Moves a log that is too long aside and drops the oldest of those before. Returns where it
+/// went: the runtime is to open the log anew.
+pub fn rotate(path: &Path, limits: LogLimits, now: Timestamp) -> io::Result<Option<PathBuf>> {
     let length = match fs::metadata(path) {
         Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     if length <= limits.max_bytes {
-        return Ok(false);
+        return Ok(None);
     }
     let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
     else {
-        return Ok(false);
+        return Ok(None);
     };
     let prefix = format!("{name}.");
     let mut old: Vec<PathBuf> = listed(directory)?
@@ -148,8 +149,18 @@ pub fn rotate(path: &Path, limits: LogLimits, now: Timestamp) -> io::Result<bool
         gone(fs::remove_file(path))?;
     }
     let aside = directory.join(format!("{prefix}{}", now.strftime("%Y%m%d-%H%M%S")));
-    fs::rename(path, aside)?;
-    Ok(true)
+    fs::rename(path, &aside)?;
+    Ok(Some(aside))
+}
+
+/// The runtime did not open the log anew and writes to what was set aside: the next round tries again. A log that it
+/// did open stays.
+pub fn rotate_back(aside: &Path, path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, aside, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The last of a log, for a container that left no other message.
@@ -192,10 +203,20 @@ mod tests {
         let limits = LogLimits { max_bytes: 10, max_files: 3 };
         for second in 0..6 {
             fs::write(&path, "more than ten bytes").unwrap();
-            assert!(rotate(&path, limits, Timestamp::from_second(second).unwrap()).unwrap());
+            assert!(rotate(&path, limits, Timestamp::from_second(second).unwrap()).unwrap().is_some());
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
         fs::write(&path, "short").unwrap();
-        assert!(!rotate(&path, limits, Timestamp::from_second(9).unwrap()).unwrap());
+        assert!(rotate(&path, limits, Timestamp::from_second(9).unwrap()).unwrap().is_none());
+
+        fs::write(&path, "more than ten bytes").unwrap();
+        let aside = rotate(&path, limits, Timestamp::from_second(10).unwrap()).unwrap().unwrap();
+        rotate_back(&aside, &path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "more than ten bytes");
+        assert!(!aside.exists());
+        // Opened anew after all.
+        fs::write(&aside, "old").unwrap();
+        rotate_back(&aside, &path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "more than ten bytes");
     }
 }

@@ -1,6 +1,10 @@
 //! Requests and limits as the kernel's numbers: QoS class, CPU shares and quota, memory limit, OOM score, cgroups.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec, ResourceRequirements},
@@ -9,6 +13,9 @@ use k8s_openapi::{
 use proto::cri::v1::{CgroupDriver, LinuxContainerResources};
 
 use super::pod::PodUid;
+
+/// Where the kernel shows its control groups.
+pub const CGROUPS: &str = "/sys/fs/cgroup";
 
 const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
@@ -73,7 +80,7 @@ pub fn milli(quantity: &Quantity) -> Option<i128> {
     let mut value: i128 = digits.parse().ok()?;
     value = value.checked_mul(1 << power_of_two)?;
     // In thousandths, without the digits behind the point.
-    let exponent = power_of_ten + 3 - i32::try_from(fraction.len()).ok()?;
+    let exponent = i32::checked_add(power_of_ten, 3)?.checked_sub(i32::try_from(fraction.len()).ok()?)?;
     let scale = 10_i128.checked_pow(exponent.unsigned_abs())?;
     value = if exponent >= 0 { value.checked_mul(scale)? } else { (value + scale - 1) / scale };
     Some(if negative { -value } else { value })
@@ -129,9 +136,18 @@ pub fn container_resources(
     node_memory: u64,
 ) -> LinuxContainerResources {
     let resources = container.resources.as_ref();
+    // What the node cannot do without dies as late as what is guaranteed.
+    let class = match spec.priority_class_name.as_deref() {
+        Some("system-node-critical") => QosClass::Guaranteed,
+        _ => qos_class(spec),
+    };
     let cpu_limit = positive(limit(resources, "cpu"));
     let cpu_request = positive(request(resources, "cpu"));
+    // As kubelet under version 2: of a container all processes die, or none.
+    let unified = Path::new(CGROUPS).join("cgroup.controllers").exists();
+    let unified = unified.then(|| ("memory.oom.group".to_owned(), "1".to_owned()));
     LinuxContainerResources {
+        unified: unified.into_iter().collect(),
         cpu_period: QUOTA_PERIOD,
         cpu_quota: cpu_limit.map_or(0, to_quota),
         cpu_shares: cpu_request.map_or(MIN_SHARES, to_shares),
@@ -139,9 +155,29 @@ pub fn container_resources(
             .and_then(units)
             .filter(|bytes| *bytes > 0)
             .unwrap_or(0),
-        oom_score_adj: oom_score(qos_class(spec), request(resources, "memory").and_then(units), node_memory),
+        oom_score_adj: oom_score(class, request(resources, "memory").and_then(units), node_memory),
         ..Default::default()
     }
+}
+
+/// The memory that a pod may use at most, in bytes: `None` when a container has no limit. Init containers run before
+/// the others and one at a time, but a sidecar goes on beside all that come after it.
+pub fn pod_memory_limit(spec: &PodSpec) -> Option<i64> {
+    let of = |container: &Container| {
+        limit(container.resources.as_ref(), "memory").and_then(units).filter(|bytes| *bytes > 0)
+    };
+    let (mut sidecars, mut starting) = (0_i64, 0_i64);
+    for container in spec.init_containers.iter().flatten() {
+        let beside = sidecars.checked_add(of(container)?)?;
+        starting = starting.max(beside);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = beside;
+        }
+    }
+    let running =
+        spec.containers.iter().try_fold(sidecars, |sum, container| sum.checked_add(of(container)?))?;
+    let overhead = get(spec.overhead.as_ref(), "memory").and_then(units).unwrap_or(0);
+    starting.max(running).checked_add(overhead)
 }
 
 fn to_quota(milli: i128) -> i64 {
@@ -187,15 +223,20 @@ pub fn cgroup_parent(driver: CgroupDriver, class: QosClass, uid: &PodUid) -> Str
 }
 
 /// The directories that the runtime made for a pod's cgroup and leaves behind, one a hierarchy.
-pub fn cgroup_directories(root: &std::path::Path, uid: &PodUid) -> Vec<PathBuf> {
+pub fn cgroup_directories(root: &Path, uid: &PodUid) -> Vec<PathBuf> {
+    class_directories(root)
+        .map(|class| class.join(format!("pod{uid}")))
+        .filter(|directory| directory.is_dir())
+        .collect()
+}
+
+fn class_directories(root: &Path) -> impl Iterator<Item = PathBuf> {
     let classes = ["kubepods", "kubepods/burstable", "kubepods/besteffort"];
     let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
     // Version 2 has its tree at the root itself.
     std::iter::once(root.to_owned())
         .chain(hierarchies)
-        .flat_map(|hierarchy| classes.map(|class| hierarchy.join(class).join(format!("pod{uid}"))))
-        .filter(|directory| directory.is_dir())
-        .collect()
+        .flat_map(move |hierarchy| classes.map(|class| hierarchy.join(class)))
 }
 
 #[cfg(test)]
@@ -216,10 +257,35 @@ mod tests {
             ("", None),
             ("x", None),
             ("1Zi", None),
+            ("1e2147483647", None),
+            ("0.1e-2147483648", None),
         ];
         for (text, expected) in cases {
             assert_eq!(milli(&Quantity(text.to_owned())), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_a_pod_may_use_of_the_memory() {
+        let container = |name: &str, memory: Option<&str>, policy: Option<&str>| {
+            let limits = memory.map(|memory| serde_json::json!({"memory": memory}));
+            serde_json::json!({"name": name, "restartPolicy": policy, "resources": {"limits": limits}})
+        };
+        let limit = |init: Vec<serde_json::Value>, main: Vec<serde_json::Value>| {
+            let spec =
+                serde_json::json!({"initContainers": init, "containers": main, "overhead": {"memory": "1"}});
+            pod_memory_limit(&serde_json::from_value(spec).unwrap())
+        };
+        let side = || container("s", Some("10"), Some("Always"));
+        assert_eq!(
+            limit(vec![], vec![container("a", Some("5"), None), container("b", Some("6"), None)]),
+            Some(12)
+        );
+        assert_eq!(limit(vec![side()], vec![container("a", Some("5"), None)]), Some(16));
+        let big = || container("i", Some("50"), None);
+        assert_eq!(limit(vec![big(), side()], vec![container("a", Some("5"), None)]), Some(51));
+        assert_eq!(limit(vec![side(), big()], vec![container("a", Some("5"), None)]), Some(61));
+        assert_eq!(limit(vec![], vec![container("a", Some("5"), None), container("b", None, None)]), None);
     }
 
     #[test]

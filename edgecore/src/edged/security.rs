@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use k8s_openapi::api::core::v1::{Container, PodSecurityContext, SeccompProfile};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, PodSecurityContext, SeccompProfile};
 use proto::cri::v1;
 
 use super::pod::DesiredPod;
@@ -24,6 +24,9 @@ const MASKED: [&str; 12] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Says `Y` where the kernel has AppArmor on.
+const APPARMOR: &str = "/sys/module/apparmor/parameters/enabled";
+
 /// The user that an image says it runs as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageUser {
@@ -44,11 +47,17 @@ pub enum SecurityError {
     UserName(String),
     #[error("localhostProfile {0:?} is not a relative path below the node's seccomp directory")]
     Profile(String),
+    #[error(
+        "securityContext.appArmorProfile.type {0:?} needs AppArmor, which this node has not; only Unconfined runs here"
+    )]
+    AppArmor(String),
 }
 
 /// `profiles`: where `localhostProfile` is looked for.
 pub fn sandbox(pod: &DesiredPod, profiles: &Path) -> Result<v1::LinuxSandboxSecurityContext, SecurityError> {
     let security = pod.spec.security_context.as_ref();
+    // A profile that cannot be is told before anything runs.
+    seccomp(security.and_then(|security| security.seccomp_profile.as_ref()), profiles)?;
     let privileged = pod.all_containers().any(|(_, container)| {
         container.security_context.as_ref().and_then(|own| own.privileged) == Some(true)
     });
@@ -58,11 +67,11 @@ pub fn sandbox(pod: &DesiredPod, profiles: &Path) -> Result<v1::LinuxSandboxSecu
         run_as_group: int64(security.and_then(|security| security.run_as_group)),
         supplemental_groups: groups(security),
         privileged,
-        seccomp: Some(seccomp(
-            security.and_then(|security| security.seccomp_profile.as_ref()),
-            true,
-            profiles,
-        )?),
+        // As kubelet: pause runs under the runtime's profile, whatever the pod's own.
+        seccomp: Some(v1::SecurityProfile {
+            profile_type: v1::security_profile::ProfileType::RuntimeDefault.into(),
+            localhost_ref: String::new(),
+        }),
         ..Default::default()
     })
 }
@@ -95,6 +104,9 @@ pub fn container(
     let profile = own
         .and_then(|own| own.seccomp_profile.as_ref())
         .or(of_pod.and_then(|pod| pod.seccomp_profile.as_ref()));
+    let armor = own
+        .and_then(|own| own.app_armor_profile.as_ref())
+        .or(of_pod.and_then(|pod| pod.app_armor_profile.as_ref()));
     // A group without a user is refused by runtimes: then the user of the image is named.
     let user = run_as_user.or(image.uid);
     Ok(v1::LinuxContainerSecurityContext {
@@ -112,7 +124,8 @@ pub fn container(
         no_new_privs: own.and_then(|own| own.allow_privilege_escalation) == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
-        seccomp: Some(seccomp(profile, false, profiles)?),
+        seccomp: Some(seccomp(profile, profiles)?),
+        apparmor: apparmor(armor, Path::new(APPARMOR))?,
         ..Default::default()
     })
 }
@@ -143,13 +156,27 @@ fn groups(security: Option<&PodSecurityContext>) -> Vec<i64> {
     groups
 }
 
-/// Without a profile a container is unconfined, as on a kubelet with its defaults; the sandbox, which runs nothing
-/// but pause, has the runtime's profile.
-fn seccomp(
-    profile: Option<&SeccompProfile>,
-    or_default: bool,
-    profiles: &Path,
-) -> Result<v1::SecurityProfile, SecurityError> {
+/// Without a profile the runtime has its own choice.
+fn apparmor(
+    profile: Option<&AppArmorProfile>,
+    enabled: &Path,
+) -> Result<Option<v1::SecurityProfile>, SecurityError> {
+    use v1::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
+    let Some(profile) = profile else { return Ok(None) };
+    let (kind, reference) = match profile.type_.as_str() {
+        "Unconfined" => (Unconfined, String::new()),
+        "Localhost" => (Localhost, profile.localhost_profile.clone().unwrap_or_default()),
+        _ => (RuntimeDefault, String::new()),
+    };
+    let on = || std::fs::read_to_string(enabled).is_ok_and(|text| text.trim() == "Y");
+    if kind != Unconfined && !on() {
+        return Err(SecurityError::AppArmor(profile.type_.clone()));
+    }
+    Ok(Some(v1::SecurityProfile { profile_type: kind.into(), localhost_ref: reference }))
+}
+
+/// Without a profile a container is unconfined, as on a kubelet with its defaults.
+fn seccomp(profile: Option<&SeccompProfile>, profiles: &Path) -> Result<v1::SecurityProfile, SecurityError> {
     use v1::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
     let (kind, reference) = match profile.map(|profile| profile.type_.as_str()) {
         Some("RuntimeDefault") => (RuntimeDefault, String::new()),
@@ -162,7 +189,6 @@ fn seccomp(
             }
             (Localhost, profiles.join(relative).to_string_lossy().into_owned())
         }
-        None if or_default => (RuntimeDefault, String::new()),
         _ => (Unconfined, String::new()),
     };
     Ok(v1::SecurityProfile { profile_type: kind.into(), localhost_ref: reference })
@@ -193,11 +219,25 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_that_the_node_cannot_enforce_is_refused() {
+        let ask = |kind: &str, enabled: &str| {
+            let profile = AppArmorProfile { type_: kind.to_owned(), localhost_profile: None };
+            apparmor(Some(&profile), Path::new(enabled)).map(|profile| profile.is_some())
+        };
+        assert_eq!(ask("Unconfined", "/absent"), Ok(true));
+        let refused = SecurityError::AppArmor("RuntimeDefault".to_owned());
+        assert_eq!(ask("RuntimeDefault", "/absent"), Err(refused));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "Y\n").unwrap();
+        assert_eq!(ask("RuntimeDefault", file.path().to_str().unwrap()), Ok(true));
+    }
+
+    #[test]
     fn profiles_of_the_node_are_below_their_directory() {
         let profile = |name: &str| {
             let profile =
                 SeccompProfile { type_: "Localhost".to_owned(), localhost_profile: Some(name.to_owned()) };
-            seccomp(Some(&profile), false, Path::new("/p")).map(|profile| profile.localhost_ref)
+            seccomp(Some(&profile), Path::new("/p")).map(|profile| profile.localhost_ref)
         };
         assert_eq!(profile("a/b.json").unwrap(), "/p/a/b.json");
         for name in ["", "/etc/passwd", "../x", "a/../../x"] {

@@ -135,13 +135,13 @@ impl Volumes {
                 continue;
             }
             let directory = self.volume_directory(&pod.uid, name);
-            let directory_is_new = !directory.is_dir();
             self.make_pod_directory(&pod.uid)
                 .and_then(|_| fs::create_dir_all(&directory))
                 .map_err(failed("failed to make its directory"))?;
             if let Some(source) = &volume.empty_dir {
-                empty_dir(&directory, source).map_err(failed("failed to prepare the emptyDir"))?;
-                if directory_is_new && let Some(group) = group {
+                empty_dir(&directory, source, self.memory_cap(pod))
+                    .map_err(failed("failed to prepare the emptyDir"))?;
+                if let Some(group) = group {
                     ownership::give(&directory, group).map_err(failed("failed to set its group"))?;
                 }
                 mounted.paths.insert(name.clone(), (directory, false));
@@ -160,6 +160,12 @@ impl Volumes {
             mounted.paths.insert(name.clone(), (directory, true));
         }
         Ok(mounted)
+    }
+
+    /// What a pod may fill of the memory, in bytes. As kubelet: no more than the pod is allowed or the node has.
+    fn memory_cap(&self, pod: &DesiredPod) -> Option<i64> {
+        let node = i64::try_from(self.capacity.memory).ok().filter(|bytes| *bytes > 0);
+        resources::pod_memory_limit(&pod.spec).into_iter().chain(node).min()
     }
 
     /// The mounts of one container; `variables` is its environment, for subPathExpr.
@@ -194,6 +200,7 @@ impl Volumes {
                 container_path: absolute(&mount.mount_path),
                 host_path: host.to_string_lossy().into_owned(),
                 readonly: mount.read_only.unwrap_or(false) || *read_only,
+                recursive_read_only: mount.recursive_read_only.as_deref() == Some("Enabled"),
                 propagation: propagation(mount.mount_propagation.as_deref()).into(),
                 ..Default::default()
             });
@@ -244,9 +251,10 @@ fn propagation(text: Option<&str>) -> v1::MountPropagation {
     }
 }
 
-fn empty_dir(directory: &Path, source: &EmptyDirVolumeSource) -> io::Result<()> {
+fn empty_dir(directory: &Path, source: &EmptyDirVolumeSource, cap: Option<i64>) -> io::Result<()> {
     if source.medium.as_deref() == Some("Memory") && !is_mount(directory)? {
         let size = source.size_limit.as_ref().and_then(resources::units).filter(|size| *size > 0);
+        let size = size.into_iter().chain(cap).min();
         let size = size.map(|size| format!(",size={size}")).unwrap_or_default();
         mount_tmpfs(directory, &format!("mode=0777{size}"))?;
     }
@@ -266,7 +274,13 @@ fn in_memory(directory: &Path) -> io::Result<()> {
     }
     fs::remove_dir_all(directory)?;
     fs::create_dir(directory)?;
-    mount_tmpfs(directory, "mode=0755")
+    // What is secret is not swapped out to the disk either. Kernels before 6.4 know no such option.
+    match mount_tmpfs(directory, "mode=0755,noswap") {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+            mount_tmpfs(directory, "mode=0755")
+        }
+        mounted => mounted,
+    }
 }
 
 fn mount_tmpfs(directory: &Path, options: &str) -> io::Result<()> {

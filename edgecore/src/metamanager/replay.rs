@@ -68,9 +68,17 @@ impl Plan {
         Self { base, salvage: false, checkpoints: vec![base], journals, limit }
     }
 
-    /// For the state of a running store, up to and with record `sequence`.
+    /// For the state of a running store, up to and with record `sequence`: from its last checkpoint, or the one before.
     pub(super) fn of_running(directory: &Directory, base: u64, sequence: u64) -> io::Result<Self> {
-        Ok(Self::from_base(&directory.inventory()?, base, sequence + 1))
+        let found = directory.inventory()?;
+        for &epoch in found.checkpoints.iter().rev().filter(|epoch| **epoch <= base) {
+            match checkpoint::verify(&directory.checkpoint(epoch), epoch) {
+                Ok(Some(_)) => return Ok(Self::from_base(&found, epoch, sequence + 1)),
+                Ok(None) => warn!(epoch, "the checkpoint is damaged"),
+                Err(error) => warn!(epoch, %error, "the checkpoint cannot be read"),
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "no checkpoint is whole"))
     }
 }
 

@@ -55,7 +55,8 @@ pub(super) struct Writer {
     outbox: Outbox,
     live_bytes: u64,
     checkpoint_at: u64,
-    /// Digest and outbox are those of a plan that came to nothing: the index is built again before the next.
+    /// Digest and outbox are those of a plan that came to nothing, or the index lacks what was committed: it is built again
+    /// before anything else is planned or written down.
     stale: bool,
 }
 
@@ -362,6 +363,7 @@ impl Writer {
         if let Err(error) = applied {
             // It is in the journal, so it is committed: the new index will have it.
             warn!(error = %runtime::chain(&error), "the index is built again");
+            self.stale = true;
             self.heal_or_warn();
         }
         self.shared.dropped_reports.store(self.outbox.dropped, Relaxed);
@@ -409,6 +411,9 @@ impl Writer {
 
     /// Starts a new epoch: a checkpoint of the state as it is, and an empty journal.
     fn rotate(&mut self) -> Result<(), StoreError> {
+        if self.stale {
+            self.heal().map_err(StoreError::checkpoint)?;
+        }
         let free = self.directory.free_bytes().map_err(StoreError::checkpoint)?;
         if free < self.live_bytes + SPARE_BYTES {
             return Err(StoreError::checkpoint(io::ErrorKind::StorageFull.into()));
@@ -492,17 +497,27 @@ impl Writer {
 
     fn heal_or_warn(&mut self) {
         if let Err(error) = self.heal() {
+            self.stale = true;
             warn!(%error, "the index could not be built again");
         }
     }
 
-    /// Builds a new index from checkpoint and journal, and puts it in the place of the old one.
+    /// Builds a new index from checkpoint and journal, and puts it in the place of the old one. One with holes is not put
+    /// there: what it lacks would look deleted.
     fn heal(&mut self) -> io::Result<()> {
         let number = self.index_number + 1;
         let plan = Plan::of_running(&self.directory, self.base, self.sequence)?;
         let built = replay::build(&self.directory, &plan, number, self.options.outbox_bytes)?;
-        for note in built.loaded.notes {
+        for note in &built.loaded.notes {
             warn!(note, "found while building the index again");
+        }
+        if !built.loaded.notes.is_empty() || built.loaded.next_sequence <= self.sequence {
+            built.index.discard();
+            files::remove(&self.directory.index(number))?;
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "journal and checkpoint do not hold all of it",
+            ));
         }
         let next = self.outbox.next;
         self.stale = false;

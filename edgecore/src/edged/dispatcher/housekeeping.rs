@@ -1,8 +1,11 @@
 //! What no worker looks after: directories of pods that are long gone, logs that grow, pods that only the runtime
 //! still knows.
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 use proto::{ResourceKey, cri::v1};
+use tokio_util::sync::CancellationToken;
 
 use super::Dispatcher;
 use crate::edged::{
@@ -29,13 +32,13 @@ pub(super) fn orphan(uid: &PodUid, listed: &Listed) -> Option<DesiredPod> {
 impl Dispatcher {
     /// At start: what an edgecore before left when it was killed while it removed a pod. Only what neither the store
     /// nor the runtime knows.
-    pub(super) fn housekeep(&self) {
+    pub(super) async fn housekeep(&self) {
         let pods = match self.shared.store.list("Pod") {
             Ok(pods) => pods,
             Err(error) => return tracing::warn!(error = %runtime::chain(&error), "no housekeeping"),
         };
-        // A store that may have lost its pods is no ground to delete anything.
-        if pods.is_empty() && !self.shared.store.opened().healed.is_empty() {
+        // A store that may have lost any of its pods is no ground to delete anything.
+        if !self.shared.store.opened().healed.is_empty() {
             return;
         }
         let parsed: Option<Vec<PodUid>> =
@@ -59,32 +62,56 @@ impl Dispatcher {
                 tracing::warn!(%uid, %error, "logs of a pod that is gone not removed");
             }
         }
+        // `token/<uid>/<audience>` and `terminal/<uid>`.
+        for prefix in ["token/", "terminal/"] {
+            for (key, _) in self.shared.store.list_local(prefix).unwrap_or_default() {
+                let uid = key.split('/').nth(1).and_then(PodUid::new);
+                if uid.is_some_and(|uid| !known(&uid))
+                    && let Err(error) = self.shared.store.delete_local(&key).await
+                {
+                    tracing::warn!(key, error = %runtime::chain(&error), "key of a pod that is gone not removed");
+                }
+            }
+        }
         if let Err(error) = self.shared.logs.sweep_links() {
             tracing::warn!(%error, "log links not swept");
         }
     }
 
-    pub(super) async fn rotate_logs(&self) {
+    /// In a task: the runtime may take its time to open a log anew. One round at a time.
+    pub(super) fn rotate_logs(&mut self, stop: &CancellationToken) {
+        if !self.rotations.is_empty() {
+            return;
+        }
         let Some(snapshot) = self.views.borrow().snapshot.clone() else { return };
-        let now = Timestamp::now();
         let containers = snapshot.pods.values().flat_map(|listed| &listed.containers);
         let running =
             containers.filter(|container| container.state() == v1::ContainerState::ContainerRunning);
-        for container in running {
-            let Some(path) = self.log_path(container) else { continue };
-            match logs::rotate(&path, self.log_limits, now) {
-                Ok(false) => {}
-                Ok(true) => {
-                    if let Err(error) = self.shared.runtime.reopen_log(&container.id).await {
-                        tracing::warn!(container = container.id, error = %runtime::chain(&error), "log not reopened");
-                    }
+        let logs: Vec<(String, PathBuf)> =
+            running.filter_map(|container| Some((container.id.clone(), self.log_path(container)?))).collect();
+        let (shared, limits, stop) = (self.shared.clone(), self.log_limits, stop.clone());
+        self.rotations.spawn(async move {
+            for (id, path) in logs {
+                // Between two logs: one that was set aside is also opened anew.
+                if stop.is_cancelled() {
+                    return;
                 }
-                Err(error) => tracing::warn!(%error, path = %path.display(), "log not rotated"),
+                match logs::rotate(&path, limits, Timestamp::now()) {
+                    Ok(None) => {}
+                    Ok(Some(aside)) => {
+                        let Err(error) = shared.runtime.reopen_log(&id).await else { continue };
+                        tracing::warn!(container = id, error = %runtime::chain(&error), "log not reopened");
+                        if let Err(error) = logs::rotate_back(&aside, &path) {
+                            tracing::warn!(%error, path = %path.display(), "log not put back");
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, path = %path.display(), "log not rotated"),
+                }
             }
-        }
+        });
     }
 
-    fn log_path(&self, container: &v1::Container) -> Option<std::path::PathBuf> {
+    fn log_path(&self, container: &v1::Container) -> Option<PathBuf> {
         let label = |name: &str| container.labels.get(name);
         let pod = format!(
             "{}_{}_{}",

@@ -94,6 +94,33 @@ async fn what_the_store_does_not_have_is_an_orphan() {
     assert_eq!(intents(&dispatcher), expect([("u-1", Intent::Remove), ("u-2", Intent::Run)]));
 }
 
+/// One record is lost, others are there: what runs of the lost pod is kept until the cloud has spoken.
+#[tokio::test]
+async fn a_store_that_was_damaged_makes_no_orphans_before_the_cloud_has_filled_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let store = Store::open(&path, Options::default()).unwrap();
+    put(&store, "web", "u-1").await;
+    put(&store, "other", "u-2").await;
+    drop(store);
+    let journals = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+    let journal = journals.filter(|path| path.to_string_lossy().contains("journal.")).max().unwrap();
+    let mut bytes = std::fs::read(&journal).unwrap();
+    bytes[80] ^= 1;
+    std::fs::write(&journal, bytes).unwrap();
+
+    let store = Store::open(&path, Options::default()).unwrap();
+    assert!(!store.opened().healed.is_empty());
+    let mut dispatcher = edged(directory.path(), &store).dispatcher;
+    let stop = CancellationToken::new();
+    dispatcher.read_desired(&stop);
+    dispatcher.hand_out_listing(&stop);
+    assert_eq!(intents(&dispatcher), expect([("u-2", Intent::Run)]));
+    dispatcher.synced = true;
+    dispatcher.adopt_orphans(&stop);
+    assert_eq!(intents(&dispatcher), expect([("u-1", Intent::Remove), ("u-2", Intent::Run)]));
+}
+
 #[tokio::test]
 async fn a_store_that_cannot_be_read_makes_no_orphans() {
     let directory = tempfile::tempdir().unwrap();

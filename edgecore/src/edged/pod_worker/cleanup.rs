@@ -7,8 +7,6 @@ use bytes::Bytes;
 use super::{PodWorker, WorkError};
 use crate::edged::{pod::DesiredPod, pod_state::Terminal, resources};
 
-const CGROUPS: &str = "/sys/fs/cgroup";
-
 impl PodWorker {
     /// The end of a pod outlives the runtime's memory of its containers: a job that is done is not done again.
     pub(super) async fn keep_terminal(&self, terminal: &Terminal) -> Result<(), WorkError> {
@@ -48,7 +46,7 @@ impl PodWorker {
         if self.terminal_kept {
             self.shared.store.delete_local(&self.terminal_key()).await?;
         }
-        for directory in resources::cgroup_directories(Path::new(CGROUPS), &pod.uid) {
+        for directory in resources::cgroup_directories(Path::new(resources::CGROUPS), &pod.uid) {
             if let Err(error) = fs::remove_dir(&directory) {
                 tracing::debug!(%error, directory = %directory.display(), "cgroup not removed");
             }

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{PermissionsExt as _, chown},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::Path,
 };
 
@@ -11,9 +11,14 @@ pub(super) fn chown_group(path: &Path, group: i64) -> io::Result<()> {
     chown(path, None, Some(group))
 }
 
-/// A fresh directory becomes the group's, and what is made in it stays so.
+/// The directory becomes the group's, and what is made in it stays so. Looked at each time: a crash may have come in
+/// between, and a tmpfs is fresh after a power cut though its directory is not.
 pub(super) fn give(directory: &Path, group: i64) -> io::Result<()> {
+    let metadata = fs::metadata(directory)?;
+    let mode = metadata.permissions().mode();
+    if i64::from(metadata.gid()) == group && mode & 0o2770 == 0o2770 {
+        return Ok(());
+    }
     chown_group(directory, group)?;
-    let mode = fs::metadata(directory)?.permissions().mode();
     fs::set_permissions(directory, fs::Permissions::from_mode(mode | 0o2770))
 }

@@ -4,7 +4,10 @@
 
 use std::{
     fs, io,
-    os::fd::AsRawFd as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{PermissionsExt as _, chown},
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -54,19 +57,30 @@ fn mount(root: &Path, relative: &Path, slot: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// One component at a time, each opened with the kernel watching.
+/// One component at a time, each opened with the kernel watching. Who may write to the volume may write to them: they
+/// have its mode, and its group where that is handed down.
 fn make_directories(base: &impl std::os::fd::AsFd, relative: &Path) -> io::Result<()> {
     let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let like = fstat(base)?;
     let mut made = PathBuf::new();
     let mut parent = openat2(base, ".", flags, Mode::empty(), inside)?;
     for part in relative.components().filter(|part| matches!(part, Component::Normal(_))) {
-        match mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        let is_new = match mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) => true,
+            Err(rustix::io::Errno::EXIST) => false,
             Err(error) => return Err(error.into()),
-        }
+        };
         made.push(part);
         parent = openat2(base, &made, flags, Mode::empty(), inside)?;
+        if is_new {
+            // What was opened as a path takes no fchmod; its entry in /proc does. After mkdirat, past the umask.
+            let opened = format!("/proc/self/fd/{}", parent.as_raw_fd());
+            if like.st_mode & 0o2000 != 0 {
+                chown(&opened, None, Some(like.st_gid))?;
+            }
+            fs::set_permissions(&opened, fs::Permissions::from_mode(like.st_mode & 0o7777))?;
+        }
     }
     Ok(())
 }

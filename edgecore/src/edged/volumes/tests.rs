@@ -52,6 +52,14 @@ fn a_sub_path_does_not_leave_its_volume() {
     }
     // Mounting needs rights that a plain user has not.
     if rustix::process::geteuid().is_root() {
+        ownership::give(&root, 1234).unwrap();
+        fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(0o2777)).unwrap();
+        sub_path::bind("v", &root, "of/group", &slot).unwrap();
+        let made = fs::metadata(&slot).unwrap();
+        assert_eq!((made.gid(), made.mode() & 0o7777), (1234, 0o2777));
+        rustix::mount::unmount(&slot, UnmountFlags::NOFOLLOW).unwrap();
+    }
+    if rustix::process::geteuid().is_root() {
         sub_path::bind("v", &root, "deep/er", &slot).unwrap();
         fs::write(root.join("deep/er/file"), "x").unwrap();
         assert_eq!(fs::read_to_string(slot.join("file")).unwrap(), "x");
