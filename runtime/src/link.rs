@@ -3,17 +3,48 @@
 //! A frame is at most [`proto::limits::MAX_FRAME`] bytes; the transport keeps frame boundaries and order. Neither half
 //! may be used again after it returned an error.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub mod websocket;
+
+/// The thinnest line that still is one, in bytes a second.
+const SLOWEST: u64 = 1000;
+
+/// What so many bytes take at most.
+pub fn slowest(bytes: usize) -> Duration {
+    Duration::from_secs(bytes as u64 / SLOWEST)
+}
+
+/// Bytes that have come from the peer. A large frame on a thin line takes longer than a peer may be silent: while this
+/// grows, it is not.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// An open connection to the peer, authenticated by TLS on both sides.
 pub struct Link {
     pub sender: Box<dyn FrameSender>,
     pub receiver: Box<dyn FrameReceiver>,
+    pub progress: Progress,
     pub peer: SocketAddr,
     /// For people and metrics: `websocket`.
     pub transport: &'static str,
@@ -59,4 +90,37 @@ pub trait FrameSender: Send {
 pub trait FrameReceiver: Send {
     /// Safe to cancel.
     fn receive(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, LinkError>>;
+}
+
+/// A stream that counts what is read from it.
+struct Counted<S> {
+    io: S,
+    progress: Progress,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.progress.0.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }

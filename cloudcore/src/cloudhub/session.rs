@@ -13,12 +13,13 @@ use bytes::Bytes;
 use kube::Client;
 use proto::{
     codec::{self, DecodeError, EncodeError},
+    limits::WINDOW_REPORTS,
     message::{Action, Answer, Batch, Body, GoodbyeReason, Report, ReportAck, ReportKind, Request, Response},
     session::{CloudEvent, CloudSession, Dead, Violation},
 };
-use runtime::link::{FrameSender, Link, LinkError};
+use runtime::link::{FrameSender, Link, LinkError, slowest};
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::JoinSet,
     time::{self, Instant, MissedTickBehavior},
 };
@@ -46,7 +47,7 @@ const SOFTWARE: &str = concat!("cloudcore v", env!("CARGO_PKG_VERSION"));
 /// Frames that wait for the writer: one is being written, and the next are ready when it is done.
 const WRITE_QUEUE: usize = 4;
 
-/// Reports of one node under way at the API server at once.
+/// Reports of one node that the API server is asked to take at once. Those that wait to be tried again are not among them.
 const REPORTS_AT_ONCE: usize = 4;
 
 /// Questions of one node under way at once, and waiting. An edge asks for a token a pod and volume.
@@ -94,6 +95,8 @@ enum End {
     Behind,
     #[error(transparent)]
     ShutOut(NotYours),
+    #[error("the control plane had given the node up meanwhile; all is to be reported again")]
+    Lapsed,
     #[error("a task of the session failed")]
     Task,
 }
@@ -104,7 +107,9 @@ impl End {
         let reason = match self {
             Self::Superseded => GoodbyeReason::Superseded,
             Self::ShutOut(_) => GoodbyeReason::Forbidden,
-            Self::Stopping | Self::Behind | Self::Task | Self::Encode(_) => GoodbyeReason::ShuttingDown,
+            Self::Stopping | Self::Behind | Self::Lapsed | Self::Task | Self::Encode(_) => {
+                GoodbyeReason::ShuttingDown
+            }
             Self::Decode(_) | Self::Violation(_) => GoodbyeReason::Violation,
             Self::Closed | Self::Goodbye { .. } | Self::Link(_) | Self::WriteTimedOut(_) | Self::Dead(_) => {
                 return None;
@@ -125,6 +130,7 @@ impl End {
             Self::Superseded => "superseded",
             Self::Stopping => "stopping",
             Self::Behind => "behind",
+            Self::Lapsed => "lapsed",
             Self::ShutOut(_) => "shut out",
         }
     }
@@ -141,7 +147,6 @@ enum Work {
 enum Done {
     Work { lane: String, ack: Option<ReportAck> },
     Answer(Response),
-    Writer(Result<(), End>),
 }
 
 struct Driver {
@@ -150,11 +155,16 @@ struct Driver {
     session: CloudSession,
     view: NodeSubscription,
     tasks: JoinSet<Done>,
+    /// One task, apart: it goes on to the goodbye, when the others have been ended.
+    writer: JoinSet<Result<(), End>>,
+    attempts: Arc<Semaphore>,
     frames: mpsc::Sender<Bytes>,
     /// The writer's queue is full.
     blocked: bool,
     lanes: Lanes<Work>,
     healing: bool,
+    /// The control plane has called the node Unknown while it was connected, and its pods not ready.
+    lapsed: bool,
     node_status: Option<Report>,
     questions: VecDeque<Request>,
     answering: usize,
@@ -187,16 +197,17 @@ async fn drive(
     registration: &Registration,
     stop: CancellationToken,
 ) -> End {
-    let Link { sender, mut receiver, peer: _, transport: _ } = link;
+    let Link { sender, mut receiver, progress, peer: _, transport: _ } = link;
+    let mut had = progress.bytes();
     let (frames, queue) = mpsc::channel(WRITE_QUEUE);
-    let mut tasks = JoinSet::new();
+    let mut writer = JoinSet::new();
     let write_timeout = context.hub.write_timeout;
     let written = context.metrics.bytes.get_or_create_owned(&BytesLabels { direction: "sent" });
-    tasks.spawn(async move {
+    writer.spawn(async move {
         let count = move |bytes: usize| {
             written.inc_by(bytes as u64);
         };
-        Done::Writer(write(sender, queue, write_timeout, count).await)
+        write(sender, queue, write_timeout, count).await
     });
     let received = context.metrics.bytes.get_or_create_owned(&BytesLabels { direction: "received" });
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -206,11 +217,14 @@ async fn drive(
         session: CloudSession::new(node.node.to_string(), SOFTWARE.to_owned(), unix_ms, now),
         view: context.index.subscribe(&node.node),
         peer: node,
-        tasks,
+        tasks: JoinSet::new(),
+        writer,
+        attempts: Arc::new(Semaphore::new(REPORTS_AT_ONCE)),
         frames,
         blocked: false,
-        lanes: Lanes::new(REPORTS_AT_ONCE),
+        lanes: Lanes::new(WINDOW_REPORTS),
         healing: false,
+        lapsed: false,
         node_status: None,
         questions: VecDeque::new(),
         answering: 0,
@@ -235,11 +249,18 @@ async fn drive(
             },
             // What was marked stays in the set.
             () = driver.view.dirty().marked() => Ok(()),
-            // Ended tasks stay in the set; it is never empty while the writer lives.
+            // Ended tasks stay in their sets.
             Some(done) = driver.tasks.join_next() => driver.finish(done),
+            Some(ended) = driver.writer.join_next() => {
+                // It panicked, or says why.
+                Err(ended.unwrap_or(Err(End::Task)).err().unwrap_or(End::Closed))
+            }
             // Only a hint that there is room again.
             () = has_room(&driver.frames), if driver.blocked => Ok(()),
             () = time::sleep_until(deadline) => {
+                if std::mem::replace(&mut had, progress.bytes()) != progress.bytes() {
+                    driver.session.handle_progress(Instant::now().into_std());
+                }
                 driver.session.handle_deadline(Instant::now().into_std()).map_err(End::Dead)
             }
             _ = heal.tick() => {
@@ -323,6 +344,8 @@ impl Driver {
         match event {
             CloudEvent::Connected { software } => {
                 info!(software, "node connected");
+                // What changed between the admission and the subscription was marked for nobody.
+                self.check_holder()?;
                 self.keep_lease();
             }
             CloudEvent::Synced => info!("node in sync"),
@@ -380,8 +403,9 @@ impl Driver {
                 continue;
             };
             let (upstream, peer) = (Arc::clone(&self.context.upstream), self.peer.clone());
+            let attempts = Arc::clone(&self.attempts);
             self.tasks.spawn(async move {
-                let done = upstream.deliver(&peer, &report).await;
+                let done = upstream.deliver(&peer, &report, &attempts).await;
                 Done::Work { lane, ack: ack.then_some(done) }
             });
         }
@@ -398,8 +422,11 @@ impl Driver {
         match done {
             Ok(Done::Work { lane, ack }) => {
                 self.lanes.done(&lane);
-                if let Some(ack) = ack {
-                    self.session.finish_reports(vec![ack]);
+                match ack {
+                    Some(ack) => self.session.finish_reports(vec![ack]),
+                    // The node is as it was. Its pods are, once the edge has reported them anew: in a session of its own.
+                    None if self.lapsed => return Err(End::Lapsed),
+                    None => {}
                 }
                 Ok(())
             }
@@ -408,7 +435,6 @@ impl Driver {
                 self.session.answer(response);
                 Ok(())
             }
-            Ok(Done::Writer(result)) => Err(result.err().unwrap_or(End::Closed)),
             // It panicked; the node starts over with a new session.
             Err(_) => Err(End::Task),
         }
@@ -419,9 +445,11 @@ impl Driver {
     fn heal(&mut self) {
         let Some(report) = &self.node_status else { return };
         let node = self.context.index.node(&self.peer.node);
-        let astray = node.is_none_or(|node| node.ready.as_deref() == Some("Unknown"));
+        let unknown = node.as_ref().is_some_and(|node| node.ready.as_deref() == Some("Unknown"));
+        let astray = unknown || node.is_none_or(|node| node.ready.is_none());
         if astray && !self.healing && self.context.index.is_complete() {
             self.healing = true;
+            self.lapsed = unknown;
             let lane = report.key.clone();
             self.lanes.push(&lane, Work::Heal);
         }
@@ -429,7 +457,9 @@ impl Driver {
 
     /// Says why, if there is anything to say, and lets the writer finish.
     async fn say_goodbye(self, end: &End) {
-        let Self { mut session, view, mut tasks, frames, .. } = self;
+        let Self { mut session, view, tasks, mut writer, frames, .. } = self;
+        // A report that is tried again must not come after those of the next session.
+        drop(tasks);
         let Some((reason, detail)) = end.farewell() else { return };
         let end = Instant::now() + FAREWELL;
         // What the session has queued itself (forbidden, no common version) says more.
@@ -444,12 +474,8 @@ impl Driver {
             return;
         }
         drop(frames);
-        // The other tasks are dropped with the set.
-        while let Ok(Some(done)) = time::timeout_at(end, tasks.join_next()).await {
-            if matches!(done, Ok(Done::Writer(_))) {
-                break;
-            }
-        }
+        // What it came to does not matter any more.
+        drop(time::timeout_at(end, writer.join_next()).await);
     }
 }
 
@@ -478,6 +504,8 @@ async fn write(
 ) -> Result<(), End> {
     while let Some(frame) = queue.recv().await {
         let length = frame.len();
+        // A large object on a thin line takes its time.
+        let timeout = timeout + slowest(length);
         match time::timeout(timeout, sender.send(frame)).await {
             Ok(Ok(())) => count(length),
             Ok(Err(error)) => return Err(End::Link(error)),

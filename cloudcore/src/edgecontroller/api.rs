@@ -61,7 +61,8 @@ impl Failure {
                 // 401 and 403: rights are given by an operator, who may be late. A namespace that is being deleted is
                 // also 403, and final.
                 let denied = matches!(code, 401 | 403) && !message.contains("because it is being terminated");
-                if denied || matches!(code, 408 | 425 | 429) || code >= 500 {
+                // Without a code it is no API server that answers, but something before it.
+                if denied || matches!(code, 0 | 408 | 425 | 429) || code >= 500 {
                     Self::Later { code, reason, message }
                 } else {
                     Self::Refused { code, reason, message }

@@ -37,6 +37,8 @@ const SLOTS: usize = 128;
 
 /// A namespaced object's uid and reason are short; more of a refusal than this is not sent to the edge.
 const MAX_REASON: usize = 300;
+/// How often an event is offered that a quota or a policy keeps out.
+const EVENT_ATTEMPTS: u32 = 5;
 
 /// The writer, shared by all sessions.
 pub struct Upstream {
@@ -87,11 +89,14 @@ impl Upstream {
     }
 
     /// Delivers a node's report; returns once it is settled.
-    pub async fn deliver(&self, reporter: &Reporter, report: &Report) -> ReportAck {
+    ///
+    /// `attempts` bounds what the node has under way at the API server; it is not held while a report waits to be tried
+    /// again, so that one which is not taken holds up no other object's.
+    pub async fn deliver(&self, reporter: &Reporter, report: &Report, attempts: &Semaphore) -> ReportAck {
         let node = &*reporter.node;
         let kind = kind_name(report.kind());
         let verdict = match parse(node, report) {
-            Ok(parsed) => self.settle(reporter, kind, &report.key, &parsed).await,
+            Ok(parsed) => self.settle(reporter, kind, &report.key, &parsed, attempts).await,
             Err(reason) => Verdict::Refused(reason),
         };
         let (outcome, refused) = match verdict {
@@ -105,17 +110,33 @@ impl Upstream {
         ReportAck { id: report.id, refused }
     }
 
-    async fn settle(&self, reporter: &Reporter, kind: &'static str, key: &str, parsed: &Parsed) -> Verdict {
+    async fn settle(
+        &self,
+        reporter: &Reporter,
+        kind: &'static str,
+        key: &str,
+        parsed: &Parsed,
+        attempts: &Semaphore,
+    ) -> Verdict {
         let node = &*reporter.node;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         loop {
             let attempt = {
-                // The semaphore is never closed; without a permit the bound is all that is lost.
+                // The semaphores are never closed; without a permit the bound is all that is lost.
+                let _own = attempts.acquire().await;
                 let _slot = self.slots.acquire().await;
                 self.attempt(reporter, parsed).await
             };
             match attempt {
                 Ok(verdict) => return verdict,
+                // A quota or a policy, not a right that is late: the status says what the event would.
+                Err(failure)
+                    if matches!(parsed, Parsed::Event { .. })
+                        && failure.code() == Some(403)
+                        && backoff.attempts() >= EVENT_ATTEMPTS =>
+                {
+                    return Verdict::Refused(runtime::chain(&failure).to_string());
+                }
                 // Read-modify-write lost a race: read again, soon.
                 Err(failure) if failure.is_retryable() || failure.is_conflict() => {
                     self.metrics.report_retries.inc();

@@ -15,7 +15,7 @@ use proto::{
 };
 use runtime::{
     backoff::Backoff,
-    link::{FrameSender, Link, LinkError},
+    link::{FrameSender, Link, LinkError, slowest},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -37,6 +37,8 @@ const MAX_QUESTIONS: usize = 256;
 const STORE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Time for a goodbye before the link is dropped.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Of the reports in one frame.
+const REPORTS_BYTES: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -120,7 +122,12 @@ fn store_after(
 impl Driver<'_> {
     /// Returns `Ok` only when `stop` was cancelled.
     pub(super) async fn run(mut self, link: Link, stop: &CancellationToken) -> Result<(), HubError> {
-        let Link { sender, mut receiver, .. } = link;
+        let Link { sender, mut receiver, progress, .. } = link;
+        let mut had = progress.bytes();
+        // A commit of the session before may still be on its way to the disk, and what the cloud is told must have it.
+        if let Err(error) = self.store.apply(Vec::new()).await {
+            debug!(error = %runtime::chain(&error), "the store takes nothing; the session begins with what it holds");
+        }
         let (frames, queue) = mpsc::channel(WRITE_QUEUE);
         let mut writer = JoinSet::new();
         writer.spawn(write(sender, queue, self.config.write_deadline));
@@ -167,6 +174,9 @@ impl Driver<'_> {
                 }
                 () = time::sleep_until(deadline) => {
                     let now = Instant::now().into_std();
+                    if std::mem::replace(&mut had, progress.bytes()) != progress.bytes() {
+                        session.handle_progress(now);
+                    }
                     session.handle_deadline(now).map_err(|error| SessionError::from(error).into())
                 }
                 // Room in the writer's queue; the permit is given back.
@@ -338,8 +348,19 @@ impl Driver<'_> {
         if room == 0 {
             return Ok(());
         }
-        let reports = self.store.pending_reports(work.reported, room).map_err(SessionError::from)?;
+        let mut reports = self.store.pending_reports(work.reported, room).map_err(SessionError::from)?;
         work.outbox_changed = reports.len() == room;
+        let mut bytes = 0;
+        let fit = reports.iter().take_while(|report| {
+            bytes += report.payload.len();
+            bytes <= REPORTS_BYTES
+        });
+        // One that is larger goes alone.
+        let fit = fit.count().max(1);
+        if fit < reports.len() {
+            reports.truncate(fit);
+            work.outbox_changed = true;
+        }
         let Some(last) = reports.last() else { return Ok(()) };
         work.reported = last.id;
         if let Some(node) = reports.iter().rfind(|report| report.kind() == ReportKind::NodeStatus) {
@@ -426,6 +447,8 @@ async fn write(
     deadline: Duration,
 ) -> Result<(), SessionError> {
     while let Some(frame) = queue.recv().await {
+        // A large report on a thin line takes its time.
+        let deadline = deadline + slowest(frame.len());
         time::timeout(deadline, sender.send(frame)).await.map_err(|_| SessionError::Stuck(deadline))??;
     }
     Ok(time::timeout(deadline, sender.close()).await.map_err(|_| SessionError::Stuck(deadline))??)

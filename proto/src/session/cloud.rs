@@ -376,6 +376,11 @@ impl CloudSession {
         self.timers.deadline()
     }
 
+    /// A part of a frame has come: the peer is not silent.
+    pub fn handle_progress(&mut self, now: Instant) {
+        self.timers.progressed(now);
+    }
+
     /// # Errors
     /// The edge is silent for two heartbeats: close the link.
     pub fn handle_deadline(&mut self, now: Instant) -> Result<(), Dead> {

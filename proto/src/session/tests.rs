@@ -270,6 +270,24 @@ fn silence_is_noticed_within_two_heartbeats() {
 }
 
 #[test]
+fn who_is_sending_a_large_frame_is_not_silent() {
+    let (view, store) = (TestView::default(), TestStore::default());
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    for _ in 0..10 {
+        pair.now += HEARTBEAT;
+        pair.edge.handle_progress(pair.now);
+        pair.cloud.handle_progress(pair.now);
+        pair.edge.handle_deadline(pair.now).unwrap();
+        pair.cloud.handle_deadline(pair.now).unwrap();
+        // The cloud is to hear something meanwhile.
+        assert!(matches!(pair.edge.poll_frame(), Some(Body::Ping(_))));
+    }
+    pair.now += 2 * HEARTBEAT;
+    assert!(pair.edge.handle_deadline(pair.now).is_err() && pair.cloud.handle_deadline(pair.now).is_err());
+}
+
+#[test]
 fn an_idle_link_stays_up_on_pings_alone() {
     let (view, store) = (TestView::default(), TestStore::default());
     let mut pair = Pair::new(&store);

@@ -17,31 +17,37 @@ pub(crate) struct Timers {
     ping_after: Duration,
     heartbeat: Duration,
     heard: Instant,
+    /// Parts of a frame came. They put off the end, but no ping: the peer, too, wants to hear something meanwhile.
+    progressed: Instant,
     pinged: Instant,
 }
 
 impl Timers {
     pub(crate) fn edge(heartbeat: Duration, now: Instant) -> Self {
         let heartbeat = heartbeat.clamp(HEARTBEAT.0, HEARTBEAT.1);
-        Self { ping_after: heartbeat, heartbeat, heard: now, pinged: now }
+        Self { ping_after: heartbeat, heartbeat, heard: now, progressed: now, pinged: now }
     }
 
     pub(crate) fn cloud(heartbeat: Duration, now: Instant) -> Self {
         let heartbeat = heartbeat.clamp(HEARTBEAT.0, HEARTBEAT.1);
-        Self { ping_after: heartbeat * 5 / 4, heartbeat, heard: now, pinged: now }
+        Self { ping_after: heartbeat * 5 / 4, heartbeat, heard: now, progressed: now, pinged: now }
     }
 
     pub(crate) fn heard(&mut self, now: Instant) {
         self.heard = now;
     }
 
+    pub(crate) fn progressed(&mut self, now: Instant) {
+        self.progressed = now;
+    }
+
     pub(crate) fn deadline(&self) -> Instant {
-        self.ping_due().min(self.heard + 2 * self.heartbeat)
+        self.ping_due().min(self.alive() + 2 * self.heartbeat)
     }
 
     /// Whether a ping is due now, or the peer is to be given up.
     pub(crate) fn check(&mut self, now: Instant) -> Result<bool, Dead> {
-        let silence = now.saturating_duration_since(self.heard);
+        let silence = now.saturating_duration_since(self.alive());
         if silence >= 2 * self.heartbeat {
             return Err(Dead { silence });
         }
@@ -50,6 +56,10 @@ impl Timers {
             self.pinged = now;
         }
         Ok(due)
+    }
+
+    fn alive(&self) -> Instant {
+        self.heard.max(self.progressed)
     }
 
     fn ping_due(&self) -> Instant {

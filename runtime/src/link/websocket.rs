@@ -20,7 +20,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest, protocol::Role, protocol::WebSocketConfig},
 };
 
-use super::{FrameReceiver, FrameSender, Link, LinkError};
+use super::{Counted, FrameReceiver, FrameSender, Link, LinkError, Progress};
 
 /// The path of the upgrade request.
 pub const PATH: &str = "/link";
@@ -44,7 +44,9 @@ pub async fn server<S>(io: S, peer: SocketAddr) -> Link
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    split(WebSocketStream::from_raw_socket(io, Role::Server, Some(config())).await, peer)
+    let progress = Progress::default();
+    let io = Counted { io, progress: progress.clone() };
+    split(WebSocketStream::from_raw_socket(io, Role::Server, Some(config())).await, peer, progress)
 }
 
 /// Connects to `address` (`host:port`), proves who both sides are, and upgrades.
@@ -75,8 +77,10 @@ pub async fn over(
     let request = format!("wss://{address}{PATH}")
         .into_client_request()
         .map_err(|source| LinkError::Upgrade { address: address.to_owned(), source })?;
+    let progress = Progress::default();
+    let stream = Counted { io: stream, progress: progress.clone() };
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config())).await {
-        Ok((socket, _)) => Ok(split(socket, peer)),
+        Ok((socket, _)) => Ok(split(socket, peer, progress)),
         Err(Error::Http(response)) => {
             let body = response.body().as_deref().unwrap_or_default();
             let reason = String::from_utf8_lossy(body).chars().take(200).collect();
@@ -90,7 +94,7 @@ pub async fn over(
     }
 }
 
-fn split<S>(socket: WebSocketStream<S>, peer: SocketAddr) -> Link
+fn split<S>(socket: WebSocketStream<S>, peer: SocketAddr, progress: Progress) -> Link
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -98,6 +102,7 @@ where
     Link {
         sender: Box::new(Sender(sink)),
         receiver: Box::new(Receiver(stream)),
+        progress,
         peer,
         transport: "websocket",
     }

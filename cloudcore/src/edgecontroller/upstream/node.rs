@@ -30,9 +30,15 @@ pub(super) async fn apply(
     let mut current = match api::get(client, &path).await {
         Ok(current) => current,
         Err(Failure::Refused { code: 404, .. }) => {
-            let created = api::create(client, "/api/v1/nodes", &registration(reporter, report)).await?;
-            info!(node, "node registered");
-            created
+            match api::create(client, "/api/v1/nodes", &registration(reporter, report)).await {
+                Ok(created) => {
+                    info!(node, "node registered");
+                    created
+                }
+                // Somebody else was faster.
+                Err(Failure::Refused { code: 409, .. }) => api::get(client, &path).await?,
+                Err(failure) => return Err(failure),
+            }
         }
         Err(failure) => return Err(failure),
     };
