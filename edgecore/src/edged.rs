@@ -23,6 +23,7 @@ pub mod labels;
 pub mod logs;
 pub mod node_status;
 pub mod pod;
+mod pod_cgroup;
 pub mod pod_state;
 pub mod pod_worker;
 pub mod probes;

@@ -17,9 +17,9 @@ use super::pod::PodUid;
 /// Where the kernel shows its control groups.
 pub const CGROUPS: &str = "/sys/fs/cgroup";
 
-const MIN_SHARES: i64 = 2;
-const MAX_SHARES: i64 = 262_144;
-const QUOTA_PERIOD: i64 = 100_000;
+pub(super) const MIN_SHARES: i64 = 2;
+pub(super) const MAX_SHARES: i64 = 262_144;
+pub(super) const QUOTA_PERIOD: i64 = 100_000;
 /// The kernel's smallest quota.
 const MIN_QUOTA: i64 = 1_000;
 
@@ -160,12 +160,35 @@ pub fn container_resources(
     }
 }
 
-/// The memory that a pod may use at most, in bytes: `None` when a container has no limit. Init containers run before
-/// the others and one at a time, but a sidecar goes on beside all that come after it.
+/// The memory that a pod may use at most, in bytes: `None` when a container has no limit.
 pub fn pod_memory_limit(spec: &PodSpec) -> Option<i64> {
-    let of = |container: &Container| {
+    of_pod(spec, "memory", |container| {
         limit(container.resources.as_ref(), "memory").and_then(units).filter(|bytes| *bytes > 0)
-    };
+    })
+}
+
+/// What a pod may use of the CPU in each period: `None` when a container has no limit.
+pub fn pod_cpu_quota(spec: &PodSpec) -> Option<i64> {
+    let milli =
+        of_pod(spec, "cpu", |container| whole(positive(limit(container.resources.as_ref(), "cpu"))?))?;
+    Some(to_quota(milli.into()))
+}
+
+/// A pod's part of the CPU beside others, by what its containers ask for.
+pub fn pod_cpu_shares(spec: &PodSpec) -> i64 {
+    let milli = of_pod(spec, "cpu", |container| {
+        whole(positive(request(container.resources.as_ref(), "cpu")).unwrap_or(0))
+    });
+    milli.map_or(MAX_SHARES, |milli| to_shares(milli.into()))
+}
+
+fn whole(milli: i128) -> Option<i64> {
+    i64::try_from(milli).ok()
+}
+
+/// The sum over a pod: `None` when a container has no number, or it is too large for one. Init containers run before the
+/// others and one at a time, but a sidecar goes on beside all that come after it.
+fn of_pod(spec: &PodSpec, resource: &str, of: impl Fn(&Container) -> Option<i64>) -> Option<i64> {
     let (mut sidecars, mut starting) = (0_i64, 0_i64);
     for container in spec.init_containers.iter().flatten() {
         let beside = sidecars.checked_add(of(container)?)?;
@@ -176,8 +199,10 @@ pub fn pod_memory_limit(spec: &PodSpec) -> Option<i64> {
     }
     let running =
         spec.containers.iter().try_fold(sidecars, |sum, container| sum.checked_add(of(container)?))?;
-    let overhead = get(spec.overhead.as_ref(), "memory").and_then(units).unwrap_or(0);
-    starting.max(running).checked_add(overhead)
+    let overhead = get(spec.overhead.as_ref(), resource);
+    let overhead =
+        if resource == "cpu" { overhead.and_then(milli).and_then(whole) } else { overhead.and_then(units) };
+    starting.max(running).checked_add(overhead.unwrap_or(0))
 }
 
 fn to_quota(milli: i128) -> i64 {
@@ -230,7 +255,8 @@ pub fn cgroup_directories(root: &Path, uid: &PodUid) -> Vec<PathBuf> {
         .collect()
 }
 
-fn class_directories(root: &Path) -> impl Iterator<Item = PathBuf> {
+/// Of the QoS classes, one a hierarchy.
+pub fn class_directories(root: &Path) -> impl Iterator<Item = PathBuf> {
     let classes = ["kubepods", "kubepods/burstable", "kubepods/besteffort"];
     let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
     // Version 2 has its tree at the root itself.

@@ -319,6 +319,26 @@ async fn limits(node: &Node) -> Result<()> {
             ensure!(read("cpu", "cpu.shares")?.trim() == shares, "{name}");
             let limit = read("memory", "memory.limit_in_bytes")?;
             ensure!(memory.is_empty() || limit.trim() == memory, "{name}: {limit}");
+            // The pod's own group has the same: it has one container.
+            let of_pod = |controller: &str, file: &str| {
+                let group = format!("/sys/fs/cgroup/{controller}/kubepods/{under}pod{name}-uid/{file}");
+                fs::read_to_string(&group).context(group)
+            };
+            ensure!(of_pod("cpu", "cpu.cfs_quota_us")?.trim() == quota, "the pod {name}");
+            ensure!(of_pod("cpu", "cpu.shares")?.trim() == shares, "the pod {name}");
+            // Other tests' pods may be of the class, too.
+            let class = |name: &str| -> Result<u64> {
+                let group = format!("/sys/fs/cgroup/cpu/kubepods/{name}/cpu.shares");
+                Ok(fs::read_to_string(&group).context(group)?.trim().parse()?)
+            };
+            ensure!(
+                class("besteffort").map_or(true, |shares| shares == 2),
+                "all of best effort gets more than the least"
+            );
+            ensure!(
+                class("burstable").map_or(true, |shares| name != "limited" || shares >= 256),
+                "burstable gets too little"
+            );
         }
         node.delete("Pod", name).await?;
     }

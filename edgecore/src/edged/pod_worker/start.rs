@@ -1,7 +1,12 @@
 //! Starting: a sandbox with its network, then containers. What fails is noted with a reason that kubectl shows and
 //! tried again with a growing delay; only a runtime that does not answer ends the pass.
 
-use std::{fs, io, path::PathBuf, sync::atomic::Ordering, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
@@ -14,9 +19,10 @@ use crate::edged::{
     env, hosts,
     images::ImageError,
     pod::DesiredPod,
+    pod_cgroup,
     pod_state::{Waiting, Why},
     requests::{self, ContainerParts},
-    resources,
+    resources::{self, CGROUPS},
     security::{self, SecurityError},
     volumes::{Mounted, VolumeError},
 };
@@ -60,6 +66,10 @@ impl PodWorker {
         match sandbox {
             Ok(id) => {
                 tracing::info!(pod = %pod.key, uid = %pod.uid, sandbox = id, attempt, "sandbox created");
+                if let Err(error) = pod_cgroup::apply(Path::new(CGROUPS), &pod.spec, &pod.uid) {
+                    // Its containers have their own numbers; only beside other pods it may get too much or too little.
+                    tracing::warn!(pod = %pod.key, %error, "cgroup of the pod not set up");
+                }
                 if attempt > 0 {
                     let message = "Pod sandbox changed, it will be killed and re-created.";
                     self.normal(None, "SandboxChanged", message);
@@ -474,7 +484,7 @@ fn is_oom_refusal(error: &CriError) -> bool {
 /// What containerd before 2.0 and no other source tells: systemd where it runs the machine.
 fn guessed_driver() -> v1::CgroupDriver {
     // As sd_booted(3) has it. containerd's own default is cgroupfs, but a machine with systemd is set up for it.
-    if std::path::Path::new("/run/systemd/system").is_dir() {
+    if Path::new("/run/systemd/system").is_dir() {
         v1::CgroupDriver::Systemd
     } else {
         v1::CgroupDriver::Cgroupfs
