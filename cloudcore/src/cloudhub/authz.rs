@@ -17,6 +17,8 @@ pub enum Denied {
     NotDeleting,
     #[error("the pod uses another service account")]
     OtherServiceAccount,
+    #[error("no volume of the pod has a token for that audience")]
+    OtherAudience,
     #[error("the event is neither about this node nor about one of its pods")]
     ForeignEvent,
     #[error("the report is not about this node")]
@@ -55,10 +57,21 @@ pub fn may_terminate(node: &str, pod: &PodFacts, uid: &str) -> Result<(), Denied
     if pod.deleting { Ok(()) } else { Err(Denied::NotDeleting) }
 }
 
-/// Whether `node` may have a token of the service account for the pod.
+/// Whether `node` may have a token of the service account for the pod: for the audiences alone for which the pod's own
+/// volumes ask, as the API server's NodeRestriction has it for kubelets.
 pub fn may_have_token(node: &str, pod: &PodFacts, question: &TokenQuestion) -> Result<(), Denied> {
     may_report(node, pod, &question.pod_uid)?;
-    if *pod.service_account == *question.service_account { Ok(()) } else { Err(Denied::OtherServiceAccount) }
+    if *pod.service_account != *question.service_account {
+        return Err(Denied::OtherServiceAccount);
+    }
+    let asked = |audience: &str| pod.token_audiences.iter().any(|of_pod| **of_pod == *audience);
+    // None is the API server's own.
+    let all = if question.audiences.is_empty() {
+        asked("")
+    } else {
+        question.audiences.iter().all(|one| asked(one))
+    };
+    if all { Ok(()) } else { Err(Denied::OtherAudience) }
 }
 
 /// Whether a node may give itself this label, by the rules of the API server's NodeRestriction for kubelets: of the
@@ -99,6 +112,7 @@ mod tests {
             uid: "u".into(),
             node: "mine".into(),
             service_account: "robot".into(),
+            token_audiences: vec!["".into(), "vault".into()],
             deleting: false,
             ended: false,
             opted_out: false,
@@ -135,6 +149,17 @@ mod tests {
         assert_eq!(may_have_token("mine", &pod(), &question("admin", "u")), Err(Denied::OtherServiceAccount));
         assert_eq!(may_have_token("mine", &pod(), &question("robot", "v")), Err(Denied::OtherUid));
         assert_eq!(may_have_token("other", &pod(), &question("robot", "u")), Err(Denied::OtherNode));
+        let audiences = |audiences: &[&str]| TokenQuestion {
+            audiences: audiences.iter().map(|&audience| audience.to_owned()).collect(),
+            ..question("robot", "u")
+        };
+        assert_eq!(may_have_token("mine", &pod(), &audiences(&["vault"])), Ok(()));
+        assert_eq!(
+            may_have_token("mine", &pod(), &audiences(&["vault", "bank"])),
+            Err(Denied::OtherAudience)
+        );
+        let tokenless = PodFacts { token_audiences: Vec::new(), ..pod() };
+        assert_eq!(may_have_token("mine", &tokenless, &audiences(&[])), Err(Denied::OtherAudience));
     }
 
     #[test]

@@ -137,6 +137,8 @@ pub struct PodFacts {
     pub uid: Box<str>,
     pub node: Box<str>,
     pub service_account: Box<str>,
+    /// Of the tokens in its volumes; empty for the API server's own.
+    pub token_audiences: Vec<Box<str>>,
     /// It has a deletionTimestamp.
     pub deleting: bool,
     /// Its phase is one that no pod leaves.

@@ -98,7 +98,7 @@ pub struct CloudHub {
     pub keepalive_interval: u32,
     /// Seconds that one frame may take to be written before the line is given up.
     pub write_timeout: u32,
-    /// Days that an edge node's certificate is valid. The node renews it well before.
+    /// Days that an edge node's certificate is valid. It is not renewed yet: the node has to join anew before it ends.
     pub edge_cert_signing_duration: u32,
     pub node_lease: NodeLease,
     pub websocket: CloudHubWebSocket,

@@ -28,7 +28,8 @@ pub struct EdgeCoreConfig {
     /// How log lines look: text or json.
     pub log_format: LogFormat,
     /// The directory that everything of this edgecore is kept under. "/" means the usual places: /etc/kubeedge,
-    /// /var/lib/kubeedge, /var/log, /run/kubeedge. Any other directory holds all of it, so that several can run on a machine.
+    /// /var/lib/kubeedge, /var/log, /run/kubeedge. Any other directory holds all of it, so that several can run on a machine,
+    /// each with a container runtime of its own.
     pub root_directory: String,
     pub common_config: CommonConfig,
     pub database: Database,

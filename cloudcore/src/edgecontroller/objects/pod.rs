@@ -65,6 +65,13 @@ struct Projected {
 struct ProjectedSource {
     config_map: Option<Name>,
     secret: Option<Name>,
+    service_account_token: Option<Token>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Token {
+    audience: Box<str>,
 }
 
 #[derive(Deserialize, Default)]
@@ -97,6 +104,11 @@ struct EnvFrom {
 impl PodSpec {
     pub(super) fn facts(self, metadata: &Metadata, ended: bool) -> PodFacts {
         let references = self.references(&metadata.namespace);
+        let sources = self.volumes.iter().filter_map(|volume| volume.projected.as_ref());
+        let tokens = sources
+            .flat_map(|projected| &projected.sources)
+            .filter_map(|source| source.service_account_token.as_ref());
+        let token_audiences = tokens.map(|token| token.audience.clone()).collect();
         let deleting = metadata.deletion_timestamp.is_some();
         let service_account =
             if self.service_account_name.is_empty() { "default".into() } else { self.service_account_name };
@@ -104,6 +116,7 @@ impl PodSpec {
             uid: metadata.uid.clone(),
             node: self.node_name,
             service_account,
+            token_audiences,
             deleting,
             ended,
             opted_out: evicts(metadata.annotations.as_ref()),
