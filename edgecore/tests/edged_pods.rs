@@ -212,8 +212,9 @@ async fn power_cut(bench: &Bench) -> Result<()> {
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "token", "mountPath": "/token"}]);
     let kept =
         json!({"token": "t0k3n", "obtained": "2020-01-01T00:00:00Z", "expires": "2020-01-01T01:00:00Z"});
-    node.store.put_local("token/late-uid/", Bytes::from(serde_json::to_vec(&kept)?)).await?;
     node.put("Pod", "late", 1, pod.clone()).await?;
+    // After the pod, as its worker would: what is kept of a pod that is not there is swept away.
+    node.store.put_local("token/late-uid/", Bytes::from(serde_json::to_vec(&kept)?)).await?;
     node.put("Pod", "early", 1, pod).await?;
     node.put(
         "Pod",

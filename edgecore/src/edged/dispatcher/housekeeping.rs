@@ -33,6 +33,14 @@ impl Dispatcher {
     /// At start: what an edgecore before left when it was killed while it removed a pod. Only what neither the store
     /// nor the runtime knows.
     pub(super) async fn housekeep(&self) {
+        // `token/<uid>/<audience>` and `terminal/<uid>`. Before the pods are: what is kept of a pod comes after it.
+        let mut kept = Vec::new();
+        for prefix in ["token/", "terminal/"] {
+            match self.shared.store.list_local(prefix) {
+                Ok(found) => kept.extend(found.into_iter().map(|(key, _)| key)),
+                Err(error) => return tracing::warn!(error = %runtime::chain(&error), "no housekeeping"),
+            }
+        }
         let pods = match self.shared.store.list("Pod") {
             Ok(pods) => pods,
             Err(error) => return tracing::warn!(error = %runtime::chain(&error), "no housekeeping"),
@@ -62,15 +70,12 @@ impl Dispatcher {
                 tracing::warn!(%uid, %error, "logs of a pod that is gone not removed");
             }
         }
-        // `token/<uid>/<audience>` and `terminal/<uid>`.
-        for prefix in ["token/", "terminal/"] {
-            for (key, _) in self.shared.store.list_local(prefix).unwrap_or_default() {
-                let uid = key.split('/').nth(1).and_then(PodUid::new);
-                if uid.is_some_and(|uid| !known(&uid))
-                    && let Err(error) = self.shared.store.delete_local(&key).await
-                {
-                    tracing::warn!(key, error = %runtime::chain(&error), "key of a pod that is gone not removed");
-                }
+        for key in kept {
+            let uid = key.split('/').nth(1).and_then(PodUid::new);
+            if uid.is_some_and(|uid| !known(&uid))
+                && let Err(error) = self.shared.store.delete_local(&key).await
+            {
+                tracing::warn!(key, error = %runtime::chain(&error), "key of a pod that is gone not removed");
             }
         }
         if let Err(error) = self.shared.logs.sweep_links() {
