@@ -38,6 +38,17 @@ pub(crate) fn set<T: Serialize + DeserializeOwned>(
     serde_json::from_value(value).map_err(|error| invalid(format!("--set: {error}")))
 }
 
+/// What the flags have made of a configuration, if it is one.
+pub(crate) fn valid<T>(config: T, verdict: Result<(), Vec<impl ToString>>) -> Check<T> {
+    verdict.map(|()| config).map_err(|faults| {
+        let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        Problem::new(
+            format!("the configuration would not be valid: {}", faults.join("; ")),
+            "correct the flags; keadm config explain KEY says what a key is for",
+        )
+    })
+}
+
 /// With the mode that the file has. A new one is root's alone, since a token can be in it.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), TlsError> {
     let mode = fs::metadata(path).map_or(0o600, |old| old.permissions().mode() & 0o777);

@@ -35,8 +35,10 @@ pub fn slowest(bytes: usize) -> Duration {
 pub struct Progress(Arc<AtomicU64>);
 
 impl Progress {
-    pub fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    /// Whether more have come than `had`, which becomes what there is now.
+    pub fn grew(&self, had: &mut u64) -> bool {
+        let now = self.0.load(Ordering::Relaxed);
+        std::mem::replace(had, now) != now
     }
 }
 

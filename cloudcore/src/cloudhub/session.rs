@@ -198,7 +198,7 @@ async fn drive(
     stop: CancellationToken,
 ) -> End {
     let Link { sender, mut receiver, progress, peer: _, transport: _ } = link;
-    let mut had = progress.bytes();
+    let mut had = 0;
     let (frames, queue) = mpsc::channel(WRITE_QUEUE);
     let mut writer = JoinSet::new();
     let write_timeout = context.hub.write_timeout;
@@ -242,6 +242,8 @@ async fn drive(
             frame = receiver.receive() => match frame {
                 Ok(Some(frame)) => {
                     received.inc_by(frame.len() as u64);
+                    // Has been heard as a frame; what counts is what comes of the next one.
+                    progress.grew(&mut had);
                     driver.receive(frame)
                 }
                 Ok(None) => Err(End::Closed),
@@ -258,7 +260,7 @@ async fn drive(
             // Only a hint that there is room again.
             () = has_room(&driver.frames), if driver.blocked => Ok(()),
             () = time::sleep_until(deadline) => {
-                if std::mem::replace(&mut had, progress.bytes()) != progress.bytes() {
+                if progress.grew(&mut had) {
                     driver.session.handle_progress(Instant::now().into_std());
                 }
                 driver.session.handle_deadline(Instant::now().into_std()).map_err(End::Dead)

@@ -123,7 +123,7 @@ impl Driver<'_> {
     /// Returns `Ok` only when `stop` was cancelled.
     pub(super) async fn run(mut self, link: Link, stop: &CancellationToken) -> Result<(), HubError> {
         let Link { sender, mut receiver, progress, .. } = link;
-        let mut had = progress.bytes();
+        let mut had = 0;
         // A commit of the session before may still be on its way to the disk, and what the cloud is told must have it.
         if let Err(error) = self.store.apply(Vec::new()).await {
             debug!(error = %runtime::chain(&error), "the store takes nothing; the session begins with what it holds");
@@ -157,7 +157,11 @@ impl Driver<'_> {
             let step = tokio::select! {
                 // Safe to cancel by contract.
                 received = receiver.receive() => match received.map_err(SessionError::from) {
-                    Ok(Some(frame)) => self.handle_frame(&mut session, frame),
+                    Ok(Some(frame)) => {
+                        // Has been heard as a frame; what counts is what comes of the next one.
+                        progress.grew(&mut had);
+                        self.handle_frame(&mut session, frame)
+                    }
                     Ok(None) => Err(SessionError::Closed.into()),
                     Err(error) => Err(error.into()),
                 },
@@ -174,7 +178,7 @@ impl Driver<'_> {
                 }
                 () = time::sleep_until(deadline) => {
                     let now = Instant::now().into_std();
-                    if std::mem::replace(&mut had, progress.bytes()) != progress.bytes() {
+                    if progress.grew(&mut had) {
                         session.handle_progress(now);
                     }
                     session.handle_deadline(now).map_err(|error| SessionError::from(error).into())

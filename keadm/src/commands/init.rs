@@ -199,16 +199,8 @@ fn configure(args: &Init, mut config: CloudCoreConfig) -> Check<CloudCoreConfig>
         hub.dns_names.clone_from(&args.dns_names);
     }
     let config = settings::set(config, Component::Cloudcore, &args.set)?;
-    match config.validate() {
-        Ok(()) => Ok(config),
-        Err(faults) => {
-            let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
-            Err(Problem::new(
-                format!("the configuration would not be valid: {}", faults.join("; ")),
-                "correct the flags; keadm config explain KEY says what a key is for",
-            ))
-        }
-    }
+    let verdict = config.validate();
+    settings::valid(config, verdict)
 }
 
 fn plan(objects: &[Manifest], image: &str, daemon: Option<&Daemon>, config: &str) -> Result<()> {

@@ -7,7 +7,7 @@ use crds::componentconfig::{edgecore::EdgeCoreConfig, is_dns_name};
 use crate::{
     cli::{Component, Join},
     preflight::{Check, Problem},
-    settings::set,
+    settings::{set, valid},
 };
 
 /// The name that was given, that of an earlier join, or this machine's.
@@ -58,16 +58,8 @@ pub(super) fn configure(
     edged.node_labels.extend(args.labels.iter().cloned());
     let config = set(config, Component::Edgecore, &args.set)?;
     check_socket(&config)?;
-    match config.validate() {
-        Ok(()) => Ok(config),
-        Err(faults) => {
-            let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
-            Err(Problem::new(
-                format!("the configuration would not be valid: {}", faults.join("; ")),
-                "correct the flags; keadm config explain KEY says what a key is for",
-            ))
-        }
-    }
+    let verdict = config.validate();
+    valid(config, verdict)
 }
 
 /// The kernel's limit on the path of a socket.
