@@ -10,6 +10,7 @@
 //! container is made of; [`node_status`] the node.
 
 pub mod calls;
+mod cgroup;
 pub mod cri;
 mod dispatcher;
 pub mod dns;
@@ -23,7 +24,6 @@ pub mod labels;
 pub mod logs;
 pub mod node_status;
 pub mod pod;
-mod pod_cgroup;
 pub mod pod_state;
 pub mod pod_worker;
 pub mod probes;

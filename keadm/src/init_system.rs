@@ -123,10 +123,11 @@ impl Daemon {
         Ok(found)
     }
 
-    /// How often it ended by itself since it was started, where keadm supervises it.
+    /// How often it ended by itself since it was started.
     pub(crate) fn restarts(&self) -> Result<u32> {
         if has_systemd() {
-            return Ok(0);
+            let count = systemctl(&["show", "--property=NRestarts", "--value", &self.unit_name_full()])?;
+            return count.trim().parse().with_context(|| format!("systemd counts {count:?} restarts"));
         }
         Ok(self.files().state()?.map_or(0, |state| state.restarts))
     }
@@ -236,12 +237,20 @@ impl Daemon {
     }
 }
 
-/// systemd keeps the slice of a pod for as long as nobody stops it; one that it does not know is no failure.
+/// systemd keeps a slice for as long as nobody stops it, and what edgecore told it of one for longer.
 pub(crate) fn stop_slice(slice: &str) {
-    if has_systemd()
-        && let Err(error) = systemctl(&["stop", slice])
-    {
+    if !has_systemd() {
+        return;
+    }
+    if let Err(error) = systemctl(&["stop", slice]) {
         output::note(runtime::chain(error.as_ref()));
+    }
+    let told = Path::new("/run/systemd/system.control").join(format!("{slice}.d"));
+    match fs::remove_dir_all(&told) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            output::note(format_args!("{} is left: {error}", told.display()));
+        }
+        _ => {}
     }
 }
 
@@ -251,7 +260,8 @@ fn quote(path: &Path) -> String {
     format!("\"{text}\"")
 }
 
-fn systemctl(arguments: &[&str]) -> Result<()> {
+/// What it printed.
+fn systemctl(arguments: &[&str]) -> Result<String> {
     let output = Command::new("systemctl")
         .args(arguments)
         .stdin(Stdio::null())
@@ -263,7 +273,7 @@ fn systemctl(arguments: &[&str]) -> Result<()> {
         arguments.join(" "),
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]

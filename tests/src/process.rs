@@ -192,6 +192,21 @@ pub fn terminate(pid: u32) -> Result<()> {
     }
 }
 
+/// SIGSTOP by pid: it is there, and does nothing any more; [`resume`] undoes it.
+pub fn suspend(pid: u32) -> Result<()> {
+    signal(pid, Signal::STOP)
+}
+
+/// SIGCONT by pid.
+pub fn resume(pid: u32) -> Result<()> {
+    signal(pid, Signal::CONT)
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let Some(pid) = pid_of(pid) else { bail!("{pid} is not a pid") };
+    kill_process(pid, signal).with_context(|| format!("failed to signal {pid:?}"))
+}
+
 /// Waits until a process (a child or not) has ended; `false` if it has not within `limit`.
 pub fn wait_gone(pid: u32, limit: Duration) -> Result<bool> {
     let Some(id) = pid_of(pid) else { return Ok(true) };

@@ -5,6 +5,7 @@
 
 mod containerd;
 mod control_plane;
+mod debian;
 mod go;
 mod images;
 mod packages;
@@ -19,6 +20,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+pub use debian::{DebianAssets, ensure_debian};
 pub use images::{AGNHOST, AGNHOST_NEXT, BUSYBOX, PAUSE, of_program};
 pub use product::cargo;
 pub use vm::{VmAssets, ensure_vm};

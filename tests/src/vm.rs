@@ -1,23 +1,29 @@
-//! Virtual machines, for what a process on this machine cannot have: a power cut that takes the kernel's memory with it.
+//! Virtual machines, for what a process on this machine cannot have: a power cut that takes the kernel's memory with it,
+//! and systemd with all that it manages.
 //!
-//! qemu in software emulation (no KVM is needed) boots Debian's kernel, an initial file system of the bench's own, and then
-//! the tree that the caller has given ([`tree`]), read-only. A second disk, [`Disk`], is the machine's to keep; it forgets in a
-//! power cut what was not flushed. The machine's network is in qemu's process: it reaches this machine at 10.0.2.2, and one
-//! port of it can be reached from here.
+//! qemu in software emulation (no KVM is needed) boots Debian's kernel and an initial file system of the bench's own. A
+//! [`Machine`] has the tree that the caller has given ([`tree`]), read-only, and a second disk, [`Disk`], which is its to keep and
+//! forgets in a power cut what was not flushed. A [`Debian`] is a whole system. A machine's network is in qemu's process: it
+//! reaches this machine at 10.0.2.2, and one port of it can be reached from here.
 
 pub(crate) mod cpio;
+mod debian;
 mod disk;
 mod tree;
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
 
+pub(crate) use debian::{DISK, SHELL_PORT};
+pub use debian::{Debian, DebianOptions};
 pub use disk::Disk;
+pub(crate) use tree::disk_image;
 pub use tree::{data_image, extract, tree};
 
 use crate::{
@@ -52,29 +58,16 @@ pub struct Machine {
 
 impl Machine {
     pub fn boot(run: &Arc<Run>, assets: &VmAssets, options: &MachineOptions, disk: Disk) -> Result<Self> {
-        // Free a moment ago; whoever takes it meanwhile makes qemu end, and the test fail with its log.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let path =
-            |path: &Path| path.to_str().map(str::to_owned).context("a run's directory has a plain name");
-        let mut qemu = command(
-            "qemu-system-x86_64",
-            ["-machine", "pc,accel=tcg", "-cpu", "Nehalem,+rdrand", "-smp", "1"],
-        );
-        qemu.args(["-m", &options.memory_mib.to_string()])
-            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"])
-            .args(["-kernel", &path(&assets.kernel)?, "-initrd", &path(&assets.initramfs)?])
-            // A kernel that panics ends qemu, and shows.
-            .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on"])
-            .args(["-drive", &format!("file={},format=raw,if=virtio,readonly=on", path(&options.root)?)])
-            .args([
-                "-drive",
-                // With a cache that forgets, as the machine is told; the disk is what forgets, not qemu.
-                &format!("file=nbd+unix:///?socket={},format=raw,if=virtio,cache=none", path(disk.socket())?),
-            ])
-            .args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:{}", options.port)])
-            .args(["-device", "virtio-net-pci,netdev=net,romfile="]);
+        let drives = [
+            format!("file={},format=raw,if=virtio,readonly=on", plain(&options.root)?),
+            // With a cache that forgets, as the machine is told; the disk is what forgets, not qemu.
+            format!("file=nbd+unix:///?socket={},format=raw,if=virtio,cache=none", plain(disk.socket())?),
+        ];
+        let (mut qemu, address) = qemu(assets, "quiet", options.memory_mib, &drives, options.port)?;
+        // A kernel that panics ends qemu, and shows.
+        qemu.arg("-no-reboot");
         let qemu = Daemon::start(run, &options.name, qemu)?;
-        Ok(Self { qemu, address: (Ipv4Addr::LOCALHOST, port).into(), disk })
+        Ok(Self { qemu, address, disk })
     }
 
     /// Leads to the machine's port.
@@ -101,4 +94,35 @@ impl Machine {
         self.qemu.kill9()?;
         self.disk.power_cut(keep)
     }
+}
+
+/// qemu with its disks, and where a port of the machine is to be found.
+fn qemu(
+    assets: &VmAssets,
+    kernel_arguments: &str,
+    memory_mib: u32,
+    drives: &[String],
+    port: u16,
+) -> Result<(Command, SocketAddr)> {
+    // Free a moment ago; whoever takes it meanwhile makes qemu end, and the test fail with its log.
+    let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+    let mut qemu =
+        command("qemu-system-x86_64", ["-machine", "pc,accel=tcg", "-cpu", "Nehalem,+rdrand", "-smp", "1"]);
+    qemu.args(["-m", &memory_mib.to_string()])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
+        .args(["-kernel", plain(&assets.kernel)?, "-initrd", plain(&assets.initramfs)?])
+        .arg("-append")
+        .arg(format!(
+            "console=ttyS0 panic=-1 mitigations=off nokaslr random.trust_cpu=on {kernel_arguments}"
+        ));
+    for drive in drives {
+        qemu.args(["-drive", drive]);
+    }
+    qemu.args(["-netdev", &format!("user,id=net,hostfwd=tcp:{address}-:{port}")])
+        .args(["-device", "virtio-net-pci,netdev=net,romfile="]);
+    Ok((qemu, address))
+}
+
+fn plain(path: &Path) -> Result<&str> {
+    path.to_str().context("a run's directory has a plain name")
 }

@@ -147,11 +147,21 @@ impl Runtime {
         self.call("Status", Some(ASK_DEADLINE), self.pods.clone().status(request)).await
     }
 
-    pub async fn cgroup_driver(&self) -> Result<v1::CgroupDriver, CriError> {
+    /// `None` for a runtime that does not tell.
+    pub async fn cgroup_driver(&self) -> Result<Option<v1::CgroupDriver>, CriError> {
         let request = v1::RuntimeConfigRequest {};
-        let answer =
-            self.call("RuntimeConfig", Some(ASK_DEADLINE), self.pods.clone().runtime_config(request)).await?;
-        Ok(answer.linux.unwrap_or_default().cgroup_driver())
+        let mut client = self.pods.clone();
+        match self.call("RuntimeConfig", Some(ASK_DEADLINE), client.runtime_config(request)).await {
+            Ok(answer) => Ok(Some(answer.linux.unwrap_or_default().cgroup_driver())),
+            // containerd before 2.0.
+            Err(error) if error.is_unimplemented() => {
+                let request = v1::StatusRequest { verbose: true };
+                let status =
+                    self.call("Status", Some(ASK_DEADLINE), self.pods.clone().status(request)).await?;
+                Ok(proto::cri::configured_driver(&status.info))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub async fn run_sandbox(

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Container;
 use proto::cri::v1;
 
 use super::{
+    cgroup,
     dns::{self, DnsSettings},
     hosts, labels,
     logs::LogPaths,
@@ -50,7 +51,7 @@ pub fn sandbox(
         ),
         annotations,
         linux: Some(v1::LinuxPodSandboxConfig {
-            cgroup_parent: resources::cgroup_parent(driver, resources::qos_class(&pod.spec), &pod.uid),
+            cgroup_parent: cgroup::parent(driver, resources::qos_class(&pod.spec), &pod.uid),
             security_context: Some(security::sandbox(pod, profiles)?),
             sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
             ..Default::default()

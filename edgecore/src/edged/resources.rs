@@ -1,21 +1,12 @@
-//! Requests and limits as the kernel's numbers: QoS class, CPU shares and quota, memory limit, OOM score, cgroups.
+//! Requests and limits as the kernel's numbers: QoS class, CPU shares and quota, memory limit, OOM score.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
 };
-use proto::cri::v1::{CgroupDriver, LinuxContainerResources};
-
-use super::pod::PodUid;
-
-/// Where the kernel shows its control groups.
-pub const CGROUPS: &str = "/sys/fs/cgroup";
+use proto::cri::v1::LinuxContainerResources;
 
 pub(super) const MIN_SHARES: i64 = 2;
 pub(super) const MAX_SHARES: i64 = 262_144;
@@ -144,7 +135,7 @@ pub fn container_resources(
     let cpu_limit = positive(limit(resources, "cpu"));
     let cpu_request = positive(request(resources, "cpu"));
     // As kubelet under version 2: of a container all processes die, or none.
-    let unified = Path::new(CGROUPS).join("cgroup.controllers").exists();
+    let unified = Path::new(super::cgroup::CGROUPS).join("cgroup.controllers").exists();
     let unified = unified.then(|| ("memory.oom.group".to_owned(), "1".to_owned()));
     LinuxContainerResources {
         unified: unified.into_iter().collect(),
@@ -225,44 +216,6 @@ fn oom_score(class: QosClass, memory_request: Option<i64>, node_memory: u64) -> 
             i64::try_from(score).unwrap_or(999).clamp(3, 999)
         }
     }
-}
-
-/// Where the pod's cgroup goes, in the words of the driver: a path, or the name of a systemd slice.
-pub fn cgroup_parent(driver: CgroupDriver, class: QosClass, uid: &PodUid) -> String {
-    match driver {
-        CgroupDriver::Cgroupfs => match class {
-            QosClass::Guaranteed => format!("/kubepods/pod{uid}"),
-            QosClass::Burstable => format!("/kubepods/burstable/pod{uid}"),
-            QosClass::BestEffort => format!("/kubepods/besteffort/pod{uid}"),
-        },
-        CgroupDriver::Systemd => {
-            // A dash is a level of the tree in a slice's name.
-            let uid = uid.as_str().replace('-', "_");
-            match class {
-                QosClass::Guaranteed => format!("kubepods-pod{uid}.slice"),
-                QosClass::Burstable => format!("kubepods-burstable-pod{uid}.slice"),
-                QosClass::BestEffort => format!("kubepods-besteffort-pod{uid}.slice"),
-            }
-        }
-    }
-}
-
-/// The directories that the runtime made for a pod's cgroup and leaves behind, one a hierarchy.
-pub fn cgroup_directories(root: &Path, uid: &PodUid) -> Vec<PathBuf> {
-    class_directories(root)
-        .map(|class| class.join(format!("pod{uid}")))
-        .filter(|directory| directory.is_dir())
-        .collect()
-}
-
-/// Of the QoS classes, one a hierarchy.
-pub fn class_directories(root: &Path) -> impl Iterator<Item = PathBuf> {
-    let classes = ["kubepods", "kubepods/burstable", "kubepods/besteffort"];
-    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-    // Version 2 has its tree at the root itself.
-    std::iter::once(root.to_owned())
-        .chain(hierarchies)
-        .flat_map(move |hierarchy| classes.map(|class| hierarchy.join(class)))
 }
 
 #[cfg(test)]

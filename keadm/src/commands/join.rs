@@ -168,7 +168,12 @@ async fn ready(args: &Join, paths: &EdgePaths, daemon: &Daemon) -> Result<()> {
             Ok((_, body)) => {
                 state = serde_json::from_slice(&body).context("edgecore's /nodez is malformed")?;
             }
-            Err(error) => reason = runtime::chain(error.as_ref()).to_string(),
+            Err(error) => {
+                reason = runtime::chain(error.as_ref()).to_string();
+                if daemon.restarts()? >= before + HOPELESS {
+                    bail!("edgecore ends again and again");
+                }
+            }
         }
         if state.node_ready {
             return Ok(());
@@ -177,9 +182,6 @@ async fn ready(args: &Join, paths: &EdgePaths, daemon: &Daemon) -> Result<()> {
             reason = error;
         } else if state.connected {
             "it is connected, but its node is not Ready in the cluster yet".clone_into(&mut reason);
-        }
-        if daemon.restarts()? >= before + HOPELESS {
-            bail!("edgecore ends again and again");
         }
         if Instant::now() > deadline {
             bail!("the node is not Ready after {} s: {reason}", args.timeout.as_secs());

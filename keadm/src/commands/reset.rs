@@ -7,6 +7,7 @@ use crate::{
     output,
 };
 
+mod cgroups;
 mod cloud;
 mod edge;
 mod files;

@@ -29,6 +29,7 @@ const NEEDED_FOR_VMS: &[(&str, &[&str])] = &[
     ("qemu-system-x86", &["/usr/bin/qemu-system-x86_64"]),
     ("e2fsprogs", &["/usr/sbin/mke2fs", "/sbin/mke2fs"]),
     ("xz-utils", &["/usr/bin/xz"]),
+    ("mmdebstrap", &["/usr/bin/mmdebstrap"]),
 ];
 
 pub(super) async fn ensure() -> Result<()> {

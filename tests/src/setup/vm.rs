@@ -21,6 +21,8 @@ use crate::{
 pub struct VmAssets {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
+    /// The kernel's modules, as they are to be found below `/lib/modules`.
+    pub(super) modules: PathBuf,
 }
 
 /// Always names the newest kernel.
@@ -28,24 +30,41 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 /// What the machine needs that is no part of the kernel itself; what these need comes with them.
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net"];
 /// Raised when what is put into the initial file system changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// qemu, a kernel, an initial file system.
 pub async fn ensure_vm() -> Result<VmAssets> {
     let _turn = turn("bench").await?;
+    ensure().await
+}
+
+/// For who has its turn.
+pub(super) async fn ensure() -> Result<VmAssets> {
     if !cfg!(target_arch = "x86_64") {
         bail!("virtual machines are made for amd64 only, as the kernel that they boot");
     }
     packages::ensure_vm().await?;
     let dir = cache_dir()?.join(format!("vm-{FORMAT}"));
-    let assets = VmAssets { kernel: dir.join("vmlinuz"), initramfs: dir.join("initramfs") };
+    let assets = VmAssets {
+        kernel: dir.join("vmlinuz"),
+        initramfs: dir.join("initramfs"),
+        modules: dir.join("modules"),
+    };
     if !assets.initramfs.exists() {
         let unpacked = kernel_package().await?;
+        let modules = ["lib/modules", "usr/lib/modules"].map(|below| unpacked.path().join(below));
+        let modules =
+            modules.iter().find(|dir| dir.is_dir()).context("the kernel's package has no modules")?;
         fs::create_dir_all(&dir)?;
+        // Of a setup that was interrupted.
+        if assets.modules.exists() {
+            fs::remove_dir_all(&assets.modules)?;
+        }
+        fs::rename(modules, &assets.modules)?;
         let kernel = find(&unpacked.path().join("boot"), &|name| name.starts_with("vmlinuz-"));
         fs::copy(kernel.first().context("the kernel's package has no kernel")?, &assets.kernel)?;
         let new = dir.join("initramfs.new");
-        fs::write(&new, initramfs(unpacked.path())?)?;
+        fs::write(&new, initramfs(&assets.modules)?)?;
         // Last: it says that all is there.
         fs::rename(&new, &assets.initramfs)?;
     }
@@ -80,9 +99,9 @@ async fn kernel_package() -> Result<tempfile::TempDir> {
     Ok(dir)
 }
 
-fn initramfs(package: &Path) -> Result<Vec<u8>> {
+fn initramfs(modules: &Path) -> Result<Vec<u8>> {
     let mut files = BTreeMap::new();
-    for path in find(package, &|name| name.contains(".ko")) {
+    for path in find(modules, &|name| name.contains(".ko")) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let name = name.split('.').next().unwrap_or_default().replace('-', "_");
         files.insert(name, path);
@@ -132,7 +151,7 @@ fn load(
     // Not there: then it is a part of the kernel.
     let Some(path) = files.get(module) else { return Ok(()) };
     let content = if path.extension().is_some_and(|extension| extension == "xz") {
-        let mut xz = command("xz", ["--decompress", "--keep"]);
+        let mut xz = command("xz", ["--decompress"]);
         xz.arg(path);
         output(xz)?;
         fs::read(path.with_extension(""))?

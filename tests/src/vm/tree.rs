@@ -43,15 +43,16 @@ pub async fn tree(image: &Path, programs: &[&Path], init: &str) -> Result<()> {
     fs::write(&path, format!("{PROLOGUE}{init}"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     // Nothing is written to it: no journal, little room.
-    make(image, root.path(), 32, &["-O", "^has_journal"]).await
+    disk_image(image, root.path(), 32, &["-O", "^has_journal"]).await
 }
 
 /// Makes the image of a disk with what is in a directory, and room for so many MiB more.
 pub async fn data_image(image: &Path, content: &Path, room_mib: u64) -> Result<()> {
-    make(image, content, room_mib, &[]).await
+    disk_image(image, content, room_mib, &[]).await
 }
 
-async fn make(image: &Path, content: &Path, room_mib: u64, options: &[&str]) -> Result<()> {
+/// As [`data_image`], with further options of mke2fs.
+pub(crate) async fn disk_image(image: &Path, content: &Path, room_mib: u64, options: &[&str]) -> Result<()> {
     let size = room_mib + size(content)? * 9 / 8 / (1 << 20);
     let mut mke2fs = command("mke2fs", ["-q", "-F", "-t", "ext4", "-m", "0"]);
     mke2fs.args(options).arg("-d").arg(content).arg(image).arg(format!("{size}M"));

@@ -5,7 +5,11 @@ use std::{fs, io, path::Path};
 use bytes::Bytes;
 
 use super::{PodWorker, WorkError};
-use crate::edged::{pod::DesiredPod, pod_state::Terminal, resources};
+use crate::edged::{
+    cgroup::{self, CGROUPS},
+    pod::DesiredPod,
+    pod_state::Terminal,
+};
 
 impl PodWorker {
     /// The end of a pod outlives the runtime's memory of its containers: a job that is done is not done again.
@@ -46,11 +50,7 @@ impl PodWorker {
         if self.terminal_kept {
             self.shared.store.delete_local(&self.terminal_key()).await?;
         }
-        for directory in resources::cgroup_directories(Path::new(resources::CGROUPS), &pod.uid) {
-            if let Err(error) = fs::remove_dir(&directory) {
-                tracing::debug!(%error, directory = %directory.display(), "cgroup not removed");
-            }
-        }
+        cgroup::remove(Path::new(CGROUPS), &pod.uid).await;
         tracing::info!(pod = %pod.key, uid = %pod.uid, "pod removed");
         Ok(())
     }

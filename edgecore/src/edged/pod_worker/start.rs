@@ -10,19 +10,19 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
-use proto::cri::v1;
+use proto::cri::v1::{self, CgroupDriver};
 use tokio::time::Instant;
 
 use super::{PodWorker, Shared, WorkError};
 use crate::edged::{
+    cgroup::{self, CGROUPS},
     cri::CriError,
     env, hosts,
     images::ImageError,
     pod::DesiredPod,
-    pod_cgroup,
     pod_state::{Waiting, Why},
     requests::{self, ContainerParts},
-    resources::{self, CGROUPS},
+    resources,
     security::{self, SecurityError},
     volumes::{Mounted, VolumeError},
 };
@@ -42,7 +42,8 @@ impl PodWorker {
             Ok(handler) => handler,
             Err(message) => return Ok(self.hold("FailedCreatePodSandBox", message)),
         };
-        let config = match self.sandbox_config(pod, attempt).await {
+        let driver = self.cgroup_driver().await;
+        let config = match self.sandbox_config(pod, attempt, driver) {
             Ok(config) => config,
             Err(error) => return Ok(self.hold("FailedCreatePodSandBox", error.to_string())),
         };
@@ -59,14 +60,26 @@ impl PodWorker {
         let node = self.shared.node.borrow().clone();
         let runtime = self.runtime.clone();
         let shared = self.shared.clone();
+        let slice = async {
+            match driver {
+                CgroupDriver::Systemd => {
+                    Box::pin(cgroup::tell_systemd(Path::new(CGROUPS), &pod.spec, &pod.uid)).await
+                }
+                CgroupDriver::Cgroupfs => Ok(()),
+            }
+        };
         // A token may have to come from the cloud meanwhile. What needs the pod's address comes with the next sync.
-        let (sandbox, mounted) =
-            tokio::join!(runtime.run_sandbox(config, handler), shared.volumes.sync(pod, &[], &node));
+        let (sandbox, mounted, slice) =
+            tokio::join!(runtime.run_sandbox(config, handler), shared.volumes.sync(pod, &[], &node), slice);
         self.note_volumes(mounted);
         match sandbox {
             Ok(id) => {
                 tracing::info!(pod = %pod.key, uid = %pod.uid, sandbox = id, attempt, "sandbox created");
-                if let Err(error) = pod_cgroup::apply(Path::new(CGROUPS), &pod.spec, &pod.uid) {
+                let group = match driver {
+                    CgroupDriver::Systemd => slice,
+                    CgroupDriver::Cgroupfs => cgroup::write(Path::new(CGROUPS), &pod.spec, &pod.uid),
+                };
+                if let Err(error) = group {
                     // Its containers have their own numbers; only beside other pods it may get too much or too little.
                     tracing::warn!(pod = %pod.key, %error, "cgroup of the pod not set up");
                 }
@@ -85,23 +98,20 @@ impl PodWorker {
         }
     }
 
-    async fn sandbox_config(
+    fn sandbox_config(
         &self,
         pod: &DesiredPod,
         attempt: u32,
+        driver: CgroupDriver,
     ) -> Result<v1::PodSandboxConfig, SecurityError> {
-        let driver = self.cgroup_driver().await;
         let start = self.observed.pod_start().unwrap_or(self.first_seen);
         let Shared { logs, dns, seccomp_profiles, .. } = self.shared.as_ref();
         requests::sandbox(pod, attempt, start, logs, dns, driver, seccomp_profiles)
     }
 
-    async fn cgroup_driver(&self) -> v1::CgroupDriver {
+    async fn cgroup_driver(&self) -> CgroupDriver {
         let asked = self.shared.cgroup_driver.get_or_try_init(|| async {
-            match self.runtime.cgroup_driver().await {
-                Err(error) if error.is_unimplemented() => Ok(guessed_driver()),
-                answer => answer,
-            }
+            Ok::<_, CriError>(self.runtime.cgroup_driver().await?.unwrap_or_else(guessed_driver))
         });
         let driver = asked.await.copied();
         driver.unwrap_or_else(|error| {
@@ -284,8 +294,9 @@ impl PodWorker {
             reason: "CreateContainerConfigError".to_owned(),
             message: runtime::chain(error).to_string(),
         };
-        let sandbox_config =
-            self.sandbox_config(pod, sandbox_attempt).await.map_err(|error| config_error(&error))?;
+        let sandbox_config = self
+            .sandbox_config(pod, sandbox_attempt, self.cgroup_driver().await)
+            .map_err(|error| config_error(&error))?;
         let image = self.image(pod, spec, &sandbox_config).await?;
         let node = self.shared.node.borrow().clone();
         let ips = self.addresses.as_ref().map(|(_, ips)| ips.clone()).unwrap_or_default();
@@ -481,12 +492,8 @@ fn is_oom_refusal(error: &CriError) -> bool {
     error.to_string().contains("oom_score_adj")
 }
 
-/// What containerd before 2.0 and no other source tells: systemd where it runs the machine.
-fn guessed_driver() -> v1::CgroupDriver {
-    // As sd_booted(3) has it. containerd's own default is cgroupfs, but a machine with systemd is set up for it.
-    if Path::new("/run/systemd/system").is_dir() {
-        v1::CgroupDriver::Systemd
-    } else {
-        v1::CgroupDriver::Cgroupfs
-    }
+/// Of a runtime that does not tell: systemd where it runs the machine.
+fn guessed_driver() -> CgroupDriver {
+    // As sd_booted(3) has it.
+    if Path::new("/run/systemd/system").is_dir() { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs }
 }

@@ -60,7 +60,11 @@ impl Cri {
         match self.client.runtime_config(within(ASK, RuntimeConfigRequest {})).await {
             Ok(answer) => Ok(answer.into_inner().linux.map(|linux| linux.cgroup_driver())),
             // containerd before 2.0.
-            Err(status) if status.code() == Code::Unimplemented => Ok(None),
+            Err(status) if status.code() == Code::Unimplemented => {
+                let status = self.client.status(within(ASK, StatusRequest { verbose: true })).await;
+                let status = status.context("the container runtime does not say its state")?.into_inner();
+                Ok(proto::cri::configured_driver(&status.info))
+            }
             Err(status) => Err(status).context("the container runtime does not say its cgroup driver"),
         }
     }

@@ -3,20 +3,17 @@
 //! A pod is the node's if edged made a directory for it: for its volumes, or for its logs. Another node's pods, of an
 //! edgecore with another root directory, are left alone.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result};
 use crds::componentconfig::edgecore::EdgePaths;
 use proto::cri::v1::PodSandbox;
 
-use super::files;
-use crate::{commands::join::cri::Cri, init_system, output};
-
-pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
+use super::{
+    cgroups::{self, CGROUPS},
+    files,
+};
+use crate::{commands::join::cri::Cri, output};
 
 pub(super) async fn remove(endpoint: &str, paths: &EdgePaths, dry_run: bool) -> Result<()> {
     // Before the directories by which they are known go away.
@@ -24,10 +21,9 @@ pub(super) async fn remove(endpoint: &str, paths: &EdgePaths, dry_run: bool) -> 
     uids.extend(remove_sandboxes(endpoint, paths, dry_run).await?);
     for uid in &uids {
         remove_logs(paths, uid, dry_run)?;
-        for cgroup in cgroups(Path::new(CGROUPS), uid) {
-            remove_cgroup(&cgroup, dry_run);
-        }
+        cgroups::remove(Path::new(CGROUPS), &cgroups::of_pod(uid), dry_run);
     }
+    cgroups::remove(Path::new(CGROUPS), &cgroups::of_classes(), dry_run);
     remove_dead_links(paths, dry_run)
 }
 
@@ -105,47 +101,8 @@ fn remove_dead_links(paths: &EdgePaths, dry_run: bool) -> Result<()> {
     Ok(())
 }
 
-/// The pod's cgroups, one a hierarchy, below the directory of the one of version 2 or of all of version 1; as either
-/// driver names them.
-fn cgroups(root: &Path, uid: &str) -> Vec<PathBuf> {
-    // A dash is a level of the tree in a slice's name.
-    let slice = uid.replace('-', "_");
-    let below = [
-        format!("kubepods/pod{uid}"),
-        format!("kubepods/burstable/pod{uid}"),
-        format!("kubepods/besteffort/pod{uid}"),
-        format!("kubepods.slice/kubepods-pod{slice}.slice"),
-        format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice"),
-        format!("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{slice}.slice"),
-    ];
-    let hierarchies = names(root).map(|name| root.join(name));
-    std::iter::once(root.to_owned())
-        .chain(hierarchies)
-        .flat_map(|hierarchy| below.each_ref().map(|below| hierarchy.join(below)))
-        .filter(|cgroup| cgroup.is_dir())
-        .collect()
-}
-
-/// An empty cgroup does no harm, so that one which stays is only said.
-fn remove_cgroup(cgroup: &Path, dry_run: bool) {
-    if dry_run {
-        output::planned(format_args!("remove the cgroup {}", cgroup.display()));
-        return;
-    }
-    if cgroup.extension().is_some_and(|extension| extension == "slice") {
-        let slice = cgroup.file_name().unwrap_or_default();
-        init_system::stop_slice(&slice.to_string_lossy());
-    }
-    match fs::remove_dir(cgroup) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            output::note(format_args!("the cgroup {} is left: {error}", cgroup.display()));
-        }
-        _ => {}
-    }
-}
-
 /// Of all that is in a directory; of one that is not there, none.
-fn names(dir: &Path) -> impl Iterator<Item = String> {
+pub(super) fn names(dir: &Path) -> impl Iterator<Item = String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
@@ -207,25 +164,5 @@ mod tests {
         remove(&endpoint, &paths, false).await.unwrap();
         assert!(!logs(UID).exists() && !link(UID).is_symlink() && !link("dead").is_symlink());
         assert!(logs("another").exists() && link("another").exists());
-    }
-
-    #[test]
-    fn cgroups_of_both_versions_and_drivers_are_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let uid = "7c9e-7425";
-        let own = [
-            "kubepods/burstable/pod7c9e-7425",
-            "kubepods.slice/kubepods-pod7c9e_7425.slice",
-            "memory/kubepods/pod7c9e-7425",
-            "systemd/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod7c9e_7425.slice",
-        ];
-        for below in own.into_iter().chain(["kubepods/pod1", "memory/kubepods/besteffort/pod1"]) {
-            fs::create_dir_all(dir.path().join(below)).unwrap();
-        }
-        let mut found = cgroups(dir.path(), uid);
-        found.sort();
-        let mut expected = own.map(|below| dir.path().join(below));
-        expected.sort();
-        assert_eq!(found, expected);
     }
 }
