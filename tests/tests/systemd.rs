@@ -13,7 +13,11 @@ use harness::{
     wait,
 };
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::{Api, ResourceExt, api::DeleteParams};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::json;
 
 /// A machine in software emulation takes its time, three of them on a busy host more so.
 const SOON: Duration = Duration::from_mins(3);
@@ -45,9 +49,12 @@ async fn machines_with_systemd_are_edge_nodes() -> Result<()> {
         programs(bench, &disk).await?;
         let scene = Scene { bench, assets, cluster, cloud, disk };
         let [a, b, c] = &KINDS;
-        let (mut a, mut b, mut c) =
-            tokio::try_join!(Edge::join(&scene, a), Edge::join(&scene, b), Edge::join(&scene, c))?;
-        tokio::try_join!(a.lives(&scene), b.lives(&scene), c.lives(&scene))?;
+        let (mut a, mut b, mut c) = tokio::try_join!(
+            Box::pin(Edge::join(&scene, a)),
+            Box::pin(Edge::join(&scene, b)),
+            Box::pin(Edge::join(&scene, c)),
+        )?;
+        tokio::try_join!(Box::pin(a.lives(&scene)), Box::pin(b.lives(&scene)), Box::pin(c.lives(&scene)),)?;
         let cloudcore = scene.cloud.pid()?;
         suspend(cloudcore)?;
         let booted = tokio::try_join!(a.boots_alone(), b.boots_alone(), c.boots_alone());
@@ -116,7 +123,8 @@ impl Class {
 
     fn resources(self) -> &'static str {
         match self {
-            Self::Guaranteed => "{limits: {cpu: 500m, memory: 64Mi}}",
+            // Until it runs; then it is to have 500m.
+            Self::Guaranteed => "{limits: {cpu: 800m, memory: 64Mi}}",
             Self::Burstable => "{requests: {cpu: 250m, memory: 32Mi}, limits: {memory: 128Mi}}",
             Self::BestEffort => "{}",
         }
@@ -233,9 +241,33 @@ impl Edge {
             .await?;
             self.guests.push(Guest { uid, class });
         }
+        self.is_resized(&pods).await?;
         wait::until("the greedy pod gone", SOON, async || {
             let pod = pods.get_opt(&greedy).await?;
             ensure!(pod.is_none(), "it is there");
+            Ok(())
+        })
+        .await
+    }
+
+    async fn is_resized(&self, pods: &Api<Pod>) -> Result<()> {
+        let name = format!("{}-{}", self.kind.name, Class::Guaranteed.name());
+        let before = pods.get(&name).await?;
+        let cpu = json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "500m"}});
+        let patch = json!({"spec": {"containers": [{"name": "main", "resources": cpu}]}});
+        pods.patch_subresource("resize", &name, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
+        let status = |pod: &Pod| {
+            pod.status.as_ref().and_then(|status| status.container_statuses.as_ref()?.first().cloned())
+        };
+        wait::until("a container resized", SOON, async || {
+            let now = status(&pods.get(&name).await?).context("no status")?;
+            let limits =
+                now.resources.as_ref().and_then(|resources| resources.limits.clone()).unwrap_or_default();
+            ensure!(limits.get("cpu").is_some_and(|cpu| cpu.0 == "500m"), "{now:?}");
+            ensure!(
+                Some(now.container_id) == status(&before).map(|before| before.container_id),
+                "it is another"
+            );
             Ok(())
         })
         .await

@@ -91,7 +91,8 @@ impl Numbers {
     }
 }
 
-/// Under the driver cgroupfs: to be called once the sandbox is there, before its containers are; again whenever it is made anew.
+/// Under the driver cgroupfs: to be called once the sandbox is there, before its containers are; again when it is made anew or
+/// what the pod gets has changed.
 pub(super) fn write(root: &Path, spec: &PodSpec, uid: &PodUid) -> io::Result<()> {
     let class = resources::qos_class(spec);
     let Numbers { shares, quota } = Numbers::of(spec);
@@ -100,11 +101,10 @@ pub(super) fn write(root: &Path, spec: &PodSpec, uid: &PodUid) -> io::Result<()>
         let pod = parent.join(format!("pod{uid}"));
         set(&pod.join("cpu.shares"), shares)?;
         set(&pod.join("cpu.weight"), weight(shares))?;
-        if let Some(quota) = quota {
-            set(&pod.join("cpu.cfs_period_us"), QUOTA_PERIOD)?;
-            set(&pod.join("cpu.cfs_quota_us"), quota)?;
-            set(&pod.join("cpu.max"), format_args!("{quota} {QUOTA_PERIOD}"))?;
-        }
+        set(&pod.join("cpu.cfs_period_us"), QUOTA_PERIOD)?;
+        set(&pod.join("cpu.cfs_quota_us"), quota.unwrap_or(-1))?;
+        let most = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+        set(&pod.join("cpu.max"), format_args!("{most} {QUOTA_PERIOD}"))?;
         weigh_class(&hierarchy, class)?;
     }
     Ok(())
@@ -156,7 +156,9 @@ pub(super) async fn tell_systemd(root: &Path, spec: &PodSpec, uid: &PodUid) -> i
     let own = slice(class, uid);
     let mut told = vec![own.clone(), format!("CPUWeight={}", weight(shares))];
     // Of a period, in hundredths of it; systemd's period is QUOTA_PERIOD.
-    told.extend(quota.map(|quota| format!("CPUQuota={}.{}%", quota / 1000, quota % 1000 / 100)));
+    let quota = quota.map(|quota| format!("{}.{}%", quota / 1000, quota % 1000 / 100));
+    // Nothing is no bound.
+    told.push(format!("CPUQuota={}", quota.unwrap_or_default()));
     set_property(&told).await?;
     weigh_slice(root, class, &own, weight(shares)).await
 }

@@ -234,6 +234,29 @@ impl Runtime {
             .container_id)
     }
 
+    /// While it runs.
+    pub async fn update_container(
+        &self,
+        id: &str,
+        linux: v1::LinuxContainerResources,
+    ) -> Result<(), CriError> {
+        let request = v1::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux) };
+        let mut client = self.pods.clone();
+        let asked = client.update_container_resources(request);
+        self.call("UpdateContainerResources", Some(WORK_DEADLINE), asked).await?;
+        Ok(())
+    }
+
+    /// `None` for a container that the runtime has no figures of, or that is gone.
+    pub async fn container_stats(&self, id: &str) -> Result<Option<v1::ContainerStats>, CriError> {
+        let request = v1::ContainerStatsRequest { container_id: id.to_owned() };
+        let mut client = self.pods.clone();
+        match self.call("ContainerStats", Some(ASK_DEADLINE), client.container_stats(request)).await {
+            Err(error) if error.is_not_found() => Ok(None),
+            answer => Ok(answer?.stats),
+        }
+    }
+
     pub async fn start_container(&self, id: &str) -> Result<(), CriError> {
         let request = v1::StartContainerRequest { container_id: id.to_owned() };
         let mut client = self.pods.clone();

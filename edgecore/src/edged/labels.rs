@@ -15,6 +15,9 @@ pub const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationM
 pub const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 pub const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
 
+/// What a container was made with of the resources that can change while it runs, see [`super::resources::resizable`].
+pub const RESOURCES: &str = "node.skerry.io/resources";
+
 /// When the pod was first seen on this node, carried from sandbox to sandbox: `status.startTime` has no other home
 /// at the edge.
 pub const POD_START: &str = "node.skerry.io/pod-start-time";

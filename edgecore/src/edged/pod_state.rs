@@ -12,6 +12,7 @@ mod plan;
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Container;
 use tokio::time::Instant;
 
 pub use self::{
@@ -20,7 +21,10 @@ pub use self::{
     plan::{Action, Course, Plan, Stop, Terminal, Why},
 };
 
-use super::pod::{DesiredPod, RestartPolicy, Role, container_hash};
+use super::{
+    pod::{DesiredPod, RestartPolicy, Role, container_hash},
+    resources,
+};
 
 /// However long something else took of the grace period, each container gets this much of it: a kill with no signal to
 /// end is for those who asked for it.
@@ -59,13 +63,13 @@ pub fn decide(pod: &DesiredPod, intent: Intent, observed: &Observed, memory: &Me
 /// Whether the pod has come to its end by itself, here or, where nothing is left of it, as the cloud knows.
 fn finished(pod: &DesiredPod, observed: &Observed) -> Option<Terminal> {
     if let Some(succeeded) = pod.ended {
-        return Some(Terminal { succeeded, reason: None, message: None });
+        return Some(Terminal::ended(succeeded));
     }
     let policy = pod.restart_policy();
     if policy == RestartPolicy::Always {
         return None;
     }
-    let terminal = |succeeded| Some(Terminal { succeeded, reason: None, message: None });
+    let terminal = |succeeded| Some(Terminal::ended(succeeded));
     let mains: Vec<_> = pod.spec.containers.iter().map(|spec| observed.latest(&spec.name)).collect();
     let exits: Vec<_> = mains.iter().flatten().filter_map(|container| container.exit()).collect();
     let succeeded = exits.iter().all(|exit| exit.code == 0);
@@ -237,7 +241,7 @@ impl Context<'_> {
     }
 
     /// Starts, restarts or stops one container, as its policy says.
-    fn keep_up(&self, plan: &mut Plan, role: Role, spec: &k8s_openapi::api::core::v1::Container) {
+    fn keep_up(&self, plan: &mut Plan, role: Role, spec: &Container) {
         let latest = self.observed.latest(&spec.name);
         let memory = self.memory.container(&spec.name);
         let stop = |container: &ContainerView, why| {
@@ -267,6 +271,18 @@ impl Context<'_> {
                     && *id == container.id
                 {
                     plan.actions.push(stop(container, *why));
+                } else if is_resized(spec, container, memory) {
+                    let failed = memory.and_then(|memory| memory.unresized(spec)).map(|(_, until)| until);
+                    match failed.filter(|until| *until > self.now) {
+                        _ if wants_restart(spec, container, memory) => {
+                            plan.actions.push(stop(container, Why::Resized));
+                        }
+                        Some(until) => plan.wake_at(until),
+                        None => plan.actions.push(Action::ResizeContainer {
+                            id: container.id.clone(),
+                            name: spec.name.clone(),
+                        }),
+                    }
                 }
             }
             _ => self.start(plan, role, spec, latest, memory),
@@ -277,14 +293,15 @@ impl Context<'_> {
         &self,
         plan: &mut Plan,
         role: Role,
-        spec: &k8s_openapi::api::core::v1::Container,
+        spec: &Container,
         latest: Option<&ContainerView>,
         memory: Option<&ContainerMemory>,
     ) {
         let exited = latest.and_then(|latest| latest.exit().map(|exit| (latest, exit)));
         if let Some((container, exit)) = exited {
             // An image that was changed in place is started whatever the policy says, as by kubelet.
-            let changed = container.hash.as_ref().is_some_and(|hash| *hash != container_hash(spec));
+            let changed = container.hash.as_ref().is_some_and(|hash| *hash != container_hash(spec))
+                || wants_restart(spec, container, memory);
             if !changed && !self.restarts(role, exit, container) {
                 return;
             }
@@ -318,6 +335,21 @@ impl Context<'_> {
             (Role::Ephemeral, _) | (_, RestartPolicy::Never) => false,
         }
     }
+}
+
+/// Whether a container has other resources than its pod says now.
+fn is_resized(spec: &Container, container: &ContainerView, memory: Option<&ContainerMemory>) -> bool {
+    applied(container, memory).is_some_and(|applied| applied != resources::resizable(spec))
+}
+
+/// Whether it is to get them by a new start.
+fn wants_restart(spec: &Container, container: &ContainerView, memory: Option<&ContainerMemory>) -> bool {
+    is_resized(spec, container, memory)
+        && applied(container, memory).is_some_and(|applied| resources::resize_restarts(applied, spec))
+}
+
+fn applied<'a>(container: &'a ContainerView, memory: Option<&'a ContainerMemory>) -> Option<&'a str> {
+    memory.map_or(container.resources.as_deref(), |memory| memory.applied(container))
 }
 
 #[cfg(test)]

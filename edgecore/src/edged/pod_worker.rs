@@ -9,6 +9,7 @@ mod evict;
 mod hooks;
 mod images;
 mod observe;
+mod resize;
 mod start;
 mod stop;
 mod tell;
@@ -38,7 +39,7 @@ use super::{
     logs::LogPaths,
     next_session,
     pod::{self, DesiredPod, Role},
-    pod_state::{self, Action, Course, Intent, Memory, Observed, Waiting},
+    pod_state::{self, Action, Course, Intent, Memory, Observed, Terminal, Waiting},
     probes::Probes,
     relist::{Listed, Poke},
     sources::Sources,
@@ -136,13 +137,23 @@ pub struct PodWorker {
     reported: Option<PodStatus>,
     reported_in_session: bool,
     terminated_reported: bool,
-    terminal_kept: bool,
-    /// When the volumes with a sizeLimit are to be measured.
+    end: End,
+    /// When what it has on the disk is to be measured.
     measure_at: Option<Instant>,
     /// Events that are kept with the next status.
     untold: Vec<Bytes>,
     /// When the pod came in, until it first ran: what edgecore adds is measured from it.
     arrived: Option<Instant>,
+}
+
+/// What has been done about the end of a pod that came to it by itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    /// It is kept in the store.
+    Kept,
+    /// Volumes and control groups are given back.
+    Released,
 }
 
 /// How the worker goes on.
@@ -177,7 +188,7 @@ impl PodWorker {
             reported: None,
             reported_in_session: false,
             terminated_reported: false,
-            terminal_kept: false,
+            end: End::Open,
             measure_at: None,
             untold: Vec::new(),
             arrived: Some(Instant::now()),
@@ -306,6 +317,7 @@ impl PodWorker {
                 self.runtime.remove_sandbox(&id).await?;
             }
             Action::RemoveContainer { id } => self.remove_container(pod, &id).await?,
+            Action::ResizeContainer { id, name } => self.resize(pod, &id, &name).await?,
             Action::CreateSandbox { attempt } => return Box::pin(self.create_sandbox(pod, attempt)).await,
             Action::StartContainer { name, attempt, .. } => {
                 return Box::pin(self.start_container(pod, &name, attempt)).await;
@@ -337,14 +349,7 @@ impl PodWorker {
                 self.report_terminated().await?;
                 return Ok(Next::Wait(None));
             }
-            Course::Ended(terminal) => {
-                if !self.terminal_kept {
-                    self.keep_terminal(&terminal).await?;
-                    self.terminal_kept = true;
-                    self.memory.terminal = Some(terminal);
-                }
-                self.probes.clear();
-            }
+            Course::Ended(terminal) => self.end(terminal).await?,
             Course::Going => {
                 if self.memory.hold.is_none_or(|hold| hold <= Instant::now()) {
                     self.memory.waiting = None;
@@ -357,7 +362,7 @@ impl PodWorker {
                         address.as_deref(),
                         &mut self.memory,
                     );
-                    wake = earlier(wake, self.enforce_size_limits().await);
+                    wake = earlier(wake, self.enforce_disk_limits().await);
                     wake = earlier(wake, self.follow_init());
                 }
             }
@@ -399,11 +404,7 @@ impl PodWorker {
         }
         let message = "Pod was active on the node longer than the specified deadline";
         self.normal(None, "DeadlineExceeded", message);
-        self.memory.terminal = Some(pod_state::Terminal {
-            succeeded: false,
-            reason: Some("DeadlineExceeded".to_owned()),
-            message: Some(message.to_owned()),
-        });
+        self.memory.terminal = Some(Terminal::failed("DeadlineExceeded", message.to_owned()));
         None
     }
 

@@ -107,6 +107,7 @@ pub fn container(pod: &DesiredPod, spec: &Container, parts: ContainerParts) -> v
                 spec.termination_message_policy.clone().unwrap_or_else(|| "File".to_owned()),
             ),
             (labels::GRACE_PERIOD, grace.to_string()),
+            (labels::RESOURCES, resources::resizable(spec)),
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );

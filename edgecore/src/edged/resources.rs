@@ -120,6 +120,76 @@ pub fn qos_class(spec: &PodSpec) -> QosClass {
     if guaranteed { QosClass::Guaranteed } else { QosClass::Burstable }
 }
 
+/// What of a container's resources can change while it runs (KEP-1287), as JSON with its keys in order: what two of them
+/// have the same is the same.
+pub fn resizable(container: &Container) -> String {
+    let resources = container.resources.clone().unwrap_or_default();
+    let only = |map: Option<BTreeMap<String, Quantity>>| {
+        let map: BTreeMap<_, _> =
+            map.into_iter().flatten().filter(|(name, _)| RESIZABLE.contains(&name.as_str())).collect();
+        (!map.is_empty()).then_some(map)
+    };
+    let part = ResourceRequirements {
+        limits: only(resources.limits),
+        requests: only(resources.requests),
+        ..Default::default()
+    };
+    serde_json::to_string(&part).unwrap_or_default()
+}
+
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+
+/// Whether a container that has `applied` ([`resizable`]) is to be started anew to have what its pod says now.
+pub fn resize_restarts(applied: &str, container: &Container) -> bool {
+    let applied: ResourceRequirements = serde_json::from_str(applied).unwrap_or_default();
+    let wanted = container.resources.as_ref();
+    container.resize_policy.iter().flatten().any(|policy| {
+        let name = policy.resource_name.as_str();
+        policy.restart_policy == "RestartContainer"
+            && (limit(Some(&applied), name) != limit(wanted, name)
+                || request(Some(&applied), name) != request(wanted, name))
+    })
+}
+
+/// Whether a container may use more of the CPU than with what it has ([`resizable`]).
+pub fn cpu_grows(applied: &str, container: &Container) -> bool {
+    let applied: ResourceRequirements = serde_json::from_str(applied).unwrap_or_default();
+    let most = |resources| positive(limit(resources, "cpu")).unwrap_or(i128::MAX);
+    most(container.resources.as_ref()) > most(Some(&applied))
+}
+
+/// A container's resources as its status shows them: as its pod says, but for what has not been changed yet.
+pub fn shown(container: &Container, applied: Option<&str>) -> ResourceRequirements {
+    let mut shown = container.resources.clone().unwrap_or_default();
+    let applied: Option<ResourceRequirements> =
+        applied.and_then(|applied| serde_json::from_str(applied).ok());
+    if let Some(applied) = applied {
+        for (to, from) in [(&mut shown.limits, applied.limits), (&mut shown.requests, applied.requests)] {
+            let mut map = to.take().unwrap_or_default();
+            map.retain(|name, _| !RESIZABLE.contains(&name.as_str()));
+            map.extend(from.into_iter().flatten());
+            *to = (!map.is_empty()).then_some(map);
+        }
+    }
+    shown.claims = None;
+    shown
+}
+
+/// The first resource of which a pod asks for more than a node has, and both amounts: thousandths of a core, or bytes.
+pub fn infeasible(spec: &PodSpec, milli_cpu: i64, memory: i64) -> Option<(&'static str, i64, i64)> {
+    let cpu =
+        |container: &Container| whole(positive(request(container.resources.as_ref(), "cpu")).unwrap_or(0));
+    let bytes = |container: &Container| {
+        Some(request(container.resources.as_ref(), "memory").and_then(units).unwrap_or(0))
+    };
+    let cpu = ("cpu", of_pod(spec, "cpu", cpu), milli_cpu);
+    let memory = ("memory", of_pod(spec, "memory", bytes), memory);
+    [cpu, memory].into_iter().find_map(|(name, asked, capacity)| {
+        let asked = asked.unwrap_or(i64::MAX);
+        (asked > capacity).then_some((name, asked, capacity))
+    })
+}
+
 /// What the container's cgroup gets. `node_memory` is the node's capacity in bytes, for the OOM score.
 pub fn container_resources(
     spec: &PodSpec,
@@ -156,6 +226,25 @@ pub fn pod_memory_limit(spec: &PodSpec) -> Option<i64> {
     of_pod(spec, "memory", |container| {
         limit(container.resources.as_ref(), "memory").and_then(units).filter(|bytes| *bytes > 0)
     })
+}
+
+/// What a pod may take of the disk, in bytes: the sum over the containers that have a limit, `None` when none has.
+pub fn pod_storage_limit(spec: &PodSpec) -> Option<u64> {
+    let of = |container: &Container| {
+        limit(container.resources.as_ref(), "ephemeral-storage").and_then(units).filter(|bytes| *bytes > 0)
+    };
+    if !spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(|one| of(one).is_some()) {
+        return None;
+    }
+    of_pod(spec, "ephemeral-storage", |container| Some(of(container).unwrap_or(0)))
+        .and_then(|bytes| u64::try_from(bytes).ok())
+}
+
+/// A number of bytes as a quantity.
+pub fn storage_text(bytes: u64) -> String {
+    let steps = [(30, "Gi"), (20, "Mi"), (10, "Ki")];
+    let fits = steps.into_iter().find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift);
+    fits.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
 }
 
 /// What a pod may use of the CPU in each period: `None` when a container has no limit.

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-        ContainerStatus, HostIP, PodCondition, PodIP, PodStatus,
+        ContainerStatus, HostIP, PodCondition, PodIP, PodStatus, VolumeMount, VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -63,12 +63,6 @@ impl View<'_> {
         let ips: Vec<String> =
             if self.pod.host_network() { self.node.ips.clone() } else { self.pod_ips.to_vec() };
         let has_sandbox = self.observed.sandbox().is_some_and(|sandbox| sandbox.ready);
-        // A pod that has ended keeps its last address out of its status, as kubelet does once the sandbox is gone.
-        let ips = if has_sandbox || (self.pod.host_network() && !self.observed.sandboxes.is_empty()) {
-            ips
-        } else {
-            Vec::new()
-        };
         let waiting = self.memory.waiting.as_ref();
         PodStatus {
             conditions: Some(self.conditions(phase, &inits, &mains, has_sandbox)),
@@ -116,7 +110,12 @@ impl View<'_> {
         let last = self.observed.last_exit(&spec.name, shown.map(|container| container.id.as_str()));
         // What waits has last run in the container that its id still names.
         let named = shown.or(latest);
+        let applied = latest
+            .filter(|latest| latest.is_running())
+            .and_then(|latest| memory.map_or(latest.resources.as_deref(), |memory| memory.applied(latest)));
+        let resources = resources::shown(spec, applied);
         ContainerStatus {
+            allocated_resources: resources.requests.clone(),
             container_id: named.map(|container| self.container_id(&container.id)),
             image: named
                 .map_or_else(|| spec.image.clone().unwrap_or_default(), |container| container.image.clone()),
@@ -126,9 +125,11 @@ impl View<'_> {
                 .map(|terminated| ContainerState { terminated: Some(terminated), ..Default::default() }),
             name: spec.name.clone(),
             ready,
+            resources: (role != Role::Ephemeral).then_some(resources),
             restart_count: latest.map_or(0, |latest| i32::try_from(latest.attempt).unwrap_or(i32::MAX)),
             started: Some(started),
             state: Some(state),
+            volume_mounts: spec.volume_mounts.as_ref().map(|mounts| mounts.iter().map(mount).collect()),
             ..Default::default()
         }
     }
@@ -309,6 +310,7 @@ impl View<'_> {
                 self.ready_since(containers_ready),
             ),
         ];
+        conditions.extend(self.unresized());
         for condition in &mut conditions {
             let before = self.before.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
             let mut same =
@@ -318,6 +320,23 @@ impl View<'_> {
             }
         }
         conditions
+    }
+
+    /// Why a container does not have the resources that the pod says now (KEP-1287).
+    fn unresized(&self) -> Option<PodCondition> {
+        let why = self.pod.all_containers().find_map(|(_, spec)| {
+            let container = self.observed.latest(&spec.name).filter(|container| container.is_running())?;
+            let memory = self.memory.containers.get(&spec.name)?;
+            let (why, _) = memory.unresized(spec)?;
+            (memory.applied(container)? != resources::resizable(spec)).then_some(why)
+        })?;
+        let type_ = if why.reason == "Infeasible" { "PodResizePending" } else { "PodResizeInProgress" };
+        let since = self.ready_since(true);
+        Some(PodCondition {
+            reason: Some(why.reason.clone()),
+            message: Some(why.message.clone()),
+            ..self.condition(type_, true, None, since)
+        })
     }
 
     /// Readiness gates are conditions that others write through the API: their state is not sent to the edge.
@@ -370,6 +389,19 @@ impl View<'_> {
             }
         });
         times.max().unwrap_or_else(|| self.start())
+    }
+}
+
+/// A volume mount as the status shows it.
+fn mount(spec: &VolumeMount) -> VolumeMountStatus {
+    let read_only = spec.read_only.unwrap_or(false);
+    let recursive = spec.recursive_read_only.as_deref() == Some("Enabled");
+    VolumeMountStatus {
+        mount_path: spec.mount_path.clone(),
+        name: spec.name.clone(),
+        read_only: read_only.then_some(true),
+        recursive_read_only: read_only.then(|| if recursive { "Enabled" } else { "Disabled" }.to_owned()),
+        ..Default::default()
     }
 }
 

@@ -210,20 +210,13 @@ impl Volumes {
 
     /// Takes away the directory of a pod that is gone, with what is mounted below it.
     pub fn remove(&self, uid: &PodUid) -> io::Result<()> {
-        let directory = self.pod_directory(uid);
-        if !directory.exists() {
-            return Ok(());
-        }
-        for mount in mounts_below(&directory)? {
-            rustix::mount::unmount(&mount, UnmountFlags::NOFOLLOW)?;
-        }
-        // A mount that is still there would be emptied with the directory: it may be the host's.
-        if let Some(mount) = mounts_below(&directory)?.pop() {
-            return Err(io::Error::other(format!("{} is still mounted", mount.display())));
-        }
-        fs::remove_dir_all(directory)
+        remove(&self.pod_directory(uid))
     }
 
+    /// The volumes alone: what else is in the pod's directory still tells how its containers ended.
+    pub fn release(&self, uid: &PodUid) -> io::Result<()> {
+        remove(&self.pod_directory(uid).join("volumes"))
+    }
     /// The pods that have a directory.
     pub fn uids(&self) -> io::Result<Vec<PodUid>> {
         let entries = match fs::read_dir(&self.root) {
@@ -342,6 +335,21 @@ pub fn unsupported(volume: &Volume) -> Option<String> {
     let json = serde_json::to_value(volume).unwrap_or_default();
     let kind = json.as_object().and_then(|map| map.keys().find(|key| *key != "name").cloned());
     Some(kind.unwrap_or_else(|| "source".to_owned()))
+}
+
+/// Unmounts what is below a directory, and removes it.
+fn remove(directory: &Path) -> io::Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    for mount in mounts_below(directory)? {
+        rustix::mount::unmount(&mount, UnmountFlags::NOFOLLOW)?;
+    }
+    // A mount that is still there would be emptied with the directory: it may be the host's.
+    if let Some(mount) = mounts_below(directory)?.pop() {
+        return Err(io::Error::other(format!("{} is still mounted", mount.display())));
+    }
+    fs::remove_dir_all(directory)
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ async fn lifecycle(bench: &Bench) -> Result<()> {
     other_probes(&site, &node).await?;
     ephemeral(&site, &node).await?;
     unsupported(&site, &node).await?;
-    ends(&node).await?;
+    ends(&site, &node).await?;
     check_unstartable(&site, &node).await?;
     node.end().await?.close().await?;
     Ok(())
@@ -280,7 +280,7 @@ async fn unsupported(site: &Site, node: &Node) -> Result<()> {
     Ok(())
 }
 
-async fn ends(node: &Node) -> Result<()> {
+async fn ends(site: &Site, node: &Node) -> Result<()> {
     // Fails once, then succeeds; the file outlives the container.
     let script = "[ -e /kept/x ] && exit 0; touch /kept/x; exit 4";
     let mut pod = pod_of(shell(script), json!({"volumeMounts": [{"name": "kept", "mountPath": "/kept"}]}));
@@ -297,6 +297,9 @@ async fn ends(node: &Node) -> Result<()> {
     let mut pod = pod_of(sleeper(fill), mounts);
     merge_spec(&mut pod, json!({"volumes": [{"name": "small", "emptyDir": {"sizeLimit": "1Mi"}}]}));
     node.put("Pod", "greedy", 1, pod).await?;
+    let storage = |limit: &str| json!({"resources": {"limits": {"ephemeral-storage": limit}}});
+    node.put("Pod", "wasteful", 1, pod_of(sleeper("head -c 9000000 /dev/zero > /big"), storage("2Mi")))
+        .await?;
     let mut pod = pod_of(shell("exit 0"), json!({}));
     merge_spec(
         &mut pod,
@@ -318,6 +321,14 @@ async fn ends(node: &Node) -> Result<()> {
     let main = container(&status, "main");
     ensure!(main["restartCount"] == 1 && main["state"]["terminated"]["reason"] == "Completed", "{status}");
     ensure!(has_exited(&status, 4), "{status}");
+    // Where it was is known; what it used is free again, and how it ended is not forgotten.
+    ensure!(status["podIP"].as_str().is_some_and(|ip| status["podIPs"][0]["ip"] == ip), "{status}");
+    let directory = site.dir().join("pods/second-uid");
+    wait::until("the volumes of a pod that has ended gone", SOON, async || {
+        ensure!(!directory.join("volumes").exists() && directory.join("containers").exists(), "not yet");
+        Ok(())
+    })
+    .await?;
     for name in ["Ready", "ContainersReady"] {
         let condition = condition(&status, name);
         ensure!(condition["status"] == "False" && condition["reason"] == "PodCompleted", "{status}");
@@ -329,13 +340,16 @@ async fn ends(node: &Node) -> Result<()> {
     let message = "Usage of EmptyDir volume \"small\" exceeds the limit \"1Mi\". ";
     ensure!(status["message"] == message, "{status}");
     node.event("greedy", "Evicted", message).await?;
+    let status = node.until("wasteful", "evicted", |status| status["phase"] == "Failed").await?;
+    let message = "Container main exceeded its local ephemeral storage limit \"2Mi\". ";
+    ensure!(status["reason"] == "Evicted" && status["message"] == message, "{status}");
     let status = node.until("with-sidecar", "succeeded", |status| status["phase"] == "Succeeded").await?;
     ensure!(status["initContainerStatuses"][0]["state"]["terminated"].is_object(), "{status}");
     let status = node.until("bad-init", "failed", |status| status["phase"] == "Failed").await?;
     ensure!(status["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 5, "{status}");
     ensure!(waits_for(&status, "PodInitializing"), "{status}");
     ensure!(condition(&status, "Initialized")["reason"] == "ContainersNotInitialized", "{status}");
-    for name in ["second", "late", "greedy", "with-sidecar", "bad-init"] {
+    for name in ["second", "late", "greedy", "wasteful", "with-sidecar", "bad-init"] {
         node.delete("Pod", name).await?;
     }
     Ok(())

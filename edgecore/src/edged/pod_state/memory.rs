@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container;
 use tokio::time::Instant;
 
 use super::{
-    observed::{Observed, State},
+    observed::{ContainerView, Observed, State},
     plan::{Terminal, Why},
 };
-use crate::edged::pod::DesiredPod;
+use crate::edged::{pod::DesiredPod, resources};
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 const BACKOFF_CAP: Duration = Duration::from_mins(5);
@@ -53,6 +54,10 @@ pub struct ContainerMemory {
     pub started: Option<bool>,
     /// The container whose preStop hook has run.
     pub pre_stopped: Option<String>,
+    /// The container whose resources were changed while it ran, and to what: [`resources::resizable`].
+    pub resized: Option<(String, String)>,
+    /// What it could not be changed to, why, and when to try again.
+    pub resize_failure: Option<(String, Waiting, Instant)>,
     /// Restarts that only the log directory still knows of.
     pub attempt_floor: u32,
 }
@@ -61,6 +66,18 @@ impl ContainerMemory {
     /// In CrashLoopBackOff, until when.
     pub fn backoff_until(&self, exited: &str) -> Option<Instant> {
         self.backoff.as_ref().filter(|(id, _)| id == exited).map(|(_, until)| *until)
+    }
+
+    /// What a container has of the resources that can change while it runs; `None` for one that does not say.
+    pub fn applied<'a>(&'a self, container: &'a ContainerView) -> Option<&'a str> {
+        let resized = self.resized.as_ref().filter(|(id, _)| *id == container.id);
+        resized.map(|(_, applied)| applied.as_str()).or(container.resources.as_deref())
+    }
+
+    /// Why a container does not have what its pod says now.
+    pub fn unresized(&self, spec: &Container) -> Option<(&Waiting, Instant)> {
+        let (wanted, why, until) = self.resize_failure.as_ref()?;
+        (*wanted == resources::resizable(spec)).then_some((why, *until))
     }
 
     pub fn backoff_delay(&self) -> Duration {

@@ -27,6 +27,8 @@ pub struct ContainerView {
     /// The restart count at its creation.
     pub attempt: u32,
     pub hash: Option<String>,
+    /// What it was made with, see [`crate::edged::labels::RESOURCES`].
+    pub resources: Option<String>,
     pub image: String,
     pub image_id: String,
     pub state: State,

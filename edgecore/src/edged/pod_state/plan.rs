@@ -12,6 +12,19 @@ pub struct Terminal {
     pub succeeded: bool,
     pub reason: Option<String>,
     pub message: Option<String>,
+    /// The addresses that it had.
+    #[serde(default)]
+    pub pod_ips: Vec<String>,
+}
+
+impl Terminal {
+    pub fn ended(succeeded: bool) -> Self {
+        Self { succeeded, reason: None, message: None, pod_ips: Vec::new() }
+    }
+
+    pub fn failed(reason: &str, message: String) -> Self {
+        Self { reason: Some(reason.to_owned()), message: Some(message), ..Self::ended(false) }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +42,11 @@ pub enum Action {
     },
     CreateSandbox {
         attempt: u32,
+    },
+    /// Its limits are changed while it runs.
+    ResizeContainer {
+        id: String,
+        name: String,
     },
     StartContainer {
         name: String,
@@ -54,6 +72,8 @@ pub enum Why {
     Unknown,
     /// Its image was changed in place.
     Changed,
+    /// Its resources were, and its resizePolicy asks for it.
+    Resized,
     Liveness,
     Startup,
     PostStart,
@@ -64,6 +84,7 @@ impl Why {
     pub fn message(self, container: &str) -> String {
         let cause = match self {
             Self::PodStops | Self::SandboxGone => return format!("Stopping container {container}"),
+            Self::Resized => return format!("Container {container} resize requires restart"),
             Self::Unknown => "is in an unknown state",
             Self::Changed => "definition changed",
             Self::Liveness => "failed liveness probe",

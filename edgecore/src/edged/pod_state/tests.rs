@@ -36,6 +36,7 @@ pub(crate) fn view(pod: &DesiredPod, name: &str, attempt: u32, sandbox: &str, st
         name: name.to_owned(),
         attempt,
         hash: pod.container(name).map(|(_, spec)| container_hash(spec)),
+        resources: pod.container(name).map(|(_, spec)| resources::resizable(spec)),
         image: "i:1".to_owned(),
         image_id: "sha256:1".to_owned(),
         state,
@@ -49,6 +50,50 @@ pub(crate) fn running() -> State {
 pub(crate) fn exited(code: i32, ran: i64) -> State {
     let (started_at, finished_at) = (at(100), at(100 + ran));
     State::Exited(Exit { code, reason: String::new(), message: String::new(), started_at, finished_at })
+}
+
+#[tokio::test]
+async fn resources_are_changed_in_place_or_by_a_new_start() {
+    let sized = |memory: &str, policy: &str| {
+        pod(&json!({"containers": [{
+            "name": "a", "image": "i:1",
+            "resources": {"limits": {"cpu": "1", "memory": memory}},
+            "resizePolicy": [{"resourceName": "memory", "restartPolicy": policy}],
+        }]}))
+    };
+    let now = Instant::now();
+    let actions = |pod: &DesiredPod, state: State, memory: &Memory| {
+        let before = sized("1Mi", "NotRequired");
+        let observed = seen(vec![sandbox(0, true)], vec![view(&before, "a", 0, "s0", state)]);
+        decide(pod, Intent::Run, &observed, memory, now).actions
+    };
+    let none = Memory::default();
+    assert_eq!(actions(&sized("1Mi", "RestartContainer"), running(), &none), []);
+    let resize = Action::ResizeContainer { id: "a0".to_owned(), name: "a".to_owned() };
+    let larger = sized("2Mi", "NotRequired");
+    assert_eq!(actions(&larger, running(), &none), std::slice::from_ref(&resize));
+    let anew = actions(&sized("2Mi", "RestartContainer"), running(), &none);
+    let [Action::StopContainers(stops)] = anew.as_slice() else { panic!("{anew:?}") };
+    assert_eq!(stops[0].why, Why::Resized);
+    // Once it has ended, at once and whatever else the policy says.
+    let started = actions(&sized("2Mi", "RestartContainer"), exited(0, 1), &none);
+    assert!(matches!(started.as_slice(), [Action::StartContainer { attempt: 1, .. }]), "{started:?}");
+
+    let of = |memory: ContainerMemory| Memory {
+        containers: [("a".to_owned(), memory)].into(),
+        ..Memory::default()
+    };
+    let wanted = resources::resizable(&larger.spec.containers[0]);
+    let mut done = ContainerMemory::default();
+    done.resized = Some(("a0".to_owned(), wanted.clone()));
+    let done = of(done);
+    assert_eq!(actions(&larger, running(), &done), []);
+    let why = Waiting { reason: "Error".to_owned(), message: String::new() };
+    let mut failed = ContainerMemory::default();
+    failed.resize_failure = Some((wanted, why, now + Duration::from_secs(30)));
+    let failed = of(failed);
+    assert_eq!(actions(&larger, running(), &failed), []);
+    assert_eq!(actions(&sized("3Mi", "NotRequired"), running(), &failed), [resize]);
 }
 
 fn seen(sandboxes: Vec<Sandbox>, containers: Vec<ContainerView>) -> Observed {
@@ -101,7 +146,7 @@ async fn policies_after_an_exit() {
         if restarts {
             assert_eq!(plan.actions, [start("a", Role::Main, 1)], "{policy} {code}");
         } else {
-            let ended = Terminal { succeeded: code == 0, reason: None, message: None };
+            let ended = Terminal::ended(code == 0);
             assert_eq!(plan.course, Course::Ended(ended), "{policy} {code}");
             assert_eq!(plan.actions, [Action::StopSandbox { id: "s0".to_owned() }]);
         }
@@ -129,14 +174,14 @@ async fn a_reboot_starts_over_in_a_new_sandbox_and_goes_on_counting() {
 async fn a_job_is_not_run_again_after_a_reboot() {
     let pod = simple("Never");
     let lost = seen(vec![sandbox(0, false)], vec![view(&pod, "a", 0, "s0", exited(137, 1))]);
-    let ended = Course::Ended(Terminal { succeeded: false, reason: None, message: None });
+    let ended = Course::Ended(Terminal::ended(false));
     assert_eq!(plan(&pod, &lost).course, ended);
     // Nothing of it had started: that is no end.
     let unstarted = seen(vec![sandbox(0, false)], Vec::new());
     assert!(plan(&pod, &unstarted).actions.contains(&Action::CreateSandbox { attempt: 1 }));
     let pod = simple("OnFailure");
     let done = seen(vec![sandbox(0, false)], vec![view(&pod, "a", 0, "s0", exited(0, 1))]);
-    let ended = Course::Ended(Terminal { succeeded: true, reason: None, message: None });
+    let ended = Course::Ended(Terminal::ended(true));
     assert_eq!(plan(&pod, &done).course, ended);
 }
 
@@ -144,7 +189,7 @@ async fn a_job_is_not_run_again_after_a_reboot() {
 async fn what_has_ended_in_the_cloud_is_not_run_again_by_an_edge_that_lost_its_disk() {
     let mut pod = simple("Never");
     pod.ended = Some(true);
-    let ended = Course::Ended(Terminal { succeeded: true, reason: None, message: None });
+    let ended = Course::Ended(Terminal::ended(true));
     let plan = plan(&pod, &seen(Vec::new(), Vec::new()));
     assert_eq!((plan.course, plan.actions), (ended, Vec::new()));
 }

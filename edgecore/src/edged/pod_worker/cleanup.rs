@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use bytes::Bytes;
 
-use super::{PodWorker, WorkError};
+use super::{End, PodWorker, WorkError};
 use crate::edged::{
     cgroup::{self, CGROUPS},
     pod::DesiredPod,
@@ -19,10 +19,34 @@ impl PodWorker {
         Ok(())
     }
 
+    /// Nothing of the pod runs, or will: all goes but its containers' records, for their logs and ends.
+    pub(super) async fn end(&mut self, terminal: Terminal) -> Result<(), WorkError> {
+        self.probes.clear();
+        let uid = self.current.pod.uid.clone();
+        if self.end == End::Open {
+            let pod_ips = self.addresses.as_ref().map(|(_, ips)| ips.clone()).unwrap_or_default();
+            let terminal = Terminal { pod_ips, ..terminal };
+            self.keep_terminal(&terminal).await?;
+            self.end = End::Kept;
+            self.memory.terminal = Some(terminal);
+        }
+        if self.end == End::Kept {
+            self.mounted = None;
+            self.shared.volumes.release(&uid)?;
+            self.shared.tokens.forget(&uid).await?;
+            cgroup::remove(Path::new(CGROUPS), &uid).await;
+            self.end = End::Released;
+        }
+        Ok(())
+    }
+
     pub(super) fn recall(&mut self) -> Result<(), WorkError> {
         if let Some(value) = self.shared.store.local(&self.terminal_key())? {
-            self.memory.terminal = Some(serde_json::from_slice(&value)?);
-            self.terminal_kept = true;
+            let terminal: Terminal = serde_json::from_slice(&value)?;
+            // Of no sandbox that is there.
+            self.addresses = Some((String::new(), terminal.pod_ips.clone()));
+            self.memory.terminal = Some(terminal);
+            self.end = End::Kept;
         }
         Ok(())
     }
@@ -47,7 +71,7 @@ impl PodWorker {
         self.shared.volumes.remove(&pod.uid)?;
         self.shared.logs.remove_pod(&pod)?;
         self.shared.tokens.forget(&pod.uid).await?;
-        if self.terminal_kept {
+        if self.end != End::Open {
             self.shared.store.delete_local(&self.terminal_key()).await?;
         }
         cgroup::remove(Path::new(CGROUPS), &pod.uid).await;

@@ -89,6 +89,7 @@ impl PodWorker {
             sandbox_id: container.pod_sandbox_id.clone(),
             attempt: counted.unwrap_or(metadata.attempt),
             hash: container.annotations.get(labels::CONTAINER_HASH).cloned(),
+            resources: container.annotations.get(labels::RESOURCES).cloned(),
             image: self.image_name(&metadata.name, image),
             image_id: status.map_or_else(|| container.image_ref.clone(), |status| status.image_ref.clone()),
             name: metadata.name,
@@ -130,10 +131,8 @@ impl PodWorker {
 
     async fn fetch_addresses(&mut self) -> Result<(), WorkError> {
         let ready = self.observed.sandbox().filter(|sandbox| sandbox.ready).map(|sandbox| sandbox.id.clone());
-        let Some(id) = ready.filter(|_| !self.current.pod.host_network()) else {
-            self.addresses = None;
-            return Ok(());
-        };
+        // Without one the pod keeps its last: of a job that is done, people want to know where it was.
+        let Some(id) = ready.filter(|_| !self.current.pod.host_network()) else { return Ok(()) };
         if self.addresses.as_ref().is_some_and(|(known, ips)| *known == id && !ips.is_empty()) {
             return Ok(());
         }

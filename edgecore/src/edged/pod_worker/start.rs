@@ -109,7 +109,7 @@ impl PodWorker {
         requests::sandbox(pod, attempt, start, logs, dns, driver, seccomp_profiles)
     }
 
-    async fn cgroup_driver(&self) -> CgroupDriver {
+    pub(super) async fn cgroup_driver(&self) -> CgroupDriver {
         let asked = self.shared.cgroup_driver.get_or_try_init(|| async {
             Ok::<_, CriError>(self.runtime.cgroup_driver().await?.unwrap_or_else(guessed_driver))
         });

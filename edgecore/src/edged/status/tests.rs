@@ -96,18 +96,19 @@ async fn the_end_is_the_end() {
         sandboxes: vec![sandbox(0, false)],
         containers: vec![view(&pod, "a", 0, "s0", exited(0, 1))],
     };
-    let terminal = Some(Terminal { succeeded: true, reason: None, message: None });
+    let terminal = Some(Terminal::ended(true));
     let status = status(&pod, &observed, &Memory { terminal, ..Memory::default() });
     assert_eq!(status.phase.as_deref(), Some("Succeeded"));
     assert_eq!(condition(&status, "Ready").reason.as_deref(), Some("PodCompleted"));
-    assert_eq!(status.pod_ip, None);
+    // People look where a job has run.
+    assert_eq!(status.pod_ip.as_deref(), Some("10.0.0.2"));
 }
 
 #[tokio::test]
 async fn nothing_has_ended_while_a_container_runs() {
     let pod = pod(&json!({"restartPolicy": "Never", "containers": [{"name": "a"}, {"name": "b"}]}));
     let reason = Some("DeadlineExceeded".to_owned());
-    let terminal = Some(Terminal { succeeded: false, reason: reason.clone(), message: None });
+    let terminal = Some(Terminal { reason: reason.clone(), ..Terminal::ended(false) });
     let memory = Memory { terminal, ..Memory::default() };
     let ended = view(&pod, "a", 0, "s0", exited(0, 1));
     let with = |b| Observed {
