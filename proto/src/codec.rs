@@ -138,11 +138,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::{Ack, Goodbye, Ping};
+    use crate::message::{Ack, Action, Batch, Change, Goodbye, Ping, Put};
 
     #[test]
     fn a_ping_is_three_bytes() {
         assert_eq!(encode(Body::Ping(Ping {})).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn the_largest_object_fits_into_a_frame() {
+        let key = "x".repeat(crate::limits::MAX_KEY);
+        let object = Bytes::from(vec![b'x'; crate::limits::MAX_OBJECT]);
+        let put = Put { resource_version: u64::MAX, object };
+        let change = Change { key, action: Some(Action::Put(put)) };
+        let body = Body::Batch(Batch { seq: u64::MAX, changes: vec![change] });
+        assert_eq!(decode(encode(body.clone()).unwrap()).unwrap(), body);
     }
 
     #[test]

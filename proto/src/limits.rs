@@ -4,6 +4,9 @@
 /// at worst when its JSON is escaped inside another, and 4 MiB leaves room for the rest of the message.
 pub const MAX_FRAME: usize = 4 << 20;
 
+/// An object's bytes: what a frame has room for beside all else that it says of one.
+pub const MAX_OBJECT: usize = MAX_FRAME - (16 << 10);
+
 /// A batch is closed once its changes reach this size, so that a heartbeat never waits behind much more.
 pub const BATCH_BYTES: usize = 128 << 10;
 

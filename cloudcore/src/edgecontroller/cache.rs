@@ -154,17 +154,18 @@ impl Reflector {
         let from = if let Some(version) = version.clone() {
             version
         } else {
-            let (objects, listed) = self.list().await?;
+            let (objects, unreadable, listed) = self.list().await?;
             info!(kind = self.kind.key, objects = objects.len(), version = listed, "listed");
-            self.index.replace(self.kind, objects, resource_version(&listed));
+            self.index.replace(self.kind, objects, unreadable, resource_version(&listed));
             *version = Some(listed.clone());
             listed
         };
         self.watch(from, version, backoff).await
     }
 
-    async fn list(&self) -> Result<(Vec<Cached>, String), WatchError> {
-        let mut objects = Vec::new();
+    /// The objects, the keys of those that cannot be passed on, and the version of the whole.
+    async fn list(&self) -> Result<(Vec<Cached>, Vec<ResourceKey>, String), WatchError> {
+        let (mut objects, mut unreadable) = (Vec::new(), Vec::new());
         let mut next = String::new();
         loop {
             let mut path = format!("{}?limit={PAGE}{}", self.kind.path, self.selector());
@@ -179,9 +180,14 @@ impl Reflector {
                 .map_err(|_| WatchError::ListTimedOut)?
                 .map_err(|source| WatchError::List(Box::new(source)))?;
             let list: List<'_> = serde_json::from_str(&text).map_err(WatchError::Parse)?;
-            objects.extend(list.items.unwrap_or_default().iter().filter_map(|raw| self.take(raw.get())));
+            for raw in list.items.unwrap_or_default() {
+                match self.take(raw.get()) {
+                    Some(cached) => objects.push(cached),
+                    None => unreadable.extend(key_of(self.kind, raw.get())),
+                }
+            }
             if list.metadata.r#continue.is_empty() {
-                return Ok((objects, list.metadata.resource_version));
+                return Ok((objects, unreadable, list.metadata.resource_version));
             }
             next = list.metadata.r#continue;
         }
@@ -228,15 +234,16 @@ impl Reflector {
         match event.r#type {
             "ADDED" | "MODIFIED" => {
                 let seen = serde_json::from_str::<Bookmark>(raw).map_err(parse)?.metadata.resource_version;
-                match self.take(raw) {
-                    Some(cached) => self.index.apply(self.kind, cached),
-                    None => self.index.bookmark(self.kind, resource_version(&seen)),
+                match (self.take(raw), key_of(self.kind, raw)) {
+                    (Some(cached), _) => self.index.apply(self.kind, cached),
+                    (None, Some(key)) => self.index.withhold(self.kind, key, resource_version(&seen)),
+                    (None, None) => self.index.bookmark(self.kind, resource_version(&seen)),
                 }
                 Ok(seen)
             }
             "DELETED" => {
                 let seen = serde_json::from_str::<Bookmark>(raw).map_err(parse)?.metadata.resource_version;
-                match deleted_key(self.kind, raw) {
+                match key_of(self.kind, raw) {
                     Some(key) => self.index.delete(self.kind, &key, resource_version(&seen)),
                     None => self.index.bookmark(self.kind, resource_version(&seen)),
                 }
@@ -258,7 +265,7 @@ impl Reflector {
         }
     }
 
-    /// An object that does not parse is reported and left out; it never stops the others.
+    /// An object that does not parse, or is too large, is reported and left out; it never stops the others.
     fn take(&self, raw: &str) -> Option<Cached> {
         match self.kind.take(raw) {
             Ok(cached) => Some(cached),
@@ -279,9 +286,9 @@ impl Reflector {
     }
 }
 
-fn deleted_key(kind: &Kind, raw: &str) -> Option<ResourceKey> {
+fn key_of(kind: &Kind, raw: &str) -> Option<ResourceKey> {
     #[derive(Deserialize)]
-    struct Deleted {
+    struct Named {
         metadata: Name,
     }
     #[derive(Deserialize)]
@@ -290,6 +297,6 @@ fn deleted_key(kind: &Kind, raw: &str) -> Option<ResourceKey> {
         #[serde(default)]
         namespace: String,
     }
-    let deleted: Deleted = serde_json::from_str(raw).ok()?;
-    ResourceKey::new(kind.key, &deleted.metadata.namespace, &deleted.metadata.name).ok()
+    let named: Named = serde_json::from_str(raw).ok()?;
+    ResourceKey::new(kind.key, &named.metadata.namespace, &named.metadata.name).ok()
 }

@@ -35,6 +35,8 @@ pub struct Index {
 struct State {
     kinds: HashMap<&'static str, KindState>,
     objects: HashMap<ResourceKey, Cached>,
+    /// Objects of the API that cannot be passed on: that they are not in `objects` does not mean that they are gone.
+    unreadable: HashSet<ResourceKey>,
     /// Pods by node, for nodes with and without a session.
     pods: HashMap<Box<str>, BTreeSet<ResourceKey>>,
     /// Nodes with a session.
@@ -78,6 +80,7 @@ impl Index {
         let state = State {
             kinds: KINDS.iter().map(|kind| (kind.key, KindState::default())).collect(),
             objects: HashMap::new(),
+            unreadable: HashSet::new(),
             pods: HashMap::new(),
             nodes: HashMap::new(),
             holders: HashMap::new(),
@@ -86,11 +89,21 @@ impl Index {
         Self { state: RwLock::new(state), unguarded: Arc::new(KeySet::default()) }
     }
 
-    /// The whole content of a kind, as of `resource_version`: what is not in it is gone.
-    pub fn replace(&self, kind: &Kind, objects: Vec<Cached>, resource_version: u64) {
+    /// The whole content of a kind, as of `resource_version`: what is not in it is gone. `unreadable` is there, and cannot
+    /// be passed on.
+    pub fn replace(
+        &self,
+        kind: &Kind,
+        objects: Vec<Cached>,
+        unreadable: Vec<ResourceKey>,
+        resource_version: u64,
+    ) {
         let mut state = self.write();
         let state = &mut *state;
-        let kept: HashSet<ResourceKey> = objects.iter().map(|cached| cached.object.key.clone()).collect();
+        state.unreadable.retain(|key| key.kind() != kind.key);
+        state.unreadable.extend(unreadable);
+        let kept: HashSet<ResourceKey> =
+            objects.iter().map(|cached| &cached.object.key).chain(&state.unreadable).cloned().collect();
         let gone: Vec<ResourceKey> = state
             .objects
             .keys()
@@ -118,6 +131,13 @@ impl Index {
         let mut state = self.write();
         state.saw(kind, cached.object.version.resource_version);
         state.put(cached, &self.unguarded);
+    }
+
+    /// An object that cannot be passed on has this version now; nodes keep what they have of it.
+    pub fn withhold(&self, kind: &Kind, key: ResourceKey, resource_version: u64) {
+        let mut state = self.write();
+        state.saw(kind, resource_version);
+        state.unreadable.insert(key);
     }
 
     /// `resource_version` is that of the deletion.
@@ -253,6 +273,7 @@ impl State {
 
     fn put(&mut self, cached: Cached, unguarded: &KeySet) {
         let key = cached.object.key.clone();
+        self.unreadable.remove(&key);
         let hash = cached.object.version.hash;
         let previous = self.objects.insert(key.clone(), cached);
         let changed = previous.as_ref().map(|previous| previous.object.version.hash) != Some(hash);
@@ -292,6 +313,7 @@ impl State {
     }
 
     fn remove(&mut self, key: &ResourceKey, unguarded: &KeySet) {
+        self.unreadable.remove(key);
         let Some(previous) = self.objects.remove(key) else { return };
         for node in self.holders.get(key).into_iter().flatten() {
             if let Some(view) = self.nodes.get_mut(node) {
@@ -501,7 +523,9 @@ impl NodeSubscription {
         let seen = |kind: &str, version: u64| {
             state.kinds.get(kind).is_some_and(|kind| kind.listed && kind.newest >= version)
         };
-        seen(key.kind(), resource_version) && seen("Pod", self.newest_pod.load(Ordering::Relaxed))
+        !state.unreadable.contains(key)
+            && seen(key.kind(), resource_version)
+            && seen("Pod", self.newest_pod.load(Ordering::Relaxed))
     }
 
     fn withheld(&self) -> MutexGuard<'_, BTreeMap<ResourceKey, u64>> {

@@ -10,7 +10,7 @@
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use bytes::Bytes;
-use proto::{Object, ResourceKey, resource::KeyError};
+use proto::{Object, ResourceKey, limits, resource::KeyError};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
@@ -171,6 +171,8 @@ pub enum ObjectError {
     },
     #[error("object of kind {kind} has no {field}")]
     Missing { kind: &'static str, field: &'static str },
+    #[error("{key} has {size} bytes as JSON; an edge node takes {}", limits::MAX_OBJECT)]
+    TooLarge { key: ResourceKey, size: usize },
     #[error("object of kind {kind} has a name that cannot be sent")]
     Key {
         kind: &'static str,
@@ -287,6 +289,9 @@ impl Kind {
                 (node_bytes(&fields, raw_metadata).map_err(parse)?, Facts::Node(facts))
             }
         };
+        if bytes.len() > limits::MAX_OBJECT {
+            return Err(ObjectError::TooLarge { key, size: bytes.len() });
+        }
         let object = Object::new(key, resource_version(&metadata.resource_version), Bytes::from(bytes));
         Ok(Cached { object, uid: metadata.uid, facts })
     }
@@ -472,5 +477,13 @@ mod tests {
         {
             assert!(kind("Secret").take(raw).is_err(), "{raw:?} was taken");
         }
+        let large = |length: usize| {
+            let data = json!({"k": "x".repeat(length)});
+            kind("ConfigMap")
+                .take(&json!({"metadata": {"name": "one", "namespace": "a"}, "data": data}).to_string())
+        };
+        assert!(large(limits::MAX_OBJECT - 200).is_ok());
+        let error = large(limits::MAX_OBJECT).unwrap_err().to_string();
+        assert!(error.starts_with("ConfigMap/a/one has "), "{error}");
     }
 }

@@ -58,8 +58,8 @@ fn check_digest(view: &NodeSubscription) {
 #[test]
 fn a_node_holds_its_pods_and_what_they_refer_to() {
     let index = Arc::new(Index::new());
-    index.replace(kind("ConfigMap"), vec![config_map("one", "1", 1), config_map("two", "2", 2)], 5);
-    index.replace(kind("Pod"), vec![pod("p", "n", &["one"], 3), pod("q", "other", &["two"], 4)], 5);
+    index.replace(kind("ConfigMap"), vec![config_map("one", "1", 1), config_map("two", "2", 2)], vec![], 5);
+    index.replace(kind("Pod"), vec![pod("p", "n", &["one"], 3), pod("q", "other", &["two"], 4)], vec![], 5);
     let view = index.subscribe("n");
     assert_eq!(held(&view), ["ConfigMap/a/one", "Pod/a/p"]);
     assert!(view.get(&key("ConfigMap/a/two")).is_none(), "an object that another node needs");
@@ -84,7 +84,7 @@ fn a_node_holds_its_pods_and_what_they_refer_to() {
 #[test]
 fn the_same_content_is_no_change() {
     let index = Arc::new(Index::new());
-    index.replace(kind("Pod"), vec![pod("p", "n", &[], 3)], 3);
+    index.replace(kind("Pod"), vec![pod("p", "n", &[], 3)], vec![], 3);
     let view = index.subscribe("n");
     drain(view.dirty());
     index.apply(kind("Pod"), pod("p", "n", &[], 4));
@@ -96,15 +96,42 @@ fn the_same_content_is_no_change() {
 #[test]
 fn a_relist_removes_what_is_not_in_it() {
     let index = Arc::new(Index::new());
-    index.replace(kind("Pod"), vec![pod("p", "n", &[], 1), pod("q", "n", &[], 2)], 2);
-    index.replace(kind("ConfigMap"), vec![config_map("one", "1", 1)], 2);
+    index.replace(kind("Pod"), vec![pod("p", "n", &[], 1), pod("q", "n", &[], 2)], vec![], 2);
+    index.replace(kind("ConfigMap"), vec![config_map("one", "1", 1)], vec![], 2);
     let view = index.subscribe("n");
     drain(view.dirty());
-    index.replace(kind("Pod"), vec![pod("q", "n", &["one"], 7)], 8);
+    index.replace(kind("Pod"), vec![pod("q", "n", &["one"], 7)], vec![], 8);
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/one", "Pod/a/p", "Pod/a/q"]);
     check_digest(&view);
-    index.replace(kind("ConfigMap"), Vec::new(), 9);
+    index.replace(kind("ConfigMap"), Vec::new(), vec![], 9);
     assert_eq!(held(&view), ["Pod/a/q"]);
+    check_digest(&view);
+}
+
+#[test]
+fn what_cannot_be_passed_on_is_not_gone() {
+    let index = Arc::new(Index::new());
+    for kind in &KINDS {
+        index.replace(kind, Vec::new(), vec![], 1);
+    }
+    let (one, two) = (key("ConfigMap/a/one"), key("ConfigMap/a/two"));
+    index.apply(kind("ConfigMap"), config_map("one", "1", 2));
+    index.apply(kind("Pod"), pod("p", "n", &["one", "two"], 3));
+    let view = index.subscribe("n");
+    // An edge has it from before; this replica never could read it.
+    index.withhold(kind("ConfigMap"), two.clone(), 5);
+    assert!(view.get(&two).is_none() && !view.has_seen(&two, 2));
+    // Once read, it may become unreadable: what was read last stays.
+    index.replace(kind("ConfigMap"), Vec::new(), vec![one.clone(), two.clone()], 7);
+    assert!(view.get(&one).is_some() && !view.has_seen(&two, 2));
+    check_digest(&view);
+    drain(view.dirty());
+    index.delete(kind("ConfigMap"), &two, 8);
+    view.recheck();
+    assert_eq!(drain(view.dirty()), ["ConfigMap/a/two"]);
+    assert!(view.has_seen(&two, 2));
+    index.replace(kind("ConfigMap"), Vec::new(), vec![], 9);
+    assert!(view.get(&one).is_none());
     check_digest(&view);
 }
 
@@ -115,7 +142,7 @@ fn nothing_is_complete_or_seen_before_it_was_listed() {
     for kind in &KINDS {
         assert!(!view.is_complete());
         assert!(!view.has_seen(&ResourceKey::new(kind.key, "a", "x").unwrap(), 0));
-        index.replace(kind, Vec::new(), 10);
+        index.replace(kind, Vec::new(), vec![], 10);
     }
     assert!(view.is_complete());
     assert!(view.has_seen(&key("Pod/a/x"), 10) && !view.has_seen(&key("Pod/a/x"), 11));
@@ -127,7 +154,7 @@ fn nothing_is_complete_or_seen_before_it_was_listed() {
 #[test]
 fn a_later_session_is_not_hurt_by_the_end_of_the_earlier_one() {
     let index = Arc::new(Index::new());
-    index.replace(kind("Pod"), vec![pod("p", "n", &[], 1)], 1);
+    index.replace(kind("Pod"), vec![pod("p", "n", &[], 1)], vec![], 1);
     let first = index.subscribe("n");
     let second = index.subscribe("n");
     drop(first);
@@ -147,6 +174,7 @@ fn pods_of_edge_nodes_wait_for_protection() {
     index.replace(
         kind("Pod"),
         vec![pod("p", "edge", &[], 1), pod("q", "cloud", &[], 1), pod("r", "ours", &[], 1)],
+        vec![],
         1,
     );
     assert_eq!(drain(index.unguarded()), [""; 0]);
@@ -199,7 +227,7 @@ fn an_opt_out_gives_back_what_we_have_protected_and_nothing_else() {
 fn what_a_newer_replica_sent_is_kept_until_this_one_has_caught_up() {
     let index = Arc::new(Index::new());
     for kind in &KINDS {
-        index.replace(kind, Vec::new(), 100);
+        index.replace(kind, Vec::new(), vec![], 100);
     }
     let view = index.subscribe("n");
     // Pod p (at 120) refers to settings (at 50); this replica's cache of pods is at 100.
@@ -210,7 +238,7 @@ fn what_a_newer_replica_sent_is_kept_until_this_one_has_caught_up() {
     view.recheck();
     assert_eq!(drain(view.dirty()), [""; 0]);
     // The pod is deleted, and this replica hears of neither: its list is newer, and empty.
-    index.replace(kind("Pod"), Vec::new(), 130);
+    index.replace(kind("Pod"), Vec::new(), vec![], 130);
     view.recheck();
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/settings", "Pod/a/p"]);
     assert!(view.has_seen(&key("ConfigMap/a/settings"), 50));
