@@ -6,6 +6,7 @@
 
 mod cleanup;
 mod evict;
+mod foresee;
 mod hooks;
 mod images;
 mod observe;
@@ -121,6 +122,8 @@ pub struct PodWorker {
     observed: Observed,
     /// Of containers in the state they were in: what has started or ended does not change.
     statuses: HashMap<String, v1::ContainerStatus>,
+    /// Those of them that were asked for so soon after the end that the runtime may not have known its reason.
+    hasty: Vec<String>,
     /// Addresses, and the sandbox that has them.
     addresses: Option<(String, Vec<String>)>,
     mounted: Option<Mounted>,
@@ -128,6 +131,8 @@ pub struct PodWorker {
     references_mounted: Option<u64>,
     /// A listing asked for before this does not show what was done.
     acted_at: Option<Instant>,
+    /// Within a pass: what a listing would show now.
+    foreseen: Option<Listed>,
     failures: u32,
     /// Holds in a row, see [`Memory::hold`].
     holds: u32,
@@ -177,10 +182,12 @@ impl PodWorker {
             memory: Memory::default(),
             observed: Observed::default(),
             statuses: HashMap::new(),
+            hasty: Vec::new(),
             addresses: None,
             mounted: None,
             references_mounted: None,
             acted_at: fresh.then(Instant::now),
+            foreseen: None,
             failures: 0,
             holds: 0,
             init_poll: FIRST_INIT_POLL,
@@ -272,6 +279,12 @@ impl PodWorker {
     }
 
     async fn pass(&mut self) -> Result<Next, WorkError> {
+        let next = self.rounds().await;
+        self.foreseen = None;
+        next
+    }
+
+    async fn rounds(&mut self) -> Result<Next, WorkError> {
         for _ in 0..ROUNDS {
             self.take_input();
             self.observe().await?;
@@ -297,6 +310,7 @@ impl PodWorker {
             tracing::debug!(pod = %pod.key, actions = ?plan.actions, "acting");
             for action in plan.actions {
                 if !self.act(&pod, action).await? {
+                    self.foreseen = None;
                     break;
                 }
             }
@@ -309,6 +323,9 @@ impl PodWorker {
 
     /// False: what follows makes no sense any more, decide again.
     async fn act(&mut self, pod: &DesiredPod, action: Action) -> Result<bool, WorkError> {
+        if !matches!(action, Action::CreateSandbox { .. } | Action::StartContainer { .. }) {
+            self.foreseen = None;
+        }
         match action {
             Action::StopContainers(stops) => return self.stop_containers(stops).await,
             Action::StopSandbox { id } => self.runtime.stop_sandbox(&id).await?,

@@ -298,7 +298,8 @@ async fn limits(node: &Node) -> Result<()> {
     let little = json!({"resources": {"limits": {"memory": "8Mi"}}});
     let mut pod = pod_of(eater, little);
     pod["spec"]["restartPolicy"] = json!("Never");
-    pod["spec"]["containers"][0]["command"] = json!(["/bin/sh", "-c", "exec tail /dev/zero"]);
+    // containerd looks for it only once the container has started.
+    pod["spec"]["containers"][0]["command"] = json!(["/bin/sh", "-c", "sleep 1; exec tail /dev/zero"]);
     node.put("Pod", "eater", 1, pod).await?;
 
     for (name, class, under, quota, shares, memory) in [

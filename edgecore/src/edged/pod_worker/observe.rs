@@ -1,7 +1,7 @@
 //! Looking: the runtime's lists and statuses as [`Observed`].
 
 use futures_util::future;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use proto::cri::v1;
 
 use super::{PodWorker, WorkError};
@@ -11,6 +11,9 @@ use crate::edged::{
     relist::{self, Listed},
 };
 
+/// The kernel's word that it was for want of memory comes to the runtime by another way than the end itself.
+const HASTY: SignedDuration = SignedDuration::from_millis(500);
+
 /// Bytes of a termination message that go into the status.
 const MAX_TERMINATION_MESSAGE: u64 = 4096;
 
@@ -19,6 +22,7 @@ impl PodWorker {
         let fresh_enough = |asked_at| self.acted_at.is_none_or(|acted| asked_at > acted);
         let listed = match &self.current.listed {
             Some((asked_at, listed)) if fresh_enough(*asked_at) => listed.clone(),
+            _ if self.foreseen.is_some() => self.foreseen.take().unwrap_or_default(),
             _ => {
                 let uid = self.current.pod.uid.clone();
                 let (_, mut pods) = relist::list(&self.runtime, Some(&uid)).await?;
@@ -27,11 +31,15 @@ impl PodWorker {
         };
         self.fetch_statuses(&listed).await?;
         self.observed = self.translate(&listed);
+        self.foreseen = Some(listed);
         self.fetch_addresses().await
     }
 
     async fn fetch_statuses(&mut self, listed: &Listed) -> Result<(), WorkError> {
-        self.statuses.retain(|id, _| listed.containers.iter().any(|container| container.id == *id));
+        let hasty = std::mem::take(&mut self.hasty);
+        self.statuses.retain(|id, _| {
+            listed.containers.iter().any(|container| container.id == *id) && !hasty.contains(id)
+        });
         let stale: Vec<&str> = listed
             .containers
             .iter()
@@ -48,10 +56,19 @@ impl PodWorker {
         let answers = future::join_all(stale.iter().map(|id| runtime.container_status(id))).await;
         for (id, answer) in stale.into_iter().zip(answers) {
             if let Some(status) = answer? {
-                self.statuses.insert(id.to_owned(), status);
+                self.note_status(id, status);
             }
         }
         Ok(())
+    }
+
+    pub(super) fn note_status(&mut self, id: &str, status: v1::ContainerStatus) {
+        if status.state() == v1::ContainerState::ContainerExited
+            && Timestamp::now().duration_since(time(status.finished_at)) < HASTY
+        {
+            self.hasty.push(id.to_owned());
+        }
+        self.statuses.insert(id.to_owned(), status);
     }
 
     fn translate(&self, listed: &Listed) -> Observed {
@@ -136,12 +153,22 @@ impl PodWorker {
         if self.addresses.as_ref().is_some_and(|(known, ips)| *known == id && !ips.is_empty()) {
             return Ok(());
         }
-        let status = self.runtime.sandbox_status(&id).await?.unwrap_or_default();
-        let network = status.network.unwrap_or_default();
-        let more = network.additional_ips.into_iter().map(|ip| ip.ip);
-        let ips = std::iter::once(network.ip).chain(more).filter(|ip| !ip.is_empty()).collect();
-        self.addresses = Some((id, ips));
+        if let Some(status) = self.runtime.sandbox_status(&id).await? {
+            self.note_addresses(&status);
+        }
         Ok(())
+    }
+
+    pub(super) fn note_addresses(&mut self, status: &v1::PodSandboxStatus) {
+        if self.current.pod.host_network() {
+            return;
+        }
+        let network = status.network.iter();
+        let all = network.flat_map(|network| {
+            std::iter::once(&network.ip).chain(network.additional_ips.iter().map(|more| &more.ip))
+        });
+        let ips = all.filter(|ip| !ip.is_empty()).cloned().collect();
+        self.addresses = Some((status.id.clone(), ips));
     }
 }
 

@@ -88,6 +88,7 @@ impl PodWorker {
                     self.normal(None, "SandboxChanged", message);
                 }
                 self.memory.hold = self.memory.hold.filter(|_| self.mounted.is_none());
+                self.foresee_sandbox(&id).await?;
                 Ok(true)
             }
             Err(error) if error.is_unreachable() => Err(error.into()),
@@ -223,6 +224,8 @@ impl PodWorker {
                 memory.unhealthy = None;
                 memory.ready = spec.readiness_probe.as_ref().map(|_| false);
                 memory.started = spec.startup_probe.as_ref().map(|_| false);
+                self.foresee_container(&id, &sandbox.id).await?;
+                return Ok(true);
             }
             Err(StartError::Runtime(error)) if error.is_unreachable() => return Err(error.into()),
             Err(StartError::Superseded) => return Ok(false),
@@ -237,7 +240,8 @@ impl PodWorker {
                 self.fail(name, image, &reason, message, first);
             }
         }
-        // One that fails does not hold up the others.
+        // One that fails does not hold up the others; what is left of it shows in a list.
+        self.foreseen = None;
         Ok(true)
     }
 
