@@ -27,6 +27,8 @@ mod dialer;
 mod enrollment;
 mod identity;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use identity::IdentityPaths;
 

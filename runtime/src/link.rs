@@ -4,7 +4,7 @@
 //! may be used again after it returned an error.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -17,7 +17,10 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 pub mod websocket;
 
@@ -29,16 +32,27 @@ pub fn slowest(bytes: usize) -> Duration {
     Duration::from_secs(bytes as u64 / SLOWEST)
 }
 
-/// Bytes that have come from the peer. A large frame on a thin line takes longer than a peer may be silent: while this
-/// grows, it is not.
-#[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<AtomicU64>);
+/// When bytes came from the peer last. A large frame on a thin line takes longer than a peer may be silent: while parts of
+/// it come, it is not.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    begun: Instant,
+    /// In microseconds after `begun`.
+    last: Arc<AtomicU64>,
+}
 
 impl Progress {
-    /// Whether more have come than `had`, which becomes what there is now.
-    pub fn grew(&self, had: &mut u64) -> bool {
-        let now = self.0.load(Ordering::Relaxed);
-        std::mem::replace(had, now) != now
+    fn new() -> Self {
+        Self { begun: Instant::now(), last: Arc::default() }
+    }
+
+    pub fn last(&self) -> Instant {
+        self.begun + Duration::from_micros(self.last.load(Ordering::Relaxed))
+    }
+
+    fn note(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
     }
 }
 
@@ -94,13 +108,24 @@ pub trait FrameReceiver: Send {
     fn receive(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, LinkError>>;
 }
 
-/// A stream that counts what is read from it.
-struct Counted<S> {
+/// A stream that notes when something is read from it. It belongs below TLS, which hands out nothing of a record before it
+/// has all of it: on a thin line that may take longer than a peer may be silent.
+pub struct Watched<S> {
     io: S,
     progress: Progress,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl<S> Watched<S> {
+    pub fn new(io: S) -> Self {
+        Self { io, progress: Progress::new() }
+    }
+
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -108,12 +133,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        self.progress.0.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        if buf.filled().len() > before {
+            self.progress.note();
+        }
         polled
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -124,5 +151,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    /// TLS hands over several records at once: as one packet they cost less on the line than one by one.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
     }
 }

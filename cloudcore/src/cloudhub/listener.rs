@@ -16,7 +16,7 @@ use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use runtime::{
-    link::websocket,
+    link::{Watched, websocket},
     tls::{self, CertificateAuthority},
 };
 use rustls_pki_types::CertificateDer;
@@ -26,7 +26,7 @@ use tokio::{
     task::JoinSet,
     time,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -147,7 +147,9 @@ impl Hub {
             let stream = self.handshake(tcp, &acceptor).await?;
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let certificate = certificate.map(|certificate| certificate.clone().into_owned());
-            self.http(stream, certificate).await
+            let progress = stream.get_ref().0.progress();
+            let upgraded = self.http(stream, certificate).await?;
+            Ok::<_, String>(upgraded.map(|(peer_node, io)| (peer_node, io, progress)))
         };
         let upgraded = tokio::select! {
             // Nothing has been promised to a guest yet.
@@ -155,8 +157,8 @@ impl Hub {
             () = stop.cancelled() => return,
         };
         match upgraded {
-            Ok(Ok(Some((peer_node, io)))) => {
-                let link = websocket::server(io, peer).await;
+            Ok(Ok(Some((peer_node, io, progress)))) => {
+                let link = websocket::server(io, peer, progress).await;
                 session::run(Arc::clone(&self.context), link, peer_node, stop).await;
             }
             Ok(Ok(None)) => {}
@@ -169,10 +171,10 @@ impl Hub {
         &self,
         tcp: TcpStream,
         acceptor: &TlsAcceptor,
-    ) -> Result<tokio_rustls::server::TlsStream<TcpStream>, String> {
+    ) -> Result<TlsStream<Watched<TcpStream>>, String> {
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let _turn = self.handshakes.acquire().await;
-        let shaken = time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await;
+        let shaken = time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Watched::new(tcp))).await;
         let outcome = match &shaken {
             Ok(Ok(_)) => "ok",
             Ok(Err(_)) => "failed",
@@ -189,7 +191,7 @@ impl Hub {
     /// Answers one request; returns the node and its stream if that was an upgrade.
     async fn http(
         &self,
-        stream: tokio_rustls::server::TlsStream<TcpStream>,
+        stream: TlsStream<Watched<TcpStream>>,
         certificate: Option<CertificateDer<'static>>,
     ) -> Result<Option<(Reporter, TokioIo<hyper::upgrade::Upgraded>)>, String> {
         let upgrade: Mutex<Option<(Reporter, OnUpgrade)>> = Mutex::new(None);

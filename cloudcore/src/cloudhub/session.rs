@@ -198,7 +198,6 @@ async fn drive(
     stop: CancellationToken,
 ) -> End {
     let Link { sender, mut receiver, progress, peer: _, transport: _ } = link;
-    let mut had = 0;
     let (frames, queue) = mpsc::channel(WRITE_QUEUE);
     let mut writer = JoinSet::new();
     let write_timeout = context.hub.write_timeout;
@@ -238,16 +237,19 @@ async fn drive(
         }
         let deadline = Instant::from_std(driver.session.deadline());
         let stepped = tokio::select! {
-            // Safe to cancel, says its contract.
-            frame = receiver.receive() => match frame {
-                Ok(Some(frame)) => {
+            // Safe to cancel, says its contract. What lies in the socket is read before the deadline counts: it came in time,
+            // however long we were busy.
+            frame = time::timeout_at(deadline, receiver.receive()) => match frame {
+                Ok(Ok(Some(frame))) => {
                     received.inc_by(frame.len() as u64);
-                    // Has been heard as a frame; what counts is what comes of the next one.
-                    progress.grew(&mut had);
                     driver.receive(frame)
                 }
-                Ok(None) => Err(End::Closed),
-                Err(error) => Err(End::Link(error)),
+                Ok(Ok(None)) => Err(End::Closed),
+                Ok(Err(error)) => Err(End::Link(error)),
+                Err(_) => {
+                    driver.session.handle_progress(progress.last().into_std());
+                    driver.session.handle_deadline(Instant::now().into_std()).map_err(End::Dead)
+                }
             },
             // What was marked stays in the set.
             () = driver.view.dirty().marked() => Ok(()),
@@ -259,12 +261,6 @@ async fn drive(
             }
             // Only a hint that there is room again.
             () = has_room(&driver.frames), if driver.blocked => Ok(()),
-            () = time::sleep_until(deadline) => {
-                if progress.grew(&mut had) {
-                    driver.session.handle_progress(Instant::now().into_std());
-                }
-                driver.session.handle_deadline(Instant::now().into_std()).map_err(End::Dead)
-            }
             _ = heal.tick() => {
                 driver.heal();
                 driver.view.recheck();

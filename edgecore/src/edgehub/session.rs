@@ -123,7 +123,6 @@ impl Driver<'_> {
     /// Returns `Ok` only when `stop` was cancelled.
     pub(super) async fn run(mut self, link: Link, stop: &CancellationToken) -> Result<(), HubError> {
         let Link { sender, mut receiver, progress, .. } = link;
-        let mut had = 0;
         // A commit of the session before may still be on its way to the disk, and what the cloud is told must have it.
         if let Err(error) = self.store.apply(Vec::new()).await {
             debug!(error = %runtime::chain(&error), "the store takes nothing; the session begins with what it holds");
@@ -155,15 +154,17 @@ impl Driver<'_> {
             let deadline = Instant::from_std(session.deadline());
             let asking = session.is_connected() && work.questions.len() < MAX_QUESTIONS;
             let step = tokio::select! {
-                // Safe to cancel by contract.
-                received = receiver.receive() => match received.map_err(SessionError::from) {
-                    Ok(Some(frame)) => {
-                        // Has been heard as a frame; what counts is what comes of the next one.
-                        progress.grew(&mut had);
-                        self.handle_frame(&mut session, frame)
+                // Safe to cancel by contract. What lies in the socket is read before the deadline counts: it came in
+                // time, however long we were busy.
+                received = time::timeout_at(deadline, receiver.receive()) => match received {
+                    Ok(Ok(Some(frame))) => self.handle_frame(&mut session, frame),
+                    Ok(Ok(None)) => Err(SessionError::Closed.into()),
+                    Ok(Err(error)) => Err(SessionError::from(error).into()),
+                    Err(_) => {
+                        session.handle_progress(progress.last().into_std());
+                        let now = Instant::now().into_std();
+                        session.handle_deadline(now).map_err(|error| SessionError::from(error).into())
                     }
-                    Ok(None) => Err(SessionError::Closed.into()),
-                    Err(error) => Err(error.into()),
                 },
                 // Polled by reference: the commit goes on when another arm wins.
                 stored = committed(work.commit.as_mut()) => {
@@ -175,13 +176,6 @@ impl Driver<'_> {
                     let id = session.ask(ask.question);
                     work.questions.insert(id, ask.answer);
                     Ok(())
-                }
-                () = time::sleep_until(deadline) => {
-                    let now = Instant::now().into_std();
-                    if progress.grew(&mut had) {
-                        session.handle_progress(now);
-                    }
-                    session.handle_deadline(now).map_err(|error| SessionError::from(error).into())
                 }
                 // Room in the writer's queue; the permit is given back.
                 () = room(frames.as_ref()), if frames.as_ref().is_some_and(|frames| frames.capacity() == 0) => Ok(()),

@@ -319,9 +319,10 @@ impl EdgeSession {
         self.timers.deadline()
     }
 
-    /// A part of a frame has come: the peer is not silent.
-    pub fn handle_progress(&mut self, now: Instant) {
-        self.timers.progressed(now);
+    /// Bytes came last at `at`, even if they are no whole frame yet: the peer was not silent then. To be told before
+    /// [`handle_deadline`](Self::handle_deadline).
+    pub fn handle_progress(&mut self, at: Instant) {
+        self.timers.progressed(at);
     }
 
     /// # Errors

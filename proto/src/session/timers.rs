@@ -37,8 +37,8 @@ impl Timers {
         self.heard = now;
     }
 
-    pub(crate) fn progressed(&mut self, now: Instant) {
-        self.progressed = now;
+    pub(crate) fn progressed(&mut self, at: Instant) {
+        self.progressed = at;
     }
 
     pub(crate) fn deadline(&self) -> Instant {

@@ -20,7 +20,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest, protocol::Role, protocol::WebSocketConfig},
 };
 
-use super::{Counted, FrameReceiver, FrameSender, Link, LinkError, Progress};
+use super::{FrameReceiver, FrameSender, Link, LinkError, Progress, Watched};
 
 /// The path of the upgrade request.
 pub const PATH: &str = "/link";
@@ -39,13 +39,11 @@ fn config() -> WebSocketConfig {
         .max_frame_size(Some(MAX_FRAME))
 }
 
-/// Wraps a stream on which the upgrade has been answered with 101.
-pub async fn server<S>(io: S, peer: SocketAddr) -> Link
+/// Wraps a stream on which the upgrade has been answered with 101. `progress` is that of the connection below it.
+pub async fn server<S>(io: S, peer: SocketAddr, progress: Progress) -> Link
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let progress = Progress::default();
-    let io = Counted { io, progress: progress.clone() };
     split(WebSocketStream::from_raw_socket(io, Role::Server, Some(config())).await, peer, progress)
 }
 
@@ -70,6 +68,8 @@ pub async fn over(
     let connect_error = |source| LinkError::Connect { address: address.to_owned(), source };
     tcp.set_nodelay(true).map_err(connect_error)?;
     let peer = tcp.peer_addr().map_err(connect_error)?;
+    let tcp = Watched::new(tcp);
+    let progress = tcp.progress();
     let stream = TlsConnector::from(tls)
         .connect(server_name, tcp)
         .await
@@ -77,8 +77,6 @@ pub async fn over(
     let request = format!("wss://{address}{PATH}")
         .into_client_request()
         .map_err(|source| LinkError::Upgrade { address: address.to_owned(), source })?;
-    let progress = Progress::default();
-    let stream = Counted { io: stream, progress: progress.clone() };
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config())).await {
         Ok((socket, _)) => Ok(split(socket, peer, progress)),
         Err(Error::Http(response)) => {
