@@ -18,6 +18,7 @@ pub mod pki;
 pub mod process;
 pub mod product;
 pub mod progress;
+pub mod random;
 pub mod run;
 pub mod setup;
 pub mod site;

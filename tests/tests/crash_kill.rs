@@ -9,6 +9,7 @@ use harness::{
     Bench, ClusterOptions, LineCut, Site, SiteOptions, bench,
     process::{kill9, wait_gone},
     product::{Cloud, Edge},
+    random::Random,
     setup::AGNHOST,
     site::Container,
     wait,
@@ -26,7 +27,7 @@ use tokio::{
 
 use ledger::{LOG_FILTER, Ledger};
 use store::Found;
-use stream::{Content, Random, Stream};
+use stream::{Content, Stream};
 
 #[path = "crash/ledger.rs"]
 mod ledger;

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use harness::{
     Bench, ClusterOptions, Run, bench, http,
     product::Cloud,
+    random::Random,
     setup::{AGNHOST, VmAssets, ensure_vm},
     vm::{Disk, HOST, Machine, MachineOptions, data_image, extract, tree},
     wait,
@@ -22,7 +23,7 @@ use tokio::{
 
 use ledger::{LOG_FILTER, Ledger};
 use store::Found;
-use stream::{Random, Stream};
+use stream::Stream;
 
 #[path = "crash/ledger.rs"]
 mod ledger;

@@ -1,5 +1,7 @@
 //! What only the inside of the store can bring about: a sync that fails, an index that breaks.
 
+mod damage;
+
 use std::path::Path;
 
 use super::*;

@@ -1,12 +1,9 @@
 //! A stream of changes, decided by a seed: ConfigMaps are made, replaced, patched and deleted.
 
-use std::{
-    collections::BTreeMap,
-    env,
-    time::{Duration, SystemTime},
-};
+use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use harness::random::Random;
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Client,
@@ -22,46 +19,11 @@ pub(crate) const VALUE: &str = "value";
 /// Between two changes, at most. Less would only keep the API server busy.
 const PAUSE_MS: u64 = 25;
 
-/// SplitMix64: enough to choose with, and the same on every machine.
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// From `SKERRY_SEED`, or the clock; printed, so that a failure can be had again.
-    pub(crate) fn seeded(test: &str) -> Result<Self> {
-        let seed = match env::var("SKERRY_SEED") {
-            Ok(seed) => seed.parse().context("SKERRY_SEED is no number")?,
-            Err(_) => SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs(),
-        };
-        eprintln!("{test}: SKERRY_SEED={seed}");
-        Ok(Self(seed))
-    }
-
-    pub(crate) fn fork(&mut self) -> Self {
-        Self(self.next())
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub(crate) fn millis(&mut self, bound: u64) -> Duration {
-        Duration::from_millis(self.below(bound))
-    }
-
-    /// Text that does not compress well: mostly short, sometimes many of the store's chunks.
-    fn text(&mut self) -> String {
-        let bound = if self.below(8) == 0 { 2_500 } else { 60 };
-        let words = 1 + self.below(bound);
-        (0..words).fold(String::new(), |text, _| text + &format!("{:08x}", self.next() & 0xffff_ffff))
-    }
+/// Mostly short, sometimes many of the store's chunks.
+fn text(random: &mut Random) -> String {
+    let bound = if random.below(8) == 0 { 2_500 } else { 60 };
+    let words = 1 + random.below(bound);
+    random.words(words)
 }
 
 pub(crate) type Content = BTreeMap<String, String>;
@@ -101,7 +63,7 @@ impl Stream {
         *changes += 1;
         let name = format!("cm-{}", random.below(NAMES as u64));
         let Some(content) = there.get_mut(&name) else {
-            let content = Content::from([(VALUE.to_owned(), random.text())]);
+            let content = Content::from([(VALUE.to_owned(), text(random))]);
             self.api.create(&PostParams::default(), &config_map(&name, &content)).await?;
             there.insert(name, content);
             return Ok(());
@@ -113,13 +75,13 @@ impl Stream {
             }
             1..=4 => {
                 let key = if random.below(2) == 0 { VALUE } else { "note" };
-                let text = random.text();
+                let text = text(random);
                 let patch = Patch::Merge(json!({ "data": { key: text } }));
                 self.api.patch(&name, &PatchParams::default(), &patch).await?;
                 content.insert(key.to_owned(), text);
             }
             _ => {
-                *content = Content::from([(VALUE.to_owned(), random.text())]);
+                *content = Content::from([(VALUE.to_owned(), text(random))]);
                 self.api.replace(&name, &PostParams::default(), &config_map(&name, content)).await?;
             }
         }
