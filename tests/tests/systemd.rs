@@ -100,72 +100,49 @@ struct Edge {
 /// A pod that goes on to the end, and its control group.
 struct Guest {
     uid: String,
-    class: Class,
+    class: &'static Class,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Guaranteed,
-    Burstable,
-    BestEffort,
+/// What a pod asks for, and what the kernel is to have of it.
+struct Class {
+    name: &'static str,
+    resources: &'static str,
+    /// cpu.max, cpu.weight, memory.max, memory.oom.group.
+    container: &'static str,
+    /// cpu.max, cpu.weight.
+    pod: &'static str,
+    /// Under version 1: cpu.cfs_quota_us, cpu.shares, memory.limit_in_bytes.
+    legacy_container: &'static str,
+    /// There systemd has made shares of the weight: cpu.cfs_quota_us, cpu.shares.
+    legacy_pod: &'static str,
 }
 
-impl Class {
-    const ALL: [Self; 3] = [Self::Guaranteed, Self::Burstable, Self::BestEffort];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Guaranteed => "guaranteed",
-            Self::Burstable => "burstable",
-            Self::BestEffort => "besteffort",
-        }
-    }
-
-    fn resources(self) -> &'static str {
-        match self {
-            // Until it runs; then it is to have 500m.
-            Self::Guaranteed => "{limits: {cpu: 800m, memory: 64Mi}}",
-            Self::Burstable => "{requests: {cpu: 250m, memory: 32Mi}, limits: {memory: 128Mi}}",
-            Self::BestEffort => "{}",
-        }
-    }
-
-    /// Of the container under version 2: cpu.max, cpu.weight, memory.max, memory.oom.group.
-    fn container(self) -> &'static str {
-        match self {
-            Self::Guaranteed => "50000 100000 20 67108864 1",
-            Self::Burstable => "max 100000 10 134217728 1",
-            Self::BestEffort => "max 100000 1 max 1",
-        }
-    }
-
-    /// Of the pod under version 2: cpu.max, cpu.weight.
-    fn pod(self) -> &'static str {
-        match self {
-            Self::Guaranteed => "50000 100000 20",
-            Self::Burstable => "max 100000 10",
-            Self::BestEffort => "max 100000 1",
-        }
-    }
-
-    /// Of the container under version 1: cpu.cfs_quota_us, cpu.shares, memory.limit_in_bytes.
-    fn legacy_container(self) -> &'static str {
-        match self {
-            Self::Guaranteed => "50000 512 67108864",
-            Self::Burstable => "-1 256 134217728",
-            Self::BestEffort => "-1 2 9223372036854771712",
-        }
-    }
-
-    /// Of the pod under version 1, where systemd has made shares of the weight: cpu.cfs_quota_us, cpu.shares.
-    fn legacy_pod(self) -> &'static str {
-        match self {
-            Self::Guaranteed => "50000 204",
-            Self::Burstable => "-1 102",
-            Self::BestEffort => "-1 10",
-        }
-    }
-}
+const GUARANTEED: Class = Class {
+    name: "guaranteed",
+    // Until it runs; then it is to have 500m.
+    resources: "{limits: {cpu: 800m, memory: 64Mi}}",
+    container: "50000 100000 20 67108864 1",
+    pod: "50000 100000 20",
+    legacy_container: "50000 512 67108864",
+    legacy_pod: "50000 204",
+};
+const BURSTABLE: Class = Class {
+    name: "burstable",
+    resources: "{requests: {cpu: 250m, memory: 32Mi}, limits: {memory: 128Mi}}",
+    container: "max 100000 10 134217728 1",
+    pod: "max 100000 10",
+    legacy_container: "-1 256 134217728",
+    legacy_pod: "-1 102",
+};
+const BEST_EFFORT: Class = Class {
+    name: "besteffort",
+    resources: "{}",
+    container: "max 100000 1 max 1",
+    pod: "max 100000 1",
+    legacy_container: "-1 2 9223372036854771712",
+    legacy_pod: "-1 10",
+};
+static CLASSES: [Class; 3] = [GUARANTEED, BURSTABLE, BEST_EFFORT];
 
 impl Edge {
     /// A machine is set up, and becomes an edge node.
@@ -208,8 +185,8 @@ impl Edge {
                  resources: {{limits: {{memory: 24Mi}}}}}}]}}}}"
             ))
             .await?;
-        for class in Class::ALL {
-            let (name, resources) = (class.name(), class.resources());
+        for class in &CLASSES {
+            let (name, resources) = (class.name, class.resources);
             scene
                 .cluster
                 .apply(&format!(
@@ -230,8 +207,8 @@ impl Edge {
         })
         .await?;
         pods.delete(&greedy, &DeleteParams::default()).await?;
-        for class in Class::ALL {
-            let name = format!("{node}-{}", class.name());
+        for class in &CLASSES {
+            let name = format!("{node}-{}", class.name);
             let uid = wait::until("a pod running", SOON, async || {
                 let pod = pods.get(&name).await?;
                 let status = pod.status.clone().unwrap_or_default();
@@ -251,7 +228,7 @@ impl Edge {
     }
 
     async fn is_resized(&self, pods: &Api<Pod>) -> Result<()> {
-        let name = format!("{}-{}", self.kind.name, Class::Guaranteed.name());
+        let name = format!("{}-{}", self.kind.name, GUARANTEED.name);
         let before = pods.get(&name).await?;
         let cpu = json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "500m"}});
         let patch = json!({"spec": {"containers": [{"name": "main", "resources": cpu}]}});
@@ -285,9 +262,9 @@ impl Edge {
         for guest in &self.guests {
             let class = guest.class;
             let (container, pod) = if self.kind.legacy {
-                (class.legacy_container(), class.legacy_pod())
+                (class.legacy_container, class.legacy_pod)
             } else {
-                (class.container(), class.pod())
+                (class.container, class.pod)
             };
             let group = self.group(guest);
             let found = self.read(&group, in_pod).await?;
@@ -303,7 +280,7 @@ impl Edge {
             );
         }
         if !self.kind.legacy {
-            for (class, weight) in [(Class::Burstable, "10"), (Class::BestEffort, "1")] {
+            for (class, weight) in [(&BURSTABLE, "10"), (&BEST_EFFORT, "1")] {
                 let group = self.class_group(class);
                 wait::until("the weight of a class", SOON, async || {
                     let found = self.read(&group, &["cpu.weight"]).await?;
@@ -326,12 +303,12 @@ impl Edge {
         format!("{class}/{name}-pod{}.slice", uid.replace('-', "_"))
     }
 
-    fn class_group(&self, class: Class) -> String {
-        match (self.kind.systemd, class) {
-            (false, Class::Guaranteed) => "kubepods".to_owned(),
-            (false, class) => format!("kubepods/{}", class.name()),
-            (true, Class::Guaranteed) => "kubepods.slice".to_owned(),
-            (true, class) => format!("kubepods.slice/kubepods-{}.slice", class.name()),
+    fn class_group(&self, class: &Class) -> String {
+        match (self.kind.systemd, class.name) {
+            (false, "guaranteed") => "kubepods".to_owned(),
+            (false, name) => format!("kubepods/{name}"),
+            (true, "guaranteed") => "kubepods.slice".to_owned(),
+            (true, name) => format!("kubepods.slice/kubepods-{name}.slice"),
         }
     }
 
@@ -421,7 +398,7 @@ impl Edge {
     async fn pod_ends(&mut self, scene: &Scene<'_>) -> Result<()> {
         let pods: Api<Pod> = Api::default_namespaced(scene.cluster.client());
         let guest = self.guests.remove(0);
-        pods.delete(&format!("{}-{}", self.kind.name, guest.class.name()), &DeleteParams::default()).await?;
+        pods.delete(&format!("{}-{}", self.kind.name, guest.class.name), &DeleteParams::default()).await?;
         wait::until("nothing left of a deleted pod", SOON, async || {
             let left = self.left_of(&guest.uid).await?;
             ensure!(left.is_empty(), "{left}");

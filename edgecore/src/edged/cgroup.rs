@@ -149,49 +149,41 @@ fn weight(shares: i64) -> i64 {
     1 + (shares - 2) * 9999 / 262_142
 }
 
-/// Under the driver systemd: to be called before the sandbox is there, or while it is made.
-pub(super) async fn tell_systemd(root: &Path, spec: &PodSpec, uid: &PodUid) -> io::Result<()> {
-    let class = resources::qos_class(spec);
+/// Under the driver systemd: to be called before the sandbox is there, or while it is made; then [`weigh_slice`].
+pub(super) async fn tell_systemd(spec: &PodSpec, uid: &PodUid) -> io::Result<()> {
     let Numbers { shares, quota } = Numbers::of(spec);
-    let own = slice(class, uid);
-    let mut told = vec![own.clone(), format!("CPUWeight={}", weight(shares))];
-    // Of a period, in hundredths of it; systemd's period is QUOTA_PERIOD.
-    let quota = quota.map(|quota| format!("{}.{}%", quota / 1000, quota % 1000 / 100));
-    // Nothing is no bound.
-    told.push(format!("CPUQuota={}", quota.unwrap_or_default()));
-    set_property(&told).await?;
-    weigh_slice(root, class, &own, weight(shares)).await
+    // Of systemd's period, which is QUOTA_PERIOD, too. Nothing is no bound.
+    let quota = quota.map(|quota| format!("{}.{}%", quota / 1000, quota % 1000 / 100)).unwrap_or_default();
+    let told = [format!("CPUWeight={}", weight(shares)), format!("CPUQuota={quota}")];
+    set_property(&slice(resources::qos_class(spec), uid), &told).await
 }
 
-/// Has systemd give a class what its pods ask for, one of which asks for so much, whether it is there yet or not.
-async fn weigh_slice(root: &Path, class: QosClass, pod: &str, asks: i64) -> io::Result<()> {
-    let groups = hierarchies(root).map(|hierarchy| hierarchy.join(slice_directory(class)));
-    let mut groups = groups.filter_map(|group| Some((weight_of(&group)?, group)));
-    let (now, wanted) = match (class, groups.next()) {
-        (QosClass::Guaranteed, _) => return Ok(()),
-        (QosClass::BestEffort, group) => (group.map(|(now, _)| now), weight(MIN_SHARES)),
-        (QosClass::Burstable, None) => (None, asks),
-        (QosClass::Burstable, Some((now, group))) => {
-            let others = sum(&group, |other| weight_of(other).filter(|_| !other.ends_with(pod)));
-            (Some(now), others.saturating_add(asks))
-        }
+/// As [`weigh_class`], once the slices of the class's pods are there.
+pub(super) async fn weigh_slice(root: &Path, class: QosClass) -> io::Result<()> {
+    let mut groups = hierarchies(root).map(|hierarchy| hierarchy.join(slice_directory(class)));
+    let Some((now, group)) = groups.find_map(|group| Some((weight_of(&group)?, group))) else {
+        return Ok(());
     };
-    let wanted = wanted.clamp(weight(MIN_SHARES), weight(MAX_SHARES));
-    if now == Some(wanted) {
+    let wanted = match class {
+        QosClass::Guaranteed => return Ok(()),
+        QosClass::BestEffort => weight(MIN_SHARES),
+        QosClass::Burstable => sum(&group, weight_of).clamp(weight(MIN_SHARES), weight(MAX_SHARES)),
+    };
+    if now == wanted {
         return Ok(());
     }
-    set_property(&[format!("{}.slice", prefix(class)), format!("CPUWeight={wanted}")]).await
+    set_property(&format!("{}.slice", prefix(class)), &[format!("CPUWeight={wanted}")]).await
 }
 
-/// Of a slice. Under version 1 systemd makes shares of the weight that it was told.
+/// Of a slice. Under version 1 systemd makes shares of the weight that it was told, rounded down.
 fn weight_of(group: &Path) -> Option<i64> {
-    number(&group.join("cpu.weight"))
-        .or_else(|| Some(number(&group.join("cpu.shares"))?.saturating_mul(100) / 1024))
+    let shares = || Some(number(&group.join("cpu.shares"))?.saturating_mul(100).saturating_add(1023) / 1024);
+    number(&group.join("cpu.weight")).or_else(shares)
 }
 
 /// Until the next boot.
-async fn set_property(told: &[String]) -> io::Result<()> {
-    let arguments = ["set-property", "--runtime"].into_iter().chain(told.iter().map(String::as_str));
+async fn set_property(slice: &str, told: &[String]) -> io::Result<()> {
+    let arguments = ["set-property", "--runtime", slice].into_iter().chain(told.iter().map(String::as_str));
     systemctl(&arguments.collect::<Vec<_>>()).await
 }
 
@@ -208,7 +200,7 @@ pub(super) async fn remove(root: &Path, uid: &PodUid) {
                 say(&slice, fs::remove_dir(hierarchy.join(&below)));
             }
             say(&slice, fs::remove_dir_all(told));
-            say(&slice, weigh_slice(root, class, &slice, 0).await);
+            say(&slice, weigh_slice(root, class).await);
         }
         for hierarchy in hierarchies(root) {
             let group = hierarchy.join(directory(class)).join(format!("pod{uid}"));

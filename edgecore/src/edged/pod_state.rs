@@ -271,10 +271,10 @@ impl Context<'_> {
                     && *id == container.id
                 {
                     plan.actions.push(stop(container, *why));
-                } else if is_resized(spec, container, memory) {
+                } else if let Some(from) = resized_from(spec, container, self.memory) {
                     let failed = memory.and_then(|memory| memory.unresized(spec)).map(|(_, until)| until);
                     match failed.filter(|until| *until > self.now) {
-                        _ if wants_restart(spec, container, memory) => {
+                        _ if resources::resize_restarts(from, spec) => {
                             plan.actions.push(stop(container, Why::Resized));
                         }
                         Some(until) => plan.wake_at(until),
@@ -301,7 +301,8 @@ impl Context<'_> {
         if let Some((container, exit)) = exited {
             // An image that was changed in place is started whatever the policy says, as by kubelet.
             let changed = container.hash.as_ref().is_some_and(|hash| *hash != container_hash(spec))
-                || wants_restart(spec, container, memory);
+                || resized_from(spec, container, self.memory)
+                    .is_some_and(|from| resources::resize_restarts(from, spec));
             if !changed && !self.restarts(role, exit, container) {
                 return;
             }
@@ -337,19 +338,9 @@ impl Context<'_> {
     }
 }
 
-/// Whether a container has other resources than its pod says now.
-fn is_resized(spec: &Container, container: &ContainerView, memory: Option<&ContainerMemory>) -> bool {
-    applied(container, memory).is_some_and(|applied| applied != resources::resizable(spec))
-}
-
-/// Whether it is to get them by a new start.
-fn wants_restart(spec: &Container, container: &ContainerView, memory: Option<&ContainerMemory>) -> bool {
-    is_resized(spec, container, memory)
-        && applied(container, memory).is_some_and(|applied| resources::resize_restarts(applied, spec))
-}
-
-fn applied<'a>(container: &'a ContainerView, memory: Option<&'a ContainerMemory>) -> Option<&'a str> {
-    memory.map_or(container.resources.as_deref(), |memory| memory.applied(container))
+/// What a container is to be changed from; `None` if it has the resources that its pod says now.
+fn resized_from<'a>(spec: &Container, container: &'a ContainerView, memory: &'a Memory) -> Option<&'a str> {
+    memory.applied(container).filter(|applied| *applied != resources::resizable(spec))
 }
 
 #[cfg(test)]

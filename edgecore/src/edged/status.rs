@@ -110,9 +110,8 @@ impl View<'_> {
         let last = self.observed.last_exit(&spec.name, shown.map(|container| container.id.as_str()));
         // What waits has last run in the container that its id still names.
         let named = shown.or(latest);
-        let applied = latest
-            .filter(|latest| latest.is_running())
-            .and_then(|latest| memory.map_or(latest.resources.as_deref(), |memory| memory.applied(latest)));
+        let applied =
+            latest.filter(|latest| latest.is_running()).and_then(|latest| self.memory.applied(latest));
         let resources = resources::shown(spec, applied);
         ContainerStatus {
             allocated_resources: resources.requests.clone(),
@@ -326,9 +325,8 @@ impl View<'_> {
     fn unresized(&self) -> Option<PodCondition> {
         let why = self.pod.all_containers().find_map(|(_, spec)| {
             let container = self.observed.latest(&spec.name).filter(|container| container.is_running())?;
-            let memory = self.memory.containers.get(&spec.name)?;
-            let (why, _) = memory.unresized(spec)?;
-            (memory.applied(container)? != resources::resizable(spec)).then_some(why)
+            let (why, _) = self.memory.containers.get(&spec.name)?.unresized(spec)?;
+            (self.memory.applied(container)? != resources::resizable(spec)).then_some(why)
         })?;
         let type_ = if why.reason == "Infeasible" { "PodResizePending" } else { "PodResizeInProgress" };
         let since = self.ready_since(true);

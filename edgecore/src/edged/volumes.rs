@@ -217,6 +217,7 @@ impl Volumes {
     pub fn release(&self, uid: &PodUid) -> io::Result<()> {
         remove(&self.pod_directory(uid).join("volumes"))
     }
+
     /// The pods that have a directory.
     pub fn uids(&self) -> io::Result<Vec<PodUid>> {
         let entries = match fs::read_dir(&self.root) {

@@ -51,14 +51,16 @@ const ROOM_MIB: u64 = 1500;
 pub async fn ensure_debian() -> Result<DebianAssets> {
     let _turn = turn("bench").await?;
     let vm = vm::ensure().await?;
-    let image = cache_dir()?.join(format!("debian-{FORMAT}-{SUITE}.img"));
+    // The modules in it are those of the kernel beside it.
+    let kernel = vm.kernel_version()?;
+    let image = cache_dir()?.join(format!("debian-{FORMAT}-{SUITE}-{kernel}.img"));
     if !image.exists() {
         let dir = tempfile::tempdir_in(cache_dir()?)?;
         let root = dir.path().join("root");
         let mut install = command("mmdebstrap", ["--quiet", "--mode=root", "--variant=essential"]);
         install.arg(format!("--include={}", PACKAGES.join(","))).arg(SUITE).arg(&root);
         during("installing a Debian for virtual machines, once", output_async(install)).await?;
-        furnish(&root, &vm)?;
+        furnish(&root, &vm.modules.join(&kernel))?;
         let new = image.with_extension("new");
         disk_image(&new, &root, ROOM_MIB, &["-O", "^has_journal"]).await?;
         fs::rename(&new, &image)?;
@@ -66,17 +68,14 @@ pub async fn ensure_debian() -> Result<DebianAssets> {
     Ok(DebianAssets { vm, image })
 }
 
-fn furnish(root: &Path, vm: &VmAssets) -> Result<()> {
-    for kernel in fs::read_dir(&vm.modules)? {
-        let kernel = kernel?;
-        fs::create_dir_all(root.join("lib/modules"))?;
-        let mut copy = command("cp", ["--recursive"]);
-        copy.arg(kernel.path()).arg(root.join("lib/modules"));
-        output(copy)?;
-        let mut index = command("chroot", [root]);
-        index.arg("/sbin/depmod").arg(kernel.file_name());
-        output(index)?;
-    }
+fn furnish(root: &Path, modules: &Path) -> Result<()> {
+    fs::create_dir_all(root.join("lib/modules"))?;
+    let mut copy = command("cp", ["--recursive"]);
+    copy.arg(modules).arg(root.join("lib/modules"));
+    output(copy)?;
+    let mut index = command("chroot", [root]);
+    index.arg("/sbin/depmod").args(modules.file_name());
+    output(index)?;
     let file = |path: &str, text: &str| {
         fs::write(root.join(path), text).with_context(|| format!("failed to write {path} of the system"))
     };

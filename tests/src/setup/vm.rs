@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::{cache_dir, packages, turn};
 use crate::{
@@ -23,6 +23,14 @@ pub struct VmAssets {
     pub initramfs: PathBuf,
     /// The kernel's modules, as they are to be found below `/lib/modules`.
     pub(super) modules: PathBuf,
+}
+
+impl VmAssets {
+    /// The name of the directory of its modules.
+    pub(super) fn kernel_version(&self) -> Result<String> {
+        let version = fs::read_dir(&self.modules)?.next().context("a kernel has modules")??.file_name();
+        version.into_string().map_err(|version| anyhow!("{} is no version", version.display()))
+    }
 }
 
 /// Always names the newest kernel.

@@ -68,12 +68,6 @@ impl ContainerMemory {
         self.backoff.as_ref().filter(|(id, _)| id == exited).map(|(_, until)| *until)
     }
 
-    /// What a container has of the resources that can change while it runs; `None` for one that does not say.
-    pub fn applied<'a>(&'a self, container: &'a ContainerView) -> Option<&'a str> {
-        let resized = self.resized.as_ref().filter(|(id, _)| *id == container.id);
-        resized.map(|(_, applied)| applied.as_str()).or(container.resources.as_deref())
-    }
-
     /// Why a container does not have what its pod says now.
     pub fn unresized(&self, spec: &Container) -> Option<(&Waiting, Instant)> {
         let (wanted, why, until) = self.resize_failure.as_ref()?;
@@ -115,6 +109,13 @@ impl Memory {
             let passed = positive(exit.finished_at, wall);
             memory.backoff = Some((latest.id.clone(), now + delay.saturating_sub(passed)));
         }
+    }
+
+    /// What a container has of the resources that can change while it runs; `None` for one that does not say.
+    pub fn applied<'a>(&'a self, container: &'a ContainerView) -> Option<&'a str> {
+        let resized = self.containers.get(&container.name).and_then(|memory| memory.resized.as_ref());
+        let resized = resized.filter(|(id, _)| *id == container.id);
+        resized.map(|(_, applied)| applied.as_str()).or(container.resources.as_deref())
     }
 
     pub(super) fn container(&self, name: &str) -> Option<&ContainerMemory> {

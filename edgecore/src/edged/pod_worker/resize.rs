@@ -57,11 +57,7 @@ impl PodWorker {
         id: &str,
     ) -> Result<Result<(), String>, WorkError> {
         let mut limits = resources::container_resources(&pod.spec, spec, self.shared.capacity.memory);
-        let now = self.observed.latest(&spec.name);
-        let now = now.and_then(|latest| match self.memory.containers.get(&spec.name) {
-            Some(memory) => memory.applied(latest),
-            None => latest.resources.as_deref(),
-        });
+        let now = self.observed.latest(&spec.name).and_then(|latest| self.memory.applied(latest));
         let grows = now.is_some_and(|now| resources::cpu_grows(now, spec));
         if limits.memory_limit_in_bytes > 0
             && let Some(used) = self.memory_in_use(id).await?
@@ -99,7 +95,10 @@ impl PodWorker {
 
     async fn write_group(&self, pod: &DesiredPod) {
         let done = match self.cgroup_driver().await {
-            CgroupDriver::Systemd => cgroup::tell_systemd(Path::new(CGROUPS), &pod.spec, &pod.uid).await,
+            CgroupDriver::Systemd => match cgroup::tell_systemd(&pod.spec, &pod.uid).await {
+                Ok(()) => cgroup::weigh_slice(Path::new(CGROUPS), resources::qos_class(&pod.spec)).await,
+                failed => failed,
+            },
             CgroupDriver::Cgroupfs => cgroup::write(Path::new(CGROUPS), &pod.spec, &pod.uid),
         };
         if let Err(error) = done {

@@ -62,9 +62,7 @@ impl PodWorker {
         let shared = self.shared.clone();
         let slice = async {
             match driver {
-                CgroupDriver::Systemd => {
-                    Box::pin(cgroup::tell_systemd(Path::new(CGROUPS), &pod.spec, &pod.uid)).await
-                }
+                CgroupDriver::Systemd => Box::pin(cgroup::tell_systemd(&pod.spec, &pod.uid)).await,
                 CgroupDriver::Cgroupfs => Ok(()),
             }
         };
@@ -76,6 +74,10 @@ impl PodWorker {
             Ok(id) => {
                 tracing::info!(pod = %pod.key, uid = %pod.uid, sandbox = id, attempt, "sandbox created");
                 let group = match driver {
+                    CgroupDriver::Systemd if slice.is_ok() => {
+                        let class = resources::qos_class(&pod.spec);
+                        Box::pin(cgroup::weigh_slice(Path::new(CGROUPS), class)).await
+                    }
                     CgroupDriver::Systemd => slice,
                     CgroupDriver::Cgroupfs => cgroup::write(Path::new(CGROUPS), &pod.spec, &pod.uid),
                 };
