@@ -3,6 +3,7 @@
 mod objects {
     pub(crate) mod burst;
     pub(crate) mod deletion;
+    pub(crate) mod gates;
     pub(crate) mod jobs;
     pub(crate) mod needed;
     pub(crate) mod refused;
@@ -39,6 +40,7 @@ async fn an_edge_node_runs_what_a_node_runs() -> Result<()> {
                 named("deletion", objects::deletion::run(&one)).await
             },
             async {
+                named("gates", objects::gates::run(&two)).await?;
                 named("refused", objects::refused::run(&two)).await?;
                 named("burst", objects::burst::run(&two)).await
             },

@@ -2,23 +2,20 @@
 //!
 //! What the edge cannot use is cut out here, so that a write which changes nothing else costs nothing on any line:
 //! `metadata.managedFields` and `metadata.resourceVersion` (it travels beside the bytes) of every object, `status` of
-//! Pods but for the phase of those that have ended, of claims and volumes, and all but the identity, labels, annotations
-//! and spec of Nodes.
-//!
-//! An ended pod's phase travels, since nobody else remembers it when the edge has lost its store: it must not run again.
+//! Pods (but see `pod::KeptStatus`), of claims and volumes, and all but the identity, labels, annotations and spec of
+//! Nodes.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use bytes::Bytes;
 use proto::{Object, ResourceKey, limits, resource::KeyError};
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
 use super::protection::{EVICT_ANNOTATION, Eviction};
-use crate::cloudhub::authz;
 use pod::PodSpec;
 
 mod pod;
@@ -245,6 +242,24 @@ struct Metadata {
     annotations: Option<BTreeMap<String, String>>,
 }
 
+/// Of a Pod or a Node.
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    phase: Box<str>,
+    #[serde(default)]
+    conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Condition {
+    r#type: Box<str>,
+    status: Box<str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_transition_time: Option<Box<str>>,
+}
+
 /// An object's resource version as a number; 0 when it is not one.
 pub fn resource_version(text: &str) -> u64 {
     text.parse().unwrap_or(0)
@@ -271,12 +286,15 @@ impl Kind {
                 let spec = fields.get("spec").ok_or_else(|| missing("spec"))?.get();
                 let spec: PodSpec = serde_json::from_str(spec).map_err(parse)?;
                 let mut bytes = self.bytes(&fields, raw_metadata, &["status"]).map_err(parse)?;
-                let ended = fields.get("status").and_then(|status| terminal_phase(status.get()));
-                if let Some(phase) = &ended {
+                let kept =
+                    fields.get("status").map(|status| spec.kept_status(status.get())).unwrap_or_default();
+                if !kept.is_empty() {
                     bytes.pop();
-                    bytes.extend_from_slice(format!(r#","status":{{"phase":"{phase}"}}}}"#).as_bytes());
+                    bytes.extend_from_slice(br#","status":"#);
+                    serde_json::to_writer(&mut bytes, &kept).map_err(parse)?;
+                    bytes.push(b'}');
                 }
-                (bytes, Facts::Pod(spec.facts(&metadata, ended.is_some())))
+                (bytes, Facts::Pod(spec.facts(&metadata, kept.has_ended())))
             }
             Shape::Node => {
                 let facts = NodeFacts {
@@ -351,22 +369,9 @@ fn node_bytes(fields: &Fields<'_>, metadata: &str) -> Result<Vec<u8>, serde_json
 }
 
 fn ready(status: &str) -> Option<Box<str>> {
-    #[derive(Deserialize)]
-    struct Status {
-        #[serde(default)]
-        conditions: Vec<Condition>,
-    }
-    #[derive(Deserialize)]
-    struct Condition {
-        r#type: String,
-        status: Box<str>,
-    }
     let status: Status = serde_json::from_str(status).ok()?;
-    status
-        .conditions
-        .into_iter()
-        .find(|condition| condition.r#type == "Ready")
-        .map(|condition| condition.status)
+    let ready = status.conditions.into_iter().find(|condition| &*condition.r#type == "Ready")?;
+    Some(ready.status)
 }
 
 fn volume(spec: &str) -> Option<ResourceKey> {
@@ -377,15 +382,6 @@ fn volume(spec: &str) -> Option<ResourceKey> {
     }
     let spec: Spec = serde_json::from_str(spec).ok()?;
     ResourceKey::new("PersistentVolume", "", &spec.volume_name).ok()
-}
-
-fn terminal_phase(status: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Status {
-        phase: String,
-    }
-    let status: Status = serde_json::from_str(status).ok()?;
-    Some(status.phase).filter(|phase| authz::is_terminal(phase))
 }
 
 fn annotation<'a>(annotations: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'a str> {
@@ -439,6 +435,27 @@ mod tests {
         assert_eq!(object["spec"]["nodeName"], "n");
         let (object, ended) = pod(json!({"phase": "Running"}));
         assert!(object.get("status").is_none() && !ended);
+    }
+
+    #[test]
+    fn conditions_of_readiness_gates_are_passed_on() {
+        let pod = |switch: &str, ready: &str| {
+            json!({"metadata": {"name": "web", "namespace": "a", "uid": "u"},
+                "spec": {"nodeName": "n", "readinessGates": [{"conditionType": "example.com/switch"}]},
+                "status": {"phase": "Running", "conditions": [
+                    {"type": "Ready", "status": ready, "lastTransitionTime": null},
+                    {"type": "example.com/switch", "status": switch, "message": "m", "lastProbeTime": null,
+                        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
+        };
+        let bytes = |pod: Value| kind("Pod").take(&pod.to_string()).unwrap().object.bytes;
+        assert_eq!(bytes(pod("True", "True")), bytes(pod("True", "False")));
+        let value: Value = serde_json::from_slice(&bytes(pod("False", "False"))).unwrap();
+        let kept = json!({"conditions": [{"type": "example.com/switch", "status": "False",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+        assert_eq!(value["status"], kept);
+        let mut before = pod("True", "False");
+        before["status"] = json!({"phase": "Pending"});
+        assert!(serde_json::from_slice::<Value>(&bytes(before)).unwrap().get("status").is_none());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Container, EphemeralContainer, Pod, PodSpec},
+    api::core::v1::{Container, EphemeralContainer, Pod, PodCondition, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use proto::{Object, ResourceKey};
@@ -83,6 +83,8 @@ pub struct DesiredPod {
     pub spec: PodSpec,
     /// The cloud holds an end of it, and whether it succeeded: it is not run, whatever is left of it here.
     pub ended: Option<bool>,
+    /// What others say of the conditions that its readiness gates name.
+    pub gates: Vec<PodCondition>,
     /// The path of the first field of the spec that edged knows nothing of.
     pub unread: Option<String>,
     ephemeral: Vec<Ephemeral>,
@@ -109,12 +111,14 @@ impl DesiredPod {
         if !spec.volumes.iter().flatten().all(|volume| is_label(&volume.name)) {
             return Err(PodError::Field { key, field: "spec.volumes[].name" });
         }
-        let ended = match pod.status.and_then(|status| status.phase).as_deref() {
+        let status = pod.status.unwrap_or_default();
+        let ended = match status.phase.as_deref() {
             Some("Succeeded") => Some(true),
             Some("Failed") => Some(false),
             _ => None,
         };
-        let pod = Self { key, uid, metadata: pod.metadata, spec, ended, unread, ephemeral };
+        let gates = status.conditions.unwrap_or_default();
+        let pod = Self { key, uid, metadata: pod.metadata, spec, ended, gates, unread, ephemeral };
         if !pod.all_containers().all(|(_, container)| is_label(&container.name)) {
             return Err(PodError::Field { key: pod.key, field: "spec.containers[].name" });
         }
@@ -130,7 +134,7 @@ impl DesiredPod {
             ..Default::default()
         };
         let spec = PodSpec { termination_grace_period_seconds: grace, ..Default::default() };
-        Self { key, uid, metadata, spec, ended: None, unread: None, ephemeral: Vec::new() }
+        Self { key, uid, metadata, spec, ended: None, gates: Vec::new(), unread: None, ephemeral: Vec::new() }
     }
 
     pub fn name(&self) -> &str {

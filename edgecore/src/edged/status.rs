@@ -293,6 +293,7 @@ impl View<'_> {
         );
         let gates = self.gates();
         let ready = containers_ready && gates.is_none();
+        let since = self.ready_since(containers_ready);
         let mut conditions = vec![
             self.condition("PodReadyToStartContainers", has_sandbox, None, self.sandbox_since()),
             self.condition("Initialized", initialized, Some(init_reason), self.initialized_since()),
@@ -300,14 +301,9 @@ impl View<'_> {
                 "Ready",
                 ready,
                 if containers_ready { gates } else { unready_reason.clone() },
-                self.ready_since(ready),
+                self.gates_since().map_or(since, |gates| gates.max(since)),
             ),
-            self.condition(
-                "ContainersReady",
-                containers_ready,
-                unready_reason,
-                self.ready_since(containers_ready),
-            ),
+            self.condition("ContainersReady", containers_ready, unready_reason, since),
         ];
         conditions.extend(self.unresized());
         for condition in &mut conditions {
@@ -337,13 +333,30 @@ impl View<'_> {
         })
     }
 
-    /// Readiness gates are conditions that others write through the API: their state is not sent to the edge.
+    /// Why the pod is not ready although its containers are: conditions that others write through the API (KEP-580).
     fn gates(&self) -> Option<(&'static str, String)> {
-        let gates: Vec<&str> =
-            self.pod.spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str()).collect();
-        (!gates.is_empty()).then(|| {
-            ("ReadinessGatesNotReady", format!("readiness gates are not supported: [{}]", gates.join(" ")))
-        })
+        let gates = self.pod.spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str());
+        let unmet: Vec<String> = gates
+            .filter_map(|type_| match self.pod.gates.iter().find(|condition| condition.type_ == type_) {
+                Some(condition) if condition.status == "True" => None,
+                Some(PodCondition { status, .. }) => {
+                    Some(format!("the status of pod readiness gate {type_:?} is not \"True\", but {status}"))
+                }
+                None => {
+                    Some(format!("corresponding condition of pod readiness gate {type_:?} does not exist."))
+                }
+            })
+            .collect();
+        (!unmet.is_empty()).then(|| ("ReadinessGatesNotReady", unmet.join(", ")))
+    }
+
+    fn gates_since(&self) -> Option<Timestamp> {
+        self.pod
+            .gates
+            .iter()
+            .filter_map(|condition| condition.last_transition_time.as_ref())
+            .map(|time| time.0)
+            .max()
     }
 
     fn condition(

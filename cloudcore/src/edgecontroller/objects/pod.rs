@@ -1,10 +1,13 @@
 //! What a pod needs, read from its spec.
 
 use proto::ResourceKey;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Metadata, PodFacts, annotation, evicts};
-use crate::edgecontroller::protection::{Eviction, RECORD_ANNOTATION, Toleration};
+use super::{Condition, Metadata, PodFacts, Status, annotation, evicts};
+use crate::{
+    cloudhub::authz,
+    edgecontroller::protection::{Eviction, RECORD_ANNOTATION, Toleration},
+};
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
@@ -18,6 +21,33 @@ pub(super) struct PodSpec {
     init_containers: Vec<Container>,
     ephemeral_containers: Vec<Container>,
     tolerations: Vec<Toleration>,
+    readiness_gates: Vec<Gate>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Gate {
+    condition_type: Box<str>,
+}
+
+/// What of a pod's status travels to the edge, which writes the rest of it: an end, since nobody else remembers it when the
+/// edge has lost its store and it must not run again; and the conditions that its readiness gates wait for (KEP-580).
+#[derive(Debug, Default, Serialize)]
+pub(super) struct KeptStatus {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    phase: Option<Box<str>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    conditions: Vec<Condition>,
+}
+
+impl KeptStatus {
+    pub(super) fn is_empty(&self) -> bool {
+        self.phase.is_none() && self.conditions.is_empty()
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.phase.is_some()
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -102,6 +132,16 @@ struct EnvFrom {
 }
 
 impl PodSpec {
+    /// Nothing of one that does not parse.
+    pub(super) fn kept_status(&self, status: &str) -> KeptStatus {
+        let Ok(mut status) = serde_json::from_str::<Status>(status) else { return KeptStatus::default() };
+        status.conditions.retain(|condition| {
+            self.readiness_gates.iter().any(|gate| gate.condition_type == condition.r#type)
+        });
+        let ended = authz::is_terminal(&status.phase);
+        KeptStatus { phase: ended.then_some(status.phase), conditions: status.conditions }
+    }
+
     pub(super) fn facts(self, metadata: &Metadata, ended: bool) -> PodFacts {
         let references = self.references(&metadata.namespace);
         let sources = self.volumes.iter().filter_map(|volume| volume.projected.as_ref());

@@ -90,6 +90,37 @@ async fn an_unready_probe_makes_the_pod_unready() {
 }
 
 #[tokio::test]
+async fn a_readiness_gate_waits_for_its_condition() {
+    let spec =
+        json!({"containers": [{"name": "a", "image": "i:1"}], "readinessGates": [{"conditionType": "x"}]});
+    let mut pod = pod(&spec);
+    let observed =
+        Observed { sandboxes: vec![sandbox(0, true)], containers: vec![view(&pod, "a", 0, "s0", running())] };
+    let ready = |pod: &DesiredPod| {
+        let status = status(pod, &observed, &Memory::default());
+        assert_eq!(condition(&status, "ContainersReady").status, "True");
+        condition(&status, "Ready").clone()
+    };
+    let missing = ready(&pod);
+    assert_eq!(
+        (missing.status.as_str(), missing.reason.as_deref()),
+        ("False", Some("ReadinessGatesNotReady"))
+    );
+    let gate = |status: &str| PodCondition {
+        type_: "x".to_owned(),
+        status: status.to_owned(),
+        last_transition_time: Some(Time(at(500))),
+        ..Default::default()
+    };
+    pod.gates = vec![gate("False")];
+    let unmet = ready(&pod).message.unwrap();
+    assert!(unmet.ends_with("is not \"True\", but False"), "{unmet}");
+    pod.gates = vec![gate("True")];
+    let met = ready(&pod);
+    assert_eq!((met.status.as_str(), met.last_transition_time), ("True", Some(Time(at(500)))));
+}
+
+#[tokio::test]
 async fn the_end_is_the_end() {
     let pod = pod(&json!({"restartPolicy": "Never", "containers": [{"name": "a"}]}));
     let observed = Observed {
