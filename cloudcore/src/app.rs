@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -51,6 +51,12 @@ pub enum AppError {
         #[source]
         source: io::Error,
     },
+    #[error("failed to listen on {address} (UDP) for edge nodes (modules.cloudHub.quic)")]
+    ListenQuic {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Admin(#[from] AdminError),
     #[error("kubeconfig is not usable (kubeAPIConfig.kubeConfig)")]
@@ -89,6 +95,7 @@ impl App {
         let listen_error = |source| AppError::Listen { address: hub.listen, source };
         let listener = TcpListener::bind(hub.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
+        let udp = hub.quic.map(|quic| quic_socket(quic, address)).transpose()?;
 
         let metrics = Metrics::default();
         let mut registry = MetricsRegistry::default();
@@ -118,7 +125,7 @@ impl App {
             tasks.spawn(kind.key, reflector.run(stop.child_token()));
         }
         tasks.spawn("protection", Protection::new(client.clone(), index).run(stop.child_token()));
-        tasks.spawn("cloudhub", serve(client, listener, context, serving, stop.child_token()));
+        tasks.spawn("cloudhub", serve(client, (listener, udp), context, serving, stop.child_token()));
         Ok(Self { tasks, address })
     }
 
@@ -133,10 +140,18 @@ impl App {
     }
 }
 
+/// Its port is that of the TCP listener, unless it has one of its own.
+fn quic_socket(mut quic: SocketAddr, listener: SocketAddr) -> Result<UdpSocket, AppError> {
+    if quic.port() == 0 {
+        quic.set_port(listener.port());
+    }
+    UdpSocket::bind(quic).map_err(|source| AppError::ListenQuic { address: quic, source })
+}
+
 /// Waits for the API server, then serves edge nodes.
 async fn serve(
     client: Client,
-    listener: TcpListener,
+    (listener, udp): (TcpListener, Option<UdpSocket>),
     context: Arc<SessionContext>,
     serving: Arc<AtomicBool>,
     stop: CancellationToken,
@@ -146,7 +161,7 @@ async fn serve(
         ca = secrets::establish(&client) => ca?,
         () = stop.cancelled() => return Ok(()),
     };
-    let hub = CloudHub::new(listener, context, ca);
+    let hub = CloudHub::new(listener, udp, context, ca);
     serving.store(true, Ordering::Relaxed);
     info!("serving edge nodes");
     let served = hub.run(stop).await;

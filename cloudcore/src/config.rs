@@ -36,6 +36,8 @@ pub struct ApiServerConfig {
 #[derive(Debug, Clone)]
 pub struct HubConfig {
     pub listen: SocketAddr,
+    /// With the port 0: the same as that of `listen`.
+    pub quic: Option<SocketAddr>,
     /// Addresses and DNS names of the server's certificate.
     pub names: Vec<String>,
     pub node_limit: usize,
@@ -64,6 +66,7 @@ impl From<CloudCoreConfig> for Config {
             write_timeout,
             edge_cert_signing_duration,
             node_lease: NodeLease { duration_seconds, renew_interval_seconds },
+            quic,
             websocket: CloudHubWebSocket { enable: _, port, address },
         } = cloud_hub;
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
@@ -85,6 +88,9 @@ impl From<CloudCoreConfig> for Config {
             },
             hub: HubConfig {
                 listen: SocketAddr::new(address, port),
+                quic: quic
+                    .enable
+                    .then(|| SocketAddr::new(quic.address.unwrap_or(address), quic.port.unwrap_or(port))),
                 names,
                 node_limit: usize::try_from(node_limit).unwrap_or(usize::MAX),
                 keepalive: seconds(keepalive_interval),

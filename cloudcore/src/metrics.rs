@@ -9,7 +9,7 @@ use prometheus_client::{
 /// Cheap to clone; all clones count into the same metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
-    pub sessions: Gauge,
+    pub sessions: Family<TransportLabels, Gauge>,
     pub session_ends: Family<EndLabels, Counter>,
     pub handshakes: Family<HandshakeLabels, Counter>,
     pub enrollments: Family<EnrollmentLabels, Counter>,
@@ -18,6 +18,11 @@ pub struct Metrics {
     pub reports: Family<ReportLabels, Counter>,
     pub report_retries: Counter,
     pub bytes: Family<BytesLabels, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TransportLabels {
+    pub transport: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -55,7 +60,7 @@ pub struct BytesLabels {
 impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("cloudcore");
-        registry.register("sessions", "Edge nodes connected now", self.sessions.clone());
+        registry.register("sessions", "Edge nodes connected now, by transport", self.sessions.clone());
         registry.register("session_ends", "Sessions ended, by reason", self.session_ends.clone());
         registry.register("handshakes", "TLS handshakes, by outcome", self.handshakes.clone());
         registry.register("enrollments", "Enrollment requests, by HTTP status", self.enrollments.clone());

@@ -10,7 +10,7 @@ use cloudcore::{
     cloudhub::{listener::CloudHub, registry::Registry, session::SessionContext},
     config::HubConfig,
     edgecontroller::{index::Index, lease::LeaseConfig, objects::KINDS, upstream::Upstream},
-    metrics::{EndLabels, Metrics},
+    metrics::{EndLabels, Metrics, TransportLabels},
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use proto::{
@@ -64,6 +64,7 @@ fn context(metrics: &Metrics) -> SessionContext {
         metrics: metrics.clone(),
         hub: HubConfig {
             listen: ([127, 0, 0, 1], 0).into(),
+            quic: None,
             names: vec!["127.0.0.1".to_owned()],
             node_limit: 1,
             keepalive: 10 * BEAT,
@@ -87,7 +88,7 @@ impl Line {
         let metrics = Metrics::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let hub = CloudHub::new(listener, Arc::new(context(&metrics)), ca);
+        let hub = CloudHub::new(listener, None, Arc::new(context(&metrics)), ca);
         let mut running = JoinSet::new();
         running.spawn(async move { hub.run(CancellationToken::new()).await.unwrap() });
 
@@ -133,7 +134,7 @@ impl Line {
     }
 
     fn is_up(&self) -> bool {
-        self.metrics.sessions.get() == 1
+        self.metrics.sessions.get_or_create(&TransportLabels { transport: "websocket" }).get() == 1
     }
 
     /// How long cloudcore still takes the silent line for a line.

@@ -6,8 +6,8 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use crds::componentconfig::{
     LogFormat as RawLogFormat,
     edgecore::{
-        CgroupDriver, CommonConfig, Database, EdgeCoreConfig, EdgeHub, EdgeHubWebSocket, Edged, Modules,
-        MonitorServer,
+        CgroupDriver, CommonConfig, Database, EdgeCoreConfig, EdgeHub, EdgeHubQuic, EdgeHubWebSocket, Edged,
+        Modules, MonitorServer,
     },
 };
 use runtime::telemetry::LogFormat;
@@ -16,6 +16,10 @@ use crate::{
     edged::{EdgedConfig, node_status::NodeStatusConfig},
     edgehub::{HubConfig, IdentityPaths},
 };
+
+/// Between attempts to get through with QUIC while the WebSocket does: what blocks UDP for a minute may do so for months, and
+/// each attempt costs the line a few kilobytes.
+const QUIC_PROBES: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(6));
 
 /// The whole of edgecore's configuration, checked.
 pub struct Config {
@@ -48,7 +52,8 @@ impl From<EdgeCoreConfig> for Config {
             tls_ca_file: _,
             tls_cert_file: _,
             tls_private_key_file: _,
-            websocket: EdgeHubWebSocket { enable: _, server, handshake_timeout, write_deadline },
+            quic: EdgeHubQuic { enable: quic, server: quic_server },
+            websocket: EdgeHubWebSocket { enable: websocket, server, handshake_timeout, write_deadline },
         } = edge_hub;
         let Edged {
             hostname_override,
@@ -96,6 +101,9 @@ impl From<EdgeCoreConfig> for Config {
             pid_file: paths.pid_file,
             hub: HubConfig {
                 node: node.clone(),
+                quic: quic.then(|| if quic_server.is_empty() { server.clone() } else { quic_server }),
+                quic_probes: QUIC_PROBES,
+                websocket,
                 server,
                 heartbeat: seconds(heartbeat),
                 handshake_timeout: seconds(handshake_timeout),

@@ -10,10 +10,10 @@ use proto::message::{Answer, GoodbyeReason, Question};
 use runtime::{
     backoff::Backoff,
     chain,
-    link::{Link, LinkError, websocket},
+    link::{Link, LinkError},
     tls::TlsError,
 };
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{self, Instant},
@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metamanager::Store;
+use session::SessionError;
+use transports::{Server, Transports};
 
 mod dialer;
 mod enrollment;
@@ -29,6 +31,7 @@ mod identity;
 mod session;
 #[cfg(test)]
 mod tests;
+mod transports;
 
 pub use identity::IdentityPaths;
 
@@ -60,6 +63,8 @@ pub struct HubState {
     pub synced: bool,
     /// The API server has taken this node's status in this session, and it says that the node is Ready.
     pub node_ready: bool,
+    /// What carries the link: `quic` or `websocket`, empty when nothing does.
+    pub transport: &'static str,
     /// Sessions since the start: what the cloud may have forgotten is reported anew when it grows.
     pub sessions: u64,
     /// Why there is no session, what was refused last, or why the node is not Ready.
@@ -68,8 +73,14 @@ pub struct HubState {
 
 pub struct HubConfig {
     pub node: String,
-    /// cloudcore's `HOST:PORT`.
+    /// cloudcore's `HOST:PORT` for TCP: enrolment, and the WebSocket.
     pub server: String,
+    /// Whether the link may use the WebSocket.
+    pub websocket: bool,
+    /// cloudcore's `HOST:PORT` for UDP, if the link may use QUIC.
+    pub quic: Option<String>,
+    /// The shortest and the longest time between attempts to get through with QUIC, while the WebSocket does.
+    pub quic_probes: (Duration, Duration),
     pub heartbeat: Duration,
     /// For TLS and the upgrade.
     pub handshake_timeout: Duration,
@@ -84,8 +95,8 @@ pub struct HubConfig {
 
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    #[error("modules.edgeHub.websocket.server {server:?} is not HOST:PORT")]
-    Server { server: String },
+    #[error("modules.edgeHub.{key} {server:?} is not HOST:PORT")]
+    Server { key: &'static str, server: String },
     #[error("failed to use this node's certificate")]
     Identity(#[from] TlsError),
     #[error("enrolment failed")]
@@ -102,7 +113,8 @@ pub enum HubError {
 
 pub struct EdgeHub {
     config: HubConfig,
-    server_name: ServerName<'static>,
+    server: Server,
+    transports: Transports,
     store: Store,
     asks: mpsc::Receiver<Ask>,
     state: watch::Sender<HubState>,
@@ -114,12 +126,10 @@ impl EdgeHub {
         store: Store,
         asks: mpsc::Receiver<Ask>,
     ) -> Result<(Self, watch::Receiver<HubState>), HubError> {
-        let host = config.server.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
-        let server_name = host
-            .and_then(|host| ServerName::try_from(host).ok())
-            .ok_or_else(|| HubError::Server { server: config.server.clone() })?;
+        let server = Server::parse("websocket.server", &config.server)?;
+        let transports = Transports::new(&config)?;
         let (state, watching) = watch::channel(HubState::default());
-        Ok((Self { config, server_name, store, asks, state }, watching))
+        Ok((Self { config, server, transports, store, asks, state }, watching))
     }
 
     /// Keeps a session with the cloud until `stop` is cancelled.
@@ -129,8 +139,8 @@ impl EdgeHub {
             let error = tokio::select! {
                 // Stopping drops the connection attempt; nothing of it was promised to anyone.
                 () = stop.cancelled() => return Ok(()),
-                connected = connect(&self.config, &self.server_name) => match connected {
-                    Ok(link) => match self.hold(link, &mut backoff, &stop).await {
+                connected = self.connect() => match connected {
+                    Ok((link, tls)) => match self.hold(link, &tls, &mut backoff, &stop).await {
                         None => return Ok(()),
                         Some(error) => error,
                     },
@@ -158,26 +168,71 @@ impl EdgeHub {
         }
     }
 
-    /// Runs one session; `None` when it ended because we are to stop.
+    async fn connect(&mut self) -> Result<(Link, Arc<ClientConfig>), HubError> {
+        let identity = match identity::load(&self.config.identity, &self.config.node)? {
+            Some(identity) => identity,
+            None => enrollment::enroll(&self.config, &self.server.name).await?,
+        };
+        let tls = Arc::new(identity.client_config()?);
+        match time::timeout(self.config.handshake_timeout, self.transports.connect(&tls)).await {
+            Ok(link) => Ok((link?, tls)),
+            Err(_) => Err(HubError::TimedOut(self.config.handshake_timeout)),
+        }
+    }
+
+    /// Runs a session, and another one whenever QUIC gets through again; `None` when it ended because we are to stop.
     async fn hold(
         &mut self,
-        link: Link,
+        mut link: Link,
+        tls: &Arc<ClientConfig>,
         backoff: &mut Backoff,
         stop: &CancellationToken,
     ) -> Option<HubError> {
-        info!(peer = %link.peer, transport = link.transport, "link is up");
-        let driver = session::Driver {
-            config: &self.config,
-            store: &self.store,
-            asks: &mut self.asks,
-            state: &self.state,
-        };
-        let begun = Instant::now();
-        let ended = driver.run(link, stop).await;
-        if self.state.borrow().connected && begun.elapsed() >= STABLE {
-            backoff.reset();
+        loop {
+            let transport = link.transport;
+            info!(peer = %link.peer, transport, "link is up");
+            self.state.send_modify(|state| state.transport = transport);
+            let driver = session::Driver {
+                config: &self.config,
+                store: &self.store,
+                asks: &mut self.asks,
+                state: &self.state,
+            };
+            let begun = Instant::now();
+            let moved = stop.child_token();
+            let mut session = std::pin::pin!(driver.run(link, &moved));
+            let mut better = None;
+            let ended = loop {
+                tokio::select! {
+                    ended = &mut session => break ended,
+                    // A probe that is dropped with the session has promised nothing.
+                    link = self.transports.quic_again(tls), if transport == "websocket" && better.is_none() => {
+                        info!("QUIC gets through; the session moves there");
+                        better = Some(link);
+                        moved.cancel();
+                    }
+                }
+            };
+            let connected = self.state.borrow().connected;
+            if connected && begun.elapsed() >= STABLE {
+                backoff.reset();
+            }
+            match (ended, better) {
+                (Ok(()), Some(better)) if !stop.is_cancelled() => link = better,
+                (Ok(()), _) => return None,
+                (Err(error), _) => {
+                    let refused = matches!(
+                        &error,
+                        HubError::Goodbye { .. }
+                            | HubError::Session(SessionError::Link(LinkError::Refused { .. }))
+                    );
+                    if transport == "quic" && !connected && !refused {
+                        self.transports.quic_failed();
+                    }
+                    return Some(error);
+                }
+            }
         }
-        ended.err()
     }
 
     /// Waits, telling whoever asks that there is no line; false when we are to stop.
@@ -197,22 +252,4 @@ impl EdgeHub {
 /// The asker may have gone; then nobody misses the answer.
 fn refuse(ask: Ask, reason: &str) {
     drop(ask.answer.send(Err(reason.to_owned())));
-}
-
-async fn connect(config: &HubConfig, server_name: &ServerName<'static>) -> Result<Link, HubError> {
-    let identity = match identity::load(&config.identity, &config.node)? {
-        Some(identity) => identity,
-        None => enrollment::enroll(config, server_name).await?,
-    };
-    let tls: Arc<ClientConfig> = Arc::new(identity.client_config()?);
-    let address = &config.server;
-    let connecting = async {
-        let connect_error = |source| LinkError::Connect { address: address.clone(), source };
-        let tcp = dialer::dial(address).await.map_err(connect_error)?;
-        websocket::over(tcp, address, server_name.clone(), tls).await
-    };
-    match time::timeout(config.handshake_timeout, connecting).await {
-        Ok(link) => Ok(link?),
-        Err(_) => Err(HubError::TimedOut(config.handshake_timeout)),
-    }
 }

@@ -149,6 +149,9 @@ async fn nothing_that_the_cloud_sends_breaks_the_edge() -> Result<()> {
     let config = HubConfig {
         node: NODE.to_owned(),
         server: address.to_string(),
+        websocket: true,
+        quic: None,
+        quic_probes: (LONG, LONG),
         heartbeat: Duration::from_secs(5),
         handshake_timeout: LONG,
         write_deadline: LONG,

@@ -198,9 +198,9 @@ pub(crate) struct Join {
     /// Go on although preflight checks fail
     #[arg(long)]
     pub(crate) force: bool,
-    /// How cloudcore is spoken to; websocket is the only way so far
-    #[arg(long, value_name = "PROTOCOL", value_parser = hub_protocol, hide = true)]
-    _hub_protocol: Option<()>,
+    /// What carries the link [default: quic, and the WebSocket where UDP does not get through]
+    #[arg(long, value_name = "PROTOCOL", value_enum)]
+    pub(crate) hub_protocol: Option<HubProtocol>,
     #[command(flatten)]
     _foreign: foreign::DownloadFlags,
 }
@@ -240,6 +240,14 @@ pub(crate) struct Reset {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     _scripts: foreign::ScriptFlags,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HubProtocol {
+    /// QUIC, and the WebSocket where UDP does not get through
+    Quic,
+    /// The WebSocket alone
+    Websocket,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -357,10 +365,6 @@ fn kubeedge_version(text: &str) -> Result<String, String> {
         }
         _ => Err("not a version, as in 1.12.0".to_owned()),
     }
-}
-
-fn hub_protocol(text: &str) -> Result<(), String> {
-    if text == "websocket" { Ok(()) } else { Err("websocket is the only one so far".to_owned()) }
 }
 
 mod foreign;

@@ -17,11 +17,15 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use proto::limits::MAX_FRAME;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
 };
 
+pub mod quic;
+#[cfg(test)]
+mod tests;
 pub mod websocket;
 
 /// The thinnest line that still is one, in bytes a second.
@@ -62,7 +66,7 @@ pub struct Link {
     pub receiver: Box<dyn FrameReceiver>,
     pub progress: Progress,
     pub peer: SocketAddr,
-    /// For people and metrics: `websocket`.
+    /// For people and metrics: `quic` or `websocket`.
     pub transport: &'static str,
 }
 
@@ -86,12 +90,31 @@ pub enum LinkError {
         #[source]
         source: tokio_tungstenite::tungstenite::Error,
     },
+    /// Over QUIC, too, `status` is that of HTTP.
     #[error("{address} refused the connection: HTTP {status}: {reason}")]
     Refused { address: String, status: u16, reason: String },
+    #[error("QUIC with {address} failed")]
+    Quic {
+        address: String,
+        #[source]
+        source: quinn::ConnectionError,
+    },
     #[error("link broke")]
-    Broken(#[source] tokio_tungstenite::tungstenite::Error),
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("peer sent a frame that is not binary")]
     NotBinary,
+    #[error("peer sent a frame of {0} bytes; {MAX_FRAME} is the most")]
+    TooLong(usize),
+    #[error("link ended in the middle of a frame")]
+    Truncated,
+    #[error("no transport is switched on")]
+    NoTransport,
+}
+
+impl LinkError {
+    fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Broken(error.into())
+    }
 }
 
 /// Sends frames, each flushed to the transport.

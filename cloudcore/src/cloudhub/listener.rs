@@ -1,11 +1,13 @@
-//! The one port: TLS, then HTTP/1 for `/edge.crt`, `GET /healthz` and the upgrade `GET /link`.
+//! The one port. On TCP: TLS, then HTTP/1 for `/edge.crt`, `GET /healthz` and the upgrade `GET /link`. On UDP: QUIC, which
+//! carries links only.
 //!
 //! A client certificate is optional in TLS, because who enrolls has none yet; `/link` asks for one. Until a connection has
 //! become a session it is bounded in number and in time, so that strangers cannot use the port up.
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
+    io,
+    net::{SocketAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,8 +17,13 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use quinn::Endpoint;
 use runtime::{
-    link::{Watched, websocket},
+    link::{
+        Watched,
+        quic::{self, NoSuite},
+        websocket,
+    },
     tls::{self, CertificateAuthority},
 };
 use rustls_pki_types::CertificateDer;
@@ -53,6 +60,8 @@ const GUESTS: usize = 512;
 const FAREWELL: Duration = Duration::from_secs(5);
 /// The server's certificate is made anew, in memory, long before it expires.
 const REISSUE: Duration = Duration::from_hours(7 * 24);
+/// How long the end of a QUIC connection may take to reach the edge.
+const LINGER: Duration = Duration::from_secs(1);
 /// After the process has run out of file handles.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -62,11 +71,16 @@ pub enum HubError {
     Issue(#[from] tls::CsrError),
     #[error("failed to set TLS up")]
     Tls(#[from] tls::TlsError),
+    #[error("failed to set QUIC up")]
+    Quic(#[from] NoSuite),
+    #[error("failed to listen for QUIC")]
+    Listen(#[source] io::Error),
 }
 
 /// The hub, bound and ready to serve.
 pub struct CloudHub {
     listener: TcpListener,
+    udp: Option<UdpSocket>,
     hub: Arc<Hub>,
 }
 
@@ -80,17 +94,24 @@ type Answer = Response<Full<Bytes>>;
 type Refusal = (StatusCode, String);
 
 impl CloudHub {
-    pub fn new(listener: TcpListener, context: Arc<SessionContext>, ca: CertificateAuthority) -> Self {
+    /// Without a UDP socket there is no QUIC.
+    pub fn new(
+        listener: TcpListener,
+        udp: Option<UdpSocket>,
+        context: Arc<SessionContext>,
+        ca: CertificateAuthority,
+    ) -> Self {
         let (client, index) = (context.client.clone(), Arc::clone(&context.index));
         let enrollment = Enrollment::new(ca, client, index, context.hub.certificate_validity);
         let hub = Hub { context, enrollment, handshakes: Semaphore::new(HANDSHAKES) };
-        Self { listener, hub: Arc::new(hub) }
+        Self { listener, udp, hub: Arc::new(hub) }
     }
 
     /// Serves until `stop` is cancelled, then has every session say goodbye.
     pub async fn run(self, stop: CancellationToken) -> Result<(), HubError> {
-        let Self { listener, hub } = self;
-        let mut acceptor = hub.acceptor()?;
+        let Self { listener, udp, hub } = self;
+        let (mut acceptor, config) = hub.configurations()?;
+        let endpoint = udp.map(|udp| quic::listen(udp, config)).transpose().map_err(HubError::Listen)?;
         let mut reissue = time::interval(REISSUE);
         reissue.reset();
         let limit = hub.context.hub.node_limit.saturating_add(GUESTS);
@@ -109,31 +130,116 @@ impl CloudHub {
                         time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
+                // An attempt stays in the endpoint when another arm wins.
+                Some(incoming) = incoming(endpoint.as_ref()), if !full => {
+                    connections.spawn(Arc::clone(&hub).serve_quic(incoming, stop.child_token()));
+                }
                 Some(ended) = connections.join_next() => {
                     if let Err(error) = ended && error.is_panic() {
                         warn!(error = %runtime::chain(&error), "a connection's task panicked");
                     }
                 }
-                _ = reissue.tick() => acceptor = hub.acceptor()?,
+                _ = reissue.tick() => {
+                    let (new, config) = hub.configurations()?;
+                    acceptor = new;
+                    if let Some(endpoint) = &endpoint {
+                        endpoint.set_server_config(Some(config));
+                    }
+                }
                 () = stop.cancelled() => break,
             }
         }
         drop(listener);
+        if let Some(endpoint) = &endpoint {
+            endpoint.set_server_config(None);
+        }
         let all = async { while connections.join_next().await.is_some() {} };
         if time::timeout(FAREWELL, all).await.is_err() {
             warn!("sessions did not end in time");
+        }
+        if let Some(endpoint) = endpoint
+            && time::timeout(LINGER, endpoint.wait_idle()).await.is_err()
+        {
+            debug!("the end of some QUIC connection was not confirmed");
         }
         Ok(())
     }
 }
 
+async fn incoming(endpoint: Option<&Endpoint>) -> Option<quinn::Incoming> {
+    match endpoint {
+        Some(endpoint) => endpoint.accept().await,
+        None => None,
+    }
+}
+
 impl Hub {
-    fn acceptor(&self) -> Result<TlsAcceptor, HubError> {
+    /// With a new certificate: for TCP and for QUIC.
+    fn configurations(&self) -> Result<(TlsAcceptor, quinn::ServerConfig), HubError> {
         let ca = self.enrollment.ca();
         let (chain, key) = ca.issue_server(&self.context.hub.names)?;
         let mut config = tls::server_config(chain, key, std::slice::from_ref(ca.certificate()))?;
+        let quic = quic::server_config(config.clone())?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        Ok((TlsAcceptor::from(Arc::new(config)), quic))
+    }
+
+    async fn serve_quic(self: Arc<Self>, incoming: quinn::Incoming, stop: CancellationToken) {
+        let peer = incoming.remote_address();
+        // Whoever forges addresses is not to use the turns up.
+        if !incoming.remote_address_validated() && self.handshakes.available_permits() == 0 {
+            if let Err(error) = incoming.retry() {
+                debug!(%peer, error = %runtime::chain(&error), "connection refused");
+            }
+            return;
+        }
+        let guest = async {
+            let connection = self.handshake_quic(incoming).await?;
+            match self.admit(quic::peer_certificate(&connection).as_ref()).await {
+                Ok(node) => {
+                    let link = quic::accept(connection).await;
+                    link.map(|link| (node, link)).map_err(|error| runtime::chain(&error).to_string())
+                }
+                Err((code, reason)) => {
+                    info!(reason, "link refused");
+                    quic::refuse(&connection, code.as_u16(), &reason);
+                    Err(reason)
+                }
+            }
+        };
+        let linked = tokio::select! {
+            // Nothing has been promised to a guest yet.
+            linked = time::timeout(HANDSHAKE_TIMEOUT + REQUEST_TIMEOUT, guest) => linked,
+            () = stop.cancelled() => return,
+        };
+        match linked {
+            Ok(Ok((node, link))) => session::run(Arc::clone(&self.context), link, node, stop).await,
+            Ok(Err(reason)) => debug!(%peer, reason, "connection ended"),
+            Err(_) => debug!(%peer, "connection timed out"),
+        }
+    }
+
+    async fn handshake_quic(&self, incoming: quinn::Incoming) -> Result<quinn::Connection, String> {
+        let _turn = self.handshakes.acquire().await;
+        let shaken = match incoming.accept() {
+            Ok(connecting) => time::timeout(HANDSHAKE_TIMEOUT, connecting).await,
+            Err(error) => Ok(Err(error)),
+        };
+        self.note_handshake(&shaken);
+        match shaken {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(format!("QUIC handshake failed: {}", runtime::chain(&error))),
+            Err(_) => Err("QUIC handshake timed out".to_owned()),
+        }
+    }
+
+    fn note_handshake<T, E>(&self, shaken: &Result<Result<T, E>, time::error::Elapsed>) {
+        let outcome = match shaken {
+            Ok(Ok(_)) => "ok",
+            Ok(Err(_)) => "failed",
+            Err(_) => "timed out",
+        };
+        self.context.metrics.handshakes.get_or_create(&HandshakeLabels { outcome }).inc();
     }
 
     async fn serve(
@@ -175,12 +281,7 @@ impl Hub {
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let _turn = self.handshakes.acquire().await;
         let shaken = time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Watched::new(tcp))).await;
-        let outcome = match &shaken {
-            Ok(Ok(_)) => "ok",
-            Ok(Err(_)) => "failed",
-            Err(_) => "timed out",
-        };
-        self.context.metrics.handshakes.get_or_create(&HandshakeLabels { outcome }).inc();
+        self.note_handshake(&shaken);
         match shaken {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(format!("TLS handshake failed: {}", runtime::chain(&error))),
@@ -232,7 +333,8 @@ impl Hub {
                 Ok(Reporter { node, key_hash }) => self.enrollment.release(&node, &key_hash).await,
                 Err((code, reason)) => text(code, reason),
             },
-            (&Method::GET, websocket::PATH) => match self.admit(certificate, request.headers()).await {
+            (&Method::GET, websocket::PATH) => match self.admit_upgrade(certificate, request.headers()).await
+            {
                 Ok((node, key)) => {
                     let on_upgrade = hyper::upgrade::on(&mut request);
                     *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some((node, on_upgrade));
@@ -251,11 +353,20 @@ impl Hub {
     }
 
     /// The node that may open a link, with the key of its WebSocket handshake.
-    async fn admit(
+    async fn admit_upgrade(
         &self,
         certificate: Option<&CertificateDer<'static>>,
         headers: &HeaderMap,
     ) -> Result<(Reporter, String), Refusal> {
+        let node = self.admit(certificate).await?;
+        let key = websocket_key(headers).ok_or_else(|| {
+            (StatusCode::BAD_REQUEST, "not a WebSocket handshake of version 13\n".to_owned())
+        })?;
+        Ok((node, key))
+    }
+
+    /// The node that may open a link.
+    async fn admit(&self, certificate: Option<&CertificateDer<'static>>) -> Result<Reporter, Refusal> {
         let peer = identify(certificate)?;
         let Reporter { node, key_hash } = &peer;
         self.check_holder(node, key_hash).await?;
@@ -267,10 +378,7 @@ impl Hub {
             );
             return Err((StatusCode::SERVICE_UNAVAILABLE, reason));
         }
-        let key = websocket_key(headers).ok_or_else(|| {
-            (StatusCode::BAD_REQUEST, "not a WebSocket handshake of version 13\n".to_owned())
-        })?;
-        Ok((peer, key))
+        Ok(peer)
     }
 
     /// Where the cache would refuse, or has not been listed yet, the API server has the last word: the Node may have got a

@@ -38,7 +38,7 @@ use crate::{
         lease::{self, LeaseConfig},
         upstream::{Reporter, Upstream},
     },
-    metrics::{BytesLabels, EndLabels, Metrics},
+    metrics::{BytesLabels, EndLabels, Metrics, TransportLabels},
 };
 
 /// What cloudcore calls itself on the link.
@@ -152,6 +152,8 @@ enum Done {
 struct Driver {
     context: Arc<SessionContext>,
     peer: Reporter,
+    /// From the hello on: an edge may open more links than it goes on to use.
+    registration: Option<Registration>,
     session: CloudSession,
     view: NodeSubscription,
     tasks: JoinSet<Done>,
@@ -173,30 +175,23 @@ struct Driver {
 /// Runs a session on a link whose other end has proven to be `node`, until it ends.
 #[tracing::instrument(name = "session", skip_all, fields(node = %node.node, session = tracing::field::Empty))]
 pub async fn run(context: Arc<SessionContext>, link: Link, node: Reporter, stop: CancellationToken) {
-    let registration = context.registry.enter(&node.node);
-    tracing::Span::current().record("session", registration.id());
     let metrics = context.metrics.clone();
-    metrics.sessions.inc();
     let (peer, transport) = (link.peer, link.transport);
+    let sessions = metrics.sessions.get_or_create_owned(&TransportLabels { transport });
+    sessions.inc();
     debug!(%peer, transport, "link opened");
-    let end = drive(context, link, node, &registration, stop).await;
-    metrics.sessions.dec();
+    let end = drive(context, link, node, stop).await;
+    sessions.dec();
     metrics.session_ends.get_or_create(&EndLabels { reason: end.label() }).inc();
     match &end {
         End::Violation(_) | End::Decode(_) | End::Task | End::Encode(_) => {
-            warn!(reason = %runtime::chain(&end), %peer, "session ended");
+            warn!(reason = %runtime::chain(&end), %peer, transport, "session ended");
         }
-        _ => info!(reason = %runtime::chain(&end), %peer, "session ended"),
+        _ => info!(reason = %runtime::chain(&end), %peer, transport, "session ended"),
     }
 }
 
-async fn drive(
-    context: Arc<SessionContext>,
-    link: Link,
-    node: Reporter,
-    registration: &Registration,
-    stop: CancellationToken,
-) -> End {
+async fn drive(context: Arc<SessionContext>, link: Link, node: Reporter, stop: CancellationToken) -> End {
     let Link { sender, mut receiver, progress, peer: _, transport: _ } = link;
     let (frames, queue) = mpsc::channel(WRITE_QUEUE);
     let mut writer = JoinSet::new();
@@ -216,6 +211,7 @@ async fn drive(
         session: CloudSession::new(node.node.to_string(), SOFTWARE.to_owned(), unix_ms, now),
         view: context.index.subscribe(&node.node),
         peer: node,
+        registration: None,
         tasks: JoinSet::new(),
         writer,
         attempts: Arc::new(Semaphore::new(REPORTS_AT_ONCE)),
@@ -266,7 +262,7 @@ async fn drive(
                 driver.view.recheck();
                 Ok(())
             }
-            () = registration.superseded().cancelled() => Err(End::Superseded),
+            () = superseded(driver.registration.as_ref()) => Err(End::Superseded),
             () = stop.cancelled() => Err(End::Stopping),
         };
         if let Err(end) = stepped {
@@ -275,6 +271,13 @@ async fn drive(
     };
     driver.say_goodbye(&end).await;
     end
+}
+
+async fn superseded(registration: Option<&Registration>) {
+    match registration {
+        Some(registration) => registration.superseded().cancelled().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Driver {
@@ -341,6 +344,9 @@ impl Driver {
     fn handle(&mut self, event: CloudEvent) -> Result<(), End> {
         match event {
             CloudEvent::Connected { software } => {
+                let registration = self.context.registry.enter(&self.peer.node);
+                tracing::Span::current().record("session", registration.id());
+                self.registration = Some(registration);
                 info!(software, "node connected");
                 // What changed between the admission and the subscription was marked for nobody.
                 self.check_holder()?;

@@ -1,6 +1,6 @@
 //! What a node, or somebody who would like to be one, must not get away with.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{Bench, ClusterOptions};
@@ -15,14 +15,14 @@ use rcgen::{
     IsCa, KeyPair,
 };
 use runtime::{
-    tls,
+    tls::{self, CertificateAuthority},
     token::{SigningKeys, Token},
 };
 use serde_json::json;
 
 use crate::{
     cloud::{Cloud, get, join, node_report, now, pod, prepare, request, running, secret, token},
-    edge::{Edge, LONG, post_csr},
+    edge::{Edge, Identity, LONG, post_csr},
 };
 
 /// A request in the name of edge-2, with something else in it.
@@ -72,8 +72,23 @@ pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
     }
 
     // The same request without anything unusual is granted.
-    let (code, body, _) = post_csr(cloud.address, &good, "edge-2", csr_with("system:nodes", |_| {})?).await?;
+    let (code, body, ca) =
+        post_csr(cloud.address, &good, "edge-2", csr_with("system:nodes", |_| {})?).await?;
     ensure!(code == 200, "{code} {body:?}");
+
+    // No link without a certificate, nor with one that another CA signed.
+    let (nobody, _) = tls::pinned_client_config(good.ca_hash)?;
+    let (key, csr) = tls::node_csr("edge-1")?;
+    let signed = CertificateAuthority::generate()?.sign_node_csr(&csr, "edge-1", LONG)?;
+    let foreign = tls::client_config(&[ca], vec![signed.into()], tls::pkcs8(key))?;
+    // The other CA has the same name: what is wrong is the signature (over TCP the alert decrypt_error, RFC 8446).
+    for (config, told) in
+        [(nobody, ["no client certificate"; 2]), (foreign, ["DecryptError", "BadSignature"])]
+    {
+        let stranger = Identity { node: "edge-1".to_owned(), tls: Arc::new(config) };
+        let error = Edge::refusal(cloud.address, &stranger).await?;
+        ensure!(told.iter().any(|told| error.contains(told)), "{error}");
+    }
 
     // A certificate of another node.
     let mut edge = Edge::connect_as(cloud.address, &mine, "edge-2", BTreeMap::new()).await?;

@@ -12,7 +12,7 @@ use proto::{
     session::edge::{Desired, EdgeEvent, EdgeSession},
 };
 use runtime::{
-    link::{Link, websocket},
+    link::{Link, quic, websocket},
     tls,
     token::Token,
 };
@@ -26,6 +26,17 @@ use tokio_rustls::TlsConnector;
 
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Transport {
+    Quic,
+    WebSocket,
+}
+
+tokio::task_local! {
+    /// What carries the links of the scenario.
+    pub(crate) static TRANSPORT: Transport;
+}
 
 /// What a joined node has on its disk.
 #[derive(Clone)]
@@ -136,7 +147,11 @@ impl Edge {
         store: BTreeMap<ResourceKey, Object>,
     ) -> Result<Self> {
         let name = ServerName::IpAddress(address.ip().into());
-        let link = websocket::connect(&address.to_string(), name, Arc::clone(&identity.tls)).await?;
+        let text = address.to_string();
+        let link = match TRANSPORT.get() {
+            Transport::Quic => quic::connect(address, &text, &name, &identity.tls).await?,
+            Transport::WebSocket => websocket::connect(&text, name, Arc::clone(&identity.tls)).await?,
+        };
         let digest: Digest = store.iter().map(|(key, object)| (key, object.version.hash)).collect();
         let session = EdgeSession::new(node, "test", digest, HEARTBEAT, Instant::now().into_std());
         Ok(Self {
@@ -150,6 +165,15 @@ impl Edge {
             changes: 0,
             next_report: 1,
         })
+    }
+
+    /// Why nobody with this identity is let in.
+    pub(crate) async fn refusal(address: SocketAddr, identity: &Identity) -> Result<String> {
+        let attempt = async {
+            let mut edge = Self::connect(address, identity, BTreeMap::new()).await?;
+            edge.until("a sync", |edge| edge.synced).await
+        };
+        Ok(format!("{:#}", attempt.await.err().context("it was let in")?))
     }
 
     pub(crate) async fn send_raw(&mut self, frame: Bytes) -> Result<()> {

@@ -95,8 +95,7 @@ async fn register(cloud: &Cloud, identity: &Identity) -> Result<Edge> {
 }
 
 async fn refused(cloud: &Cloud, identity: &Identity) -> Result<()> {
-    let connected = Edge::connect(cloud.address, identity, BTreeMap::new()).await;
-    let error = format!("{:#}", connected.err().context("refused")?);
+    let error = Edge::refusal(cloud.address, identity).await?;
     ensure!(error.contains("403"), "{error}");
     Ok(())
 }

@@ -1,7 +1,9 @@
-//! cloudcore beside a real control plane, with real sessions of edges whose store is a map.
+//! cloudcore beside a real control plane, with real sessions of edges whose store is a map: each scenario over each transport.
 
 use anyhow::Result;
-use harness::bench;
+use harness::{Bench, bench};
+
+use edge::{TRANSPORT, Transport};
 
 mod cloud;
 mod confinement;
@@ -11,32 +13,34 @@ mod holder;
 mod outage;
 mod path;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_joins_gets_its_pods_and_reports() -> Result<()> {
-    bench::run_without_product(path::whole_path).await
+async fn over(transport: Transport, scenario: impl AsyncFnOnce(&Bench) -> Result<()>) -> Result<()> {
+    TRANSPORT.scope(transport, bench::run_without_product(scenario)).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_sees_and_writes_nothing_but_its_own() -> Result<()> {
-    bench::run_without_product(confinement::confinement).await
+macro_rules! scenarios {
+    ($($name:ident: $scenario:path,)*) => {
+        mod quic {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() -> Result<()> {
+                over(Transport::Quic, $scenario).await
+            })*
+        }
+        mod websocket {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() -> Result<()> {
+                over(Transport::WebSocket, $scenario).await
+            })*
+        }
+    };
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_nodes_name_belongs_to_one_machine() -> Result<()> {
-    bench::run_without_product(holder::holder).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn pods_of_a_node_that_is_cut_off_are_not_evicted() -> Result<()> {
-    bench::run_without_product(eviction::eviction).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_api_server_out_of_reach_is_waited_for() -> Result<()> {
-    bench::run_without_product(outage::outage).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_lags_takes_nothing_away() -> Result<()> {
-    bench::run_without_product(outage::lag).await
+scenarios! {
+    a_node_joins_gets_its_pods_and_reports: path::whole_path,
+    a_node_sees_and_writes_nothing_but_its_own: confinement::confinement,
+    a_nodes_name_belongs_to_one_machine: holder::holder,
+    pods_of_a_node_that_is_cut_off_are_not_evicted: eviction::eviction,
+    an_api_server_out_of_reach_is_waited_for: outage::outage,
+    a_replica_that_lags_takes_nothing_away: outage::lag,
 }

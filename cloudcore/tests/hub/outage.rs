@@ -55,7 +55,7 @@ async fn through_a_line(cluster: &Cluster) -> Result<(u16, PathBuf)> {
 }
 
 pub(crate) async fn outage(bench: &Bench) -> Result<()> {
-    let cluster = bench.cluster(&ClusterOptions::default()).await?;
+    let mut cluster = bench.cluster(&ClusterOptions::default()).await?;
     let client = cluster.client();
     prepare(&client).await?;
     let (port, path) = through_a_line(&cluster).await?;
@@ -85,7 +85,7 @@ pub(crate) async fn outage(bench: &Bench) -> Result<()> {
     ensure!(edge.store.len() == held && edge.acks.iter().all(|ack| ack.id != id));
 
     // Back: the watch resumes, and the report lands.
-    let _line = Line::up(port, cluster.port()).await?;
+    let line = Line::up(port, cluster.port()).await?;
     edge.until("the change", |edge| {
         edge.json("ConfigMap/default/settings").is_some_and(|settings| settings["data"]["k"] == "2")
     })
@@ -93,6 +93,30 @@ pub(crate) async fn outage(bench: &Bench) -> Result<()> {
     ensure!(edge.ack(id).await?.is_empty());
     let web = get(&client, "/api/v1/namespaces/default/pods/web").await?;
     ensure!(web["status"]["phase"] == "Running");
+
+    // Away for longer than the API server remembers (410 Gone): what was deleted meanwhile is found missing.
+    drop(line);
+    let settings = get(&client, "/api/v1/namespaces/default/configmaps/settings").await?;
+    let last_seen = settings["metadata"]["resourceVersion"].as_str().context("it has a version")?;
+    let now = json!({"gracePeriodSeconds": 0});
+    request(&client, "DELETE", "/api/v1/namespaces/default/pods/web", Some(&now)).await?;
+    request(&client, "POST", "/api/v1/namespaces/default/pods", Some(&pod("later", "edge-1"))).await?;
+    cluster.kill9_apiserver()?;
+    cluster.start_apiserver().await?;
+    let client = cluster.client();
+    let watch = format!("/api/v1/configmaps?watch=true&timeoutSeconds=1&resourceVersion={last_seen}");
+    let answer = format!("{:?}", get(&client, &watch).await);
+    ensure!(answer.contains("too old resource version"), "a watch can go on from {last_seen}: {answer}");
+    let store = std::mem::take(&mut edge.store);
+    drop(edge);
+    let mut edge = Edge::connect(cloud.address, &identity, store).await?;
+    let _line = Line::up(port, cluster.port()).await?;
+    edge.until("one pod gone and the other there", |edge| {
+        !edge.holds("Pod/default/web")
+            && edge.holds("Pod/default/later")
+            && edge.holds("ConfigMap/default/settings")
+    })
+    .await?;
     cloud.stop().await
 }
 

@@ -101,6 +101,7 @@ pub struct CloudHub {
     /// Days that an edge node's certificate is valid. It is not renewed yet: the node has to join anew before it ends.
     pub edge_cert_signing_duration: u32,
     pub node_lease: NodeLease,
+    pub quic: CloudHubQuic,
     pub websocket: CloudHubWebSocket,
 }
 
@@ -114,6 +115,7 @@ impl Default for CloudHub {
             write_timeout: 30,
             edge_cert_signing_duration: 365,
             node_lease: NodeLease::default(),
+            quic: CloudHubQuic::default(),
             websocket: CloudHubWebSocket::default(),
         }
     }
@@ -135,11 +137,31 @@ impl Default for NodeLease {
     }
 }
 
+/// QUIC for the links of edge nodes. A node that UDP does not get through to uses the WebSocket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CloudHubQuic {
+    /// false leaves all nodes to the WebSocket.
+    pub enable: bool,
+    /// The UDP port. Left out: the number of the WebSocket's, so that a firewall has one number to open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The address to listen on. Left out: the WebSocket's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+}
+
+impl Default for CloudHubQuic {
+    fn default() -> Self {
+        Self { enable: true, port: None, address: None }
+    }
+}
+
 /// HTTPS for enrolment and health, and the WebSocket, all on one port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CloudHubWebSocket {
-    /// Must be true: the WebSocket is the only transport so far.
+    /// Must be true: nodes enrol here, and QUIC does not get through everywhere.
     pub enable: bool,
     /// The TCP port. 0 lets the kernel choose, which tests use.
     pub port: u16,
@@ -194,7 +216,7 @@ impl CloudHub {
         let why = "two renewals have to fit in, or one slow write makes a healthy node NotReady";
         faults.at_least(&key("nodeLease.durationSeconds"), duration, renew.saturating_mul(2).max(1), why);
         faults.check(self.websocket.enable, &key("websocket.enable"), || {
-            "is false, but the WebSocket is the only transport so far: no node could connect".to_owned()
+            "is false, but nodes enrol here, and some are reached by the WebSocket alone".to_owned()
         });
     }
 }

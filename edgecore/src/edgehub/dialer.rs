@@ -1,9 +1,9 @@
 //! The connection below the link.
 //!
-//! What a dead line swallows, the kernel sends again ever more seldom: a line that comes back may be up for a quarter of
-//! a minute before the connection attempt that waits on it tries again. So another attempt begins beside one that got no
-//! answer, at a steady pace, and the first to be answered wins. Only this first step is doubled: a cloudcore that
-//! answers, but slowly, is not asked twice.
+//! What a dead line swallows is sent again ever more seldom: a line that comes back may be up for a quarter of a minute
+//! before the connection attempt that waits on it tries again. So another attempt begins beside one that got no answer, at
+//! a steady pace, and the first to be answered wins. Only this first step is doubled: a cloudcore that answers, but slowly,
+//! is not asked twice.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -18,26 +18,37 @@ const EVERY: Duration = Duration::from_secs(2);
 /// How long one attempt may take: longer than any line's round trip, and short enough that only four are under way.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Connects to `HOST:PORT`. Has no deadline of its own.
-pub(super) async fn dial(address: &str) -> io::Result<TcpStream> {
-    // Once for all attempts: a resolver that hangs cannot be cancelled.
+/// The addresses of `HOST:PORT`, at least one.
+pub(super) async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
     let addresses: Vec<SocketAddr> = lookup_host(address).await?.collect();
     if addresses.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
     }
-    dial_any(addresses).await
+    Ok(addresses)
 }
 
-/// Each attempt begins with another address than the one before it.
-async fn dial_any(mut addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+/// Connects to `HOST:PORT`. Has no deadline of its own.
+pub(super) async fn tcp(address: &str) -> io::Result<TcpStream> {
+    // Once for all attempts: a resolver that hangs cannot be cancelled.
+    let addresses = resolve(address).await?;
+    first(addresses, |all| async move { TcpStream::connect(&all[..]).await }).await
+}
+
+/// The first answer that one of the attempts comes to. Each begins with another address than the one before it.
+pub(super) async fn first<T, E, F>(
+    mut addresses: Vec<SocketAddr>,
+    attempt: impl Fn(Vec<SocketAddr>) -> F,
+) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
     let mut attempts = FuturesUnordered::new();
     let mut pace = time::interval(EVERY);
     loop {
         // Both arms only note progress that is kept outside of them.
         tokio::select! {
             _ = pace.tick() => {
-                let all = addresses.clone();
-                attempts.push(time::timeout(PATIENCE, async move { TcpStream::connect(&all[..]).await }));
+                attempts.push(time::timeout(PATIENCE, attempt(addresses.clone())));
                 addresses.rotate_left(1);
             }
             // An error is an answer too (refused, no route): whoever called tries again later.
@@ -68,7 +79,8 @@ mod tests {
         }
         let good = TcpListener::bind(any).await.unwrap();
         let addresses = vec![address, good.local_addr().unwrap()];
-        let stream = time::timeout(PATIENCE, dial_any(addresses)).await.unwrap().unwrap();
+        let connecting = first(addresses, |all| async move { TcpStream::connect(&all[..]).await });
+        let stream = time::timeout(PATIENCE, connecting).await.unwrap().unwrap();
         assert_eq!(stream.peer_addr().unwrap(), good.local_addr().unwrap());
     }
 
@@ -77,7 +89,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let error = dial(&address.to_string()).await.unwrap_err();
+        let error = tcp(&address.to_string()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

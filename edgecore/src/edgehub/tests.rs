@@ -56,6 +56,9 @@ impl Line {
         let config = HubConfig {
             node: NODE.to_owned(),
             server: listener.local_addr().unwrap().to_string(),
+            websocket: true,
+            quic: None,
+            quic_probes: (LONG, LONG),
             heartbeat: BEAT,
             handshake_timeout: LONG,
             write_deadline: LONG,

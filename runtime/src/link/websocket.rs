@@ -110,11 +110,11 @@ struct Sender<S>(SplitSink<WebSocketStream<S>, Message>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> FrameSender for Sender<S> {
     fn send(&mut self, frame: Bytes) -> BoxFuture<'_, Result<(), LinkError>> {
-        self.0.send(Message::Binary(frame)).map(|sent| sent.map_err(LinkError::Broken)).boxed()
+        self.0.send(Message::Binary(frame)).map(|sent| sent.map_err(LinkError::broken)).boxed()
     }
 
     fn close(&mut self) -> BoxFuture<'_, Result<(), LinkError>> {
-        self.0.close().map(|closed| closed.map_err(LinkError::Broken)).boxed()
+        self.0.close().map(|closed| closed.map_err(LinkError::broken)).boxed()
     }
 }
 
@@ -130,7 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> FrameReceiver for Receiver<S> {
                     // Answered by the library; the session has its own.
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                     Some(Ok(Message::Text(_) | Message::Frame(_))) => return Err(LinkError::NotBinary),
-                    Some(Err(error)) => return Err(LinkError::Broken(error)),
+                    Some(Err(error)) => return Err(LinkError::broken(error)),
                 }
             }
         }

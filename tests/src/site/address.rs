@@ -14,8 +14,11 @@ use crate::{
     run::LOCKS,
 };
 
-/// Sites at a time on one machine. Each has a /30 of 10.213.0.0/16 and a /24 of 10.216.0.0/14 for its pods.
+/// Sites at a time on one machine. Each has a /30 of 10.213.0.0/16, another of 10.214.0.0/16, and a /24 of 10.216.0.0/14 for
+/// its pods.
 const SITES: u32 = 1024;
+/// From 10.213.0.0 to 10.214.0.0.
+const MOVE: u32 = 1 << 16;
 
 /// The number of a site, and what follows from it.
 pub(super) struct Address {
@@ -30,7 +33,24 @@ pub(super) struct Address {
     _lock: File,
 }
 
+/// Both ends of a line.
+pub(super) struct Pair {
+    pub(super) host: Ipv4Addr,
+    pub(super) site: Ipv4Addr,
+}
+
 impl Address {
+    /// The addresses that a site begins with.
+    pub(super) fn first_pair(&self) -> Pair {
+        Pair { host: self.host_ip, site: self.site_ip }
+    }
+
+    /// Those that it may change to.
+    pub(super) fn second_pair(&self) -> Pair {
+        let moved = |address: Ipv4Addr| Ipv4Addr::from(u32::from(address) + MOVE);
+        Pair { host: moved(self.host_ip), site: moved(self.site_ip) }
+    }
+
     /// Takes a number that no living site has.
     pub(super) fn claim() -> Result<Self> {
         fs::create_dir_all(LOCKS)?;

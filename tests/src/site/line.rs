@@ -3,6 +3,7 @@
 
 use std::{
     io::Write,
+    net::Ipv4Addr,
     process::{Command, Stdio},
 };
 
@@ -33,6 +34,7 @@ pub struct Impairment {
 }
 
 const TABLE: &str = "skerry_line";
+const UDP_TABLE: &str = "skerry_udp";
 const LOSS_TABLE: &str = "skerry_loss";
 /// What may pass at once: a packet, and a little.
 const BURST: &str = "4kb";
@@ -82,6 +84,39 @@ impl Site {
         let inside = format!("--net=/run/netns/{netns}");
         output(command("nsenter", [&inside, "--", "tc", "qdisc", "delete", "dev", site_interface, "root"]))?;
         self.rules(&format!("delete table inet {LOSS_TABLE}\n"))
+    }
+
+    /// UDP is dropped in silence, in both directions, until [`Site::unblock_udp`] or a power cut.
+    pub fn block_udp(&self) -> Result<()> {
+        let interface = &self.address.site_interface;
+        self.rules(&format!(
+            "table inet {UDP_TABLE} {{\n\
+             chain in {{ type filter hook prerouting priority -312; iifname \"{interface}\" meta l4proto udp drop; }}\n\
+             chain out {{ type filter hook postrouting priority 312; oifname \"{interface}\" meta l4proto udp drop; }}\n\
+             }}\n"
+        ))
+    }
+
+    /// UDP gets through again.
+    pub fn unblock_udp(&self) -> Result<()> {
+        self.rules(&format!("delete table inet {UDP_TABLE}\n"))
+    }
+
+    /// Gives the site another address, `second` or the one that it began with, and takes the one before away. The host is
+    /// reached at the same address as before, by a new way. Returns the address that the site has now.
+    pub fn change_address(&self, second: bool) -> Result<Ipv4Addr> {
+        let Address { netns, site_interface, host_interface, .. } = &self.address;
+        let (new, old) = match (self.address.first_pair(), self.address.second_pair()) {
+            (first, other) if second => (other, first),
+            (first, other) => (first, other),
+        };
+        ip(&["addr", "replace", &format!("{}/30", new.host), "dev", host_interface])?;
+        ip(&["-n", netns, "addr", "add", &format!("{}/30", new.site), "dev", site_interface])?;
+        // With the address go the routes through it.
+        ip(&["-n", netns, "addr", "del", &format!("{}/30", old.site), "dev", site_interface])?;
+        let gateway = new.host.to_string();
+        ip(&["-n", netns, "route", "replace", "default", "via", &gateway, "dev", site_interface])?;
+        Ok(new.site)
     }
 
     pub fn is_cut(&self) -> bool {

@@ -171,7 +171,10 @@ pub(crate) fn deployment(image: &str, config: &str, port: u16) -> Vec<Manifest> 
             "image": image,
             "command": [NAME],
             "args": ["--config", "/etc/kubeedge/config/cloudcore.yaml"],
-            "ports": [{ "name": "cloudhub", "containerPort": port, "hostPort": port, "protocol": "TCP" }],
+            "ports": [
+                { "name": "cloudhub", "containerPort": port, "hostPort": port, "protocol": "TCP" },
+                { "name": "cloudhub-quic", "containerPort": port, "hostPort": port, "protocol": "UDP" },
+            ],
             "readinessProbe": { "httpGet": { "path": "/healthz", "port": port, "scheme": "HTTPS" }, "periodSeconds": 5 },
             "resources": { "requests": { "cpu": "50m", "memory": "64Mi" } },
             "securityContext": {

@@ -5,7 +5,7 @@ use std::path::Path;
 use crds::componentconfig::{edgecore::EdgeCoreConfig, is_dns_name};
 
 use crate::{
-    cli::{Component, Join},
+    cli::{Component, HubProtocol, Join},
     preflight::{Check, Problem},
     settings::{set, valid},
 };
@@ -46,6 +46,9 @@ pub(super) fn configure(
 ) -> Check<EdgeCoreConfig> {
     config.root_directory = args.root_dir.to_string_lossy().into_owned();
     config.modules.edge_hub.websocket.server.clone_from(&args.cloudcore_ipport);
+    if let Some(protocol) = args.hub_protocol {
+        config.modules.edge_hub.quic.enable = protocol == HubProtocol::Quic;
+    }
     let edged = &mut config.modules.edged;
     name.clone_into(&mut edged.hostname_override);
     runtime.clone_into(&mut edged.remote_runtime_endpoint);
@@ -106,6 +109,19 @@ mod tests {
         assert_eq!(edged.cpu_frequency, Some(100));
         assert_eq!(edged.node_labels["site"], "north");
         assert_eq!(config.paths().store_dir, Path::new("/srv/e1/store"));
+    }
+
+    #[test]
+    fn a_protocol_that_is_asked_for_is_used() {
+        let quic = |old: &EdgeCoreConfig, flag: &str| {
+            let config = configure(&join(flag), old.clone(), "n", SOCKET).unwrap();
+            assert!(config.modules.edge_hub.websocket.enable);
+            config.modules.edge_hub.quic.enable
+        };
+        let mut old = EdgeCoreConfig::default();
+        assert!(quic(&old, "") && !quic(&old, "--hub-protocol=websocket"));
+        old.modules.edge_hub.quic.enable = false;
+        assert!(quic(&old, "--hub-protocol=quic") && !quic(&old, ""));
     }
 
     #[test]

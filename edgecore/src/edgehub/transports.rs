@@ -1,0 +1,185 @@
+//! Which transport carries the link. QUIC has the line for itself at first; then the WebSocket is tried beside it, and what
+//! is up first is taken. Where UDP does not get through, the next links begin with the WebSocket, and QUIC is tried again
+//! from time to time, beside a session that does without.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use runtime::{
+    backoff::Backoff,
+    chain,
+    link::{Link, LinkError, quic, websocket},
+};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::time;
+use tracing::debug;
+
+use super::{HubConfig, HubError, dialer};
+
+/// How long QUIC is tried alone. With what the WebSocket then takes, a line that drops UDP is up within three seconds.
+const HEAD_START: Duration = Duration::from_millis(1500);
+/// How long QUIC may still take when the WebSocket has failed.
+const LAST_CHANCE: Duration = Duration::from_secs(3);
+/// How long QUIC may take when the link is up already.
+const PROBE: Duration = Duration::from_secs(10);
+/// Between addresses of a server that has several (RFC 8305).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+/// Addresses of a server that are tried at once.
+const ADDRESSES: usize = 4;
+
+/// Where cloudcore is, and whose certificate it has to show.
+pub(super) struct Server {
+    pub(super) address: String,
+    pub(super) name: ServerName<'static>,
+}
+
+impl Server {
+    /// `key` is that of the configuration.
+    pub(super) fn parse(key: &'static str, address: &str) -> Result<Self, HubError> {
+        let host = address.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
+        let name = host.and_then(|host| ServerName::try_from(host).ok());
+        let name = name.ok_or_else(|| HubError::Server { key, server: address.to_owned() })?;
+        Ok(Self { address: address.to_owned(), name })
+    }
+}
+
+pub(super) struct Transports {
+    quic: Option<Server>,
+    websocket: Option<Server>,
+    /// UDP did not get through when TCP did.
+    quic_is_blocked: bool,
+    probes: Backoff,
+}
+
+impl Transports {
+    pub(super) fn new(config: &HubConfig) -> Result<Self, HubError> {
+        let quic = config.quic.as_deref().map(|server| Server::parse("quic.server", server)).transpose()?;
+        let websocket =
+            config.websocket.then(|| Server::parse("websocket.server", &config.server)).transpose()?;
+        let (shortest, longest) = config.quic_probes;
+        Ok(Self { quic, websocket, quic_is_blocked: false, probes: Backoff::new(shortest, longest) })
+    }
+
+    /// A link, up as far as can be said before the first frame. Has no deadline of its own.
+    pub(super) async fn connect(&mut self, tls: &Arc<ClientConfig>) -> Result<Link, LinkError> {
+        let (quic, websocket) = match (&self.quic, &self.websocket) {
+            (Some(quic), None) => return over_quic(quic, tls).await,
+            (Some(quic), Some(websocket)) if !self.quic_is_blocked => (quic, websocket),
+            (_, Some(websocket)) => {
+                let link = over_websocket(websocket, tls).await;
+                // Perhaps it is TCP that does not get through now.
+                self.quic_is_blocked &= link.is_ok();
+                return link;
+            }
+            // The configuration's check has seen to it that there is one.
+            (None, None) => return Err(LinkError::NoTransport),
+        };
+        let mut over_quic = over_quic(quic, tls);
+        let early = time::timeout(HEAD_START, &mut over_quic).await;
+        let mut over_websocket = over_websocket(websocket, tls);
+        let link = match early {
+            Ok(Ok(link)) => Ok(link),
+            Ok(Err(error)) => {
+                debug!(error = %chain(&error), "no link over QUIC");
+                over_websocket.await
+            }
+            // What has begun goes on when the other arm wins.
+            Err(_) => tokio::select! {
+                link = &mut over_quic => match link {
+                    Ok(link) => Ok(link),
+                    Err(error) => {
+                        debug!(error = %chain(&error), "no link over QUIC");
+                        over_websocket.await
+                    }
+                },
+                link = &mut over_websocket => match link {
+                    Ok(link) => Ok(link),
+                    Err(error) => match time::timeout(LAST_CHANCE, over_quic).await {
+                        Ok(Ok(link)) => Ok(link),
+                        _ => Err(error),
+                    },
+                },
+            },
+        }?;
+        self.quic_is_blocked = link.transport == "websocket";
+        if !self.quic_is_blocked {
+            self.probes.reset();
+        }
+        Ok(link)
+    }
+
+    /// A link over QUIC, whenever it gets through again, for a session that does without.
+    pub(super) async fn quic_again(&mut self, tls: &Arc<ClientConfig>) -> Link {
+        let Some(quic) = &self.quic else { return std::future::pending().await };
+        loop {
+            time::sleep(self.probes.next_delay()).await;
+            match time::timeout(PROBE, over_quic(quic, tls)).await {
+                Ok(Ok(link)) => {
+                    self.quic_is_blocked = false;
+                    self.probes.reset();
+                    return link;
+                }
+                Ok(Err(error)) => debug!(error = %chain(&error), "QUIC does not get through"),
+                Err(_) => debug!("QUIC does not get through"),
+            }
+        }
+    }
+
+    /// QUIC came up and carried nothing: small packets get through and large ones do not, or what is in between lost its
+    /// memory.
+    pub(super) fn quic_failed(&mut self) {
+        self.quic_is_blocked = true;
+    }
+}
+
+/// On the heap: the handshake's buffers are to go with it.
+fn over_websocket<'a>(
+    server: &'a Server,
+    tls: &'a Arc<ClientConfig>,
+) -> BoxFuture<'a, Result<Link, LinkError>> {
+    let Server { address, name } = server;
+    let connect_error = |source| LinkError::Connect { address: address.clone(), source };
+    async move {
+        let tcp = dialer::tcp(address).await.map_err(connect_error)?;
+        websocket::over(tcp, address, name.clone(), Arc::clone(tls)).await
+    }
+    .boxed()
+}
+
+/// As well.
+fn over_quic<'a>(server: &'a Server, tls: &'a ClientConfig) -> BoxFuture<'a, Result<Link, LinkError>> {
+    let Server { address, name } = server;
+    let connect_error = |source| LinkError::Connect { address: address.clone(), source };
+    async move {
+        let addresses = dialer::resolve(address).await.map_err(connect_error)?;
+        dialer::first(addresses, |all| any_over_quic(all, address, name, tls)).await
+    }
+    .boxed()
+}
+
+/// The first of some addresses that answers; else what went wrong with the last one.
+async fn any_over_quic(
+    addresses: Vec<SocketAddr>,
+    address: &str,
+    name: &ServerName<'static>,
+    tls: &ClientConfig,
+) -> Result<Link, LinkError> {
+    let mut attempts: FuturesUnordered<_> = (0_u32..)
+        .zip(addresses.into_iter().take(ADDRESSES))
+        .map(|(number, peer)| async move {
+            time::sleep(number * NEXT_ADDRESS).await;
+            quic::connect(peer, address, name, tls).await
+        })
+        .collect();
+    let mut failure = LinkError::NoTransport;
+    while let Some(link) = attempts.next().await {
+        match link {
+            Ok(link) => return Ok(link),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+#[cfg(test)]
+mod tests;

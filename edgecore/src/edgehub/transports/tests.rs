@@ -1,0 +1,142 @@
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    path::PathBuf,
+};
+
+use runtime::tls::{self, CertificateAuthority};
+use rustls::pki_types::CertificateDer;
+use tokio::{net::TcpListener, task::JoinSet, time::Instant};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::edgehub::IdentityPaths;
+
+const LONG: Duration = Duration::from_secs(20);
+const NODE: &str = "edge-1";
+
+/// cloudcore's port: TCP is answered, and UDP lies in the socket until somebody listens.
+struct Port {
+    server: rustls::ServerConfig,
+    client: Arc<ClientConfig>,
+    udp: UdpSocket,
+    address: String,
+    _tcp: JoinSet<()>,
+}
+
+impl Port {
+    async fn open() -> Self {
+        tls::install_provider();
+        let ca = CertificateAuthority::generate().unwrap();
+        let (chain, key) = ca.issue_server(&["127.0.0.1".to_owned()]).unwrap();
+        let server = tls::server_config(chain, key, std::slice::from_ref(ca.certificate())).unwrap();
+        let (key, csr) = tls::node_csr(NODE).unwrap();
+        let chain = vec![CertificateDer::from(ca.sign_node_csr(&csr, NODE, LONG).unwrap())];
+        let client = tls::client_config(&[ca.certificate().clone()], chain, tls::pkcs8(key)).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let udp = UdpSocket::bind(address).unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(server.clone()));
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            let mut open = Vec::new();
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                // One that the edge gave up is no concern of ours.
+                let Ok(stream) = acceptor.accept(tcp).await else { continue };
+                open.extend(tokio_tungstenite::accept_async(stream).await);
+            }
+        });
+        Self { server, client: Arc::new(client), udp, address: address.to_string(), _tcp: accepting }
+    }
+
+    fn transports(&self, websocket: bool, quic: bool) -> Transports {
+        let file = PathBuf::new();
+        let config = HubConfig {
+            node: NODE.to_owned(),
+            server: self.address.clone(),
+            websocket,
+            quic: quic.then(|| self.address.clone()),
+            quic_probes: (Duration::from_millis(20), Duration::from_millis(100)),
+            heartbeat: LONG,
+            handshake_timeout: LONG,
+            write_deadline: LONG,
+            identity: IdentityPaths { ca: file.clone(), certificate: file.clone(), key: file.clone() },
+            token_file: file,
+            token: String::new(),
+        };
+        Transports::new(&config).unwrap()
+    }
+
+    /// From now on UDP gets through.
+    fn answer_udp(&self) -> (quinn::Endpoint, JoinSet<()>) {
+        let socket = self.udp.try_clone().unwrap();
+        let endpoint = quic::listen(socket, quic::server_config(self.server.clone()).unwrap()).unwrap();
+        let mut accepting = JoinSet::new();
+        let accept = endpoint.clone();
+        accepting.spawn(async move {
+            let mut open = Vec::new();
+            while let Some(incoming) = accept.accept().await {
+                open.extend(incoming.await);
+            }
+        });
+        (endpoint, accepting)
+    }
+
+    /// What carries the next link, and how long it took to come up.
+    async fn connect(&self, transports: &mut Transports) -> (&'static str, Duration) {
+        let begun = Instant::now();
+        let link = time::timeout(LONG, transports.connect(&self.client)).await.unwrap().unwrap();
+        (link.transport, begun.elapsed())
+    }
+}
+
+#[tokio::test]
+async fn where_udp_is_swallowed_the_websocket_is_up_soon_and_quic_comes_back() {
+    let port = Port::open().await;
+    let mut transports = port.transports(true, true);
+    let (transport, took) = port.connect(&mut transports).await;
+    assert!(transport == "websocket" && took < Duration::from_secs(3), "{transport} after {took:?}");
+    // It is remembered.
+    let (transport, took) = port.connect(&mut transports).await;
+    assert!(transport == "websocket" && took < HEAD_START, "{transport} after {took:?}");
+
+    let _answering = port.answer_udp();
+    let link = time::timeout(LONG, transports.quic_again(&port.client)).await.unwrap();
+    assert_eq!(link.transport, "quic");
+    let (transport, took) = port.connect(&mut transports).await;
+    assert!(transport == "quic" && took < HEAD_START, "{transport} after {took:?}");
+
+    // Up, but of no use.
+    transports.quic_failed();
+    assert_eq!(port.connect(&mut transports).await.0, "websocket");
+}
+
+#[tokio::test]
+async fn what_is_switched_off_is_not_used() {
+    let port = Port::open().await;
+    let mut transports = port.transports(true, false);
+    assert_eq!(port.connect(&mut transports).await.0, "websocket");
+    let again = time::timeout(HEAD_START, transports.quic_again(&port.client)).await;
+    assert!(again.is_err(), "QUIC is probed");
+
+    let mut transports = port.transports(false, true);
+    let waiting = time::timeout(2 * HEAD_START, transports.connect(&port.client)).await;
+    assert!(waiting.is_err(), "a link without QUIC");
+    let _answering = port.answer_udp();
+    assert_eq!(port.connect(&mut transports).await.0, "quic");
+}
+
+#[tokio::test]
+async fn a_cloud_that_is_not_there_is_told_soon() {
+    let port = Port::open().await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let nobody = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let mut transports = port.transports(true, true);
+    for server in [&mut transports.quic, &mut transports.websocket] {
+        server.as_mut().unwrap().address.clone_from(&nobody);
+    }
+    let error = time::timeout(2 * (HEAD_START + LAST_CHANCE), transports.connect(&port.client)).await;
+    let error = chain(&error.unwrap().err().unwrap()).to_string();
+    assert!(error.contains("refused"), "{error}");
+}

@@ -1,0 +1,46 @@
+//! What carries the link, at real sites: a line that swallows UDP for a while, and a site that gets another address.
+
+mod link {
+    pub(crate) mod blocked;
+    pub(crate) mod moved;
+}
+
+use std::pin::Pin;
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    Bench, ClusterOptions, bench,
+    product::{Edge, Scene},
+};
+
+#[tokio::test]
+async fn the_link_finds_its_way() -> Result<()> {
+    bench::run(async |bench: &Bench| {
+        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 2).await?;
+        let (first, second) = (&sites[0], &sites[1]);
+        scene.namespace(SPACE).await?;
+        tokio::try_join!(
+            named("blocked", link::blocked::run(bench, &scene, first)),
+            named("moved", link::moved::run(bench, &scene, second)),
+        )?;
+        Ok(())
+    })
+    .await
+}
+
+pub(crate) const SPACE: &str = "link";
+
+/// An error unless the link is up over `wanted`, and in sync.
+pub(crate) async fn is_over(edge: &Edge, wanted: &str) -> Result<()> {
+    let state: serde_json::Value = serde_json::from_str(&edge.admin("/nodez").await?.body)?;
+    ensure!(state["transport"] == wanted && state["synced"] == true && state["nodeReady"] == true, "{state}");
+    Ok(())
+}
+
+/// On the heap: each scenario is a large future.
+fn named<'a>(
+    name: &'static str,
+    scenario: impl Future<Output = Result<()>> + 'a,
+) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>> {
+    Box::pin(async move { scenario.await.context(name) })
+}
