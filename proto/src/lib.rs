@@ -4,15 +4,17 @@
 //! Every length is bounded, and decoding arbitrary bytes returns an error instead of panicking.
 //!
 //! Reading order: [`resource`] names an object, [`message`] is everything that can be said, [`codec`] turns it
-//! into frames, [`session`] holds the state of both ends, [`limits`] has every bound.
+//! into frames, [`lane`] says which frames go first, [`session`] holds the state of both ends, [`limits`] has every bound.
 
 pub mod codec;
 #[cfg(feature = "cri")]
 pub mod cri;
+pub mod lane;
 pub mod limits;
 pub mod message;
 pub mod resource;
 pub mod session;
 
+pub use lane::Lane;
 pub use message::{Change, Frame, Report};
 pub use resource::{Digest, Object, ResourceKey, Version};

@@ -15,7 +15,8 @@ use super::{
     timers::{HANDSHAKE, Timers},
 };
 use crate::{
-    Digest, Object, ResourceKey, Version, codec,
+    Digest, Lane, Object, ResourceKey, Version, codec,
+    lane::Queues,
     limits::{
         BATCH_BYTES, BATCH_CHANGES, INVENTORY_ENTRIES, MAX_REPORT, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS,
     },
@@ -74,7 +75,7 @@ pub struct CloudSession {
     unix_ms: u64,
     phase: Phase,
     timers: Timers,
-    control: VecDeque<Body>,
+    queues: Queues,
     events: VecDeque<CloudEvent>,
     dirty: BTreeSet<ResourceKey>,
     /// What the edge holds, or will once the batches under way have arrived. The bytes, where known, are the base of the
@@ -101,7 +102,7 @@ impl CloudSession {
             unix_ms,
             phase: Phase::AwaitHello,
             timers: Timers::cloud(HANDSHAKE / 2, now),
-            control: VecDeque::new(),
+            queues: Queues::default(),
             events: VecDeque::new(),
             dirty: BTreeSet::new(),
             sent: HashMap::new(),
@@ -158,8 +159,8 @@ impl CloudSession {
             }
             Body::Ping(Ping {}) => {
                 // One pong answers any number of pings.
-                if !self.control.iter().any(|body| matches!(body, Body::Pong(_))) {
-                    self.control.push_back(Body::Pong(Pong {}));
+                if !self.queues.lane(Lane::Control).iter().any(|body| matches!(body, Body::Pong(_))) {
+                    self.queues.push(Body::Pong(Pong {}));
                 }
                 Ok(())
             }
@@ -191,7 +192,7 @@ impl CloudSession {
             return Err(Violation(detail));
         }
         self.timers = Timers::cloud(Duration::from_millis(hello.heartbeat_ms.into()), now);
-        self.control.push_back(Body::Welcome(Welcome {
+        self.queues.push(Body::Welcome(Welcome {
             protocol: hello.protocol_max.min(PROTOCOL.1),
             software: self.software.clone(),
             unix_ms: self.unix_ms,
@@ -233,10 +234,18 @@ impl CloudSession {
         }
     }
 
-    /// The next frame to send.
+    /// The next frame to send, whatever its lane.
     pub fn poll_frame(&mut self, view: &dyn View) -> Option<Body> {
-        if let Some(body) = self.control.pop_front() {
+        Lane::ALL.into_iter().find_map(|lane| self.poll_lane(lane, view))
+    }
+
+    /// The next frame to send on one lane. Control goes first: nothing may be sent before the welcome.
+    pub fn poll_lane(&mut self, lane: Lane, view: &dyn View) -> Option<Body> {
+        if let Some(body) = self.queues.pop(lane) {
             return Some(body);
+        }
+        if lane != Lane::Objects {
+            return None;
         }
         if let Phase::AwaitView { digest } = self.phase
             && view.is_complete()
@@ -349,22 +358,22 @@ impl CloudSession {
     /// The API server has taken these reports, or refused them for good.
     pub fn finish_reports(&mut self, acks: Vec<ReportAck>) {
         self.reports_open = self.reports_open.saturating_sub(acks.len());
-        if let Some(Body::ReportAcks(waiting)) = self.control.back_mut() {
+        if let Some(Body::ReportAcks(waiting)) = self.queues.lane(Lane::Status).back_mut() {
             waiting.acks.extend(acks);
         } else if !acks.is_empty() {
-            self.control.push_back(Body::ReportAcks(ReportAcks { acks }));
+            self.queues.push(Body::ReportAcks(ReportAcks { acks }));
         }
     }
 
     pub fn answer(&mut self, response: Response) {
-        self.control.push_back(Body::Response(response));
+        self.queues.push(Body::Response(response));
     }
 
     /// Queues a goodbye; nothing is to be sent after it.
     pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
-        self.control.clear();
+        self.queues.clear();
         self.dirty.clear();
-        self.control.push_back(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
+        self.queues.push(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
     }
 
     /// Batches sent and not acked yet, for metrics.
@@ -386,7 +395,7 @@ impl CloudSession {
     /// The edge is silent for two heartbeats: close the link.
     pub fn handle_deadline(&mut self, now: Instant) -> Result<(), Dead> {
         if self.timers.check(now)? && !matches!(self.phase, Phase::AwaitHello) {
-            self.control.push_back(Body::Ping(Ping {}));
+            self.queues.push(Body::Ping(Ping {}));
         }
         Ok(())
     }

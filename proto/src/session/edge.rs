@@ -12,7 +12,8 @@ use super::{
     timers::{HANDSHAKE, Timers},
 };
 use crate::{
-    Digest, Object, ResourceKey, Version, codec,
+    Digest, Lane, Object, ResourceKey, Version, codec,
+    lane::Queues,
     limits::{INVENTORY_CHUNK, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS},
     message::{
         Ack, Action, Answer, Batch, Body, Goodbye, GoodbyeReason, Hello, Inventory, InventoryEntry, PROTOCOL,
@@ -62,7 +63,7 @@ pub struct EdgeSession {
     synced: bool,
     timers: Timers,
     heartbeat: Duration,
-    control: VecDeque<Body>,
+    queues: Queues,
     events: VecDeque<EdgeEvent>,
     received: u64,
     committed: u64,
@@ -85,12 +86,14 @@ impl EdgeSession {
             digest_low: digest.halves().1,
             heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
         };
+        let mut queues = Queues::default();
+        queues.push(Body::Hello(hello));
         Self {
             connected: false,
             synced: false,
             timers: Timers::edge(HANDSHAKE / 2, now),
             heartbeat,
-            control: VecDeque::from([Body::Hello(hello)]),
+            queues,
             events: VecDeque::new(),
             received: 0,
             committed: 0,
@@ -156,8 +159,8 @@ impl EdgeSession {
                 Ok(())
             }
             Body::Ping(Ping {}) => {
-                if !self.control.iter().any(|body| matches!(body, Body::Pong(_))) {
-                    self.control.push_back(Body::Pong(Pong {}));
+                if !self.queues.lane(Lane::Control).iter().any(|body| matches!(body, Body::Pong(_))) {
+                    self.queues.push(Body::Pong(Pong {}));
                 }
                 Ok(())
             }
@@ -248,7 +251,7 @@ impl EdgeSession {
     pub fn inventory(&mut self, entries: &[(ResourceKey, Version)]) {
         let mut chunks = entries.chunks(INVENTORY_CHUNK).peekable();
         if chunks.peek().is_none() {
-            self.control.push_back(Body::Inventory(Inventory { entries: Vec::new(), last: true }));
+            self.queues.push(Body::Inventory(Inventory { entries: Vec::new(), last: true }));
         }
         while let Some(chunk) = chunks.next() {
             let entries = chunk
@@ -259,7 +262,7 @@ impl EdgeSession {
                     resource_version: version.resource_version,
                 })
                 .collect();
-            self.control.push_back(Body::Inventory(Inventory { entries, last: chunks.peek().is_none() }));
+            self.queues.push(Body::Inventory(Inventory { entries, last: chunks.peek().is_none() }));
         }
     }
 
@@ -272,7 +275,7 @@ impl EdgeSession {
     pub fn report(&mut self, reports: Vec<Report>) {
         self.reports_open += reports.len();
         if !reports.is_empty() {
-            self.control.push_back(Body::Reports(Reports { reports }));
+            self.queues.push(Body::Reports(Reports { reports }));
         }
     }
 
@@ -280,7 +283,7 @@ impl EdgeSession {
     pub fn ask(&mut self, question: Question) -> u64 {
         let id = self.next_request;
         self.next_request += 1;
-        self.control.push_back(Body::Request(Request { id, question: Some(question) }));
+        self.queues.push(Body::Request(Request { id, question: Some(question) }));
         id
     }
 
@@ -292,12 +295,17 @@ impl EdgeSession {
         self.synced
     }
 
-    /// The next frame to send.
+    /// The next frame to send, whatever its lane.
     pub fn poll_frame(&mut self) -> Option<Body> {
-        if let Some(body) = self.control.pop_front() {
+        Lane::ALL.into_iter().find_map(|lane| self.poll_lane(lane))
+    }
+
+    /// The next frame to send on one lane. Control goes first: nothing may be sent before the hello.
+    pub fn poll_lane(&mut self, lane: Lane) -> Option<Body> {
+        if let Some(body) = self.queues.pop(lane) {
             return Some(body);
         }
-        if self.committed > self.acked {
+        if lane == Lane::Control && self.committed > self.acked {
             self.acked = self.committed;
             return Some(Body::Ack(Ack { seq: self.acked }));
         }
@@ -311,8 +319,8 @@ impl EdgeSession {
 
     /// Queues a goodbye; nothing is to be sent after it.
     pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
-        self.control.clear();
-        self.control.push_back(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
+        self.queues.clear();
+        self.queues.push(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
     }
 
     pub fn deadline(&self) -> Instant {
@@ -329,7 +337,7 @@ impl EdgeSession {
     /// The cloud is silent for two heartbeats: close the link.
     pub fn handle_deadline(&mut self, now: Instant) -> Result<(), Dead> {
         if self.timers.check(now)? && self.connected {
-            self.control.push_back(Body::Ping(Ping {}));
+            self.queues.push(Body::Ping(Ping {}));
         }
         Ok(())
     }

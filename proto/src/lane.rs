@@ -1,0 +1,62 @@
+//! What goes first on the link.
+//!
+//! Each lane keeps its order; between lanes there is none, but that the first frame of either side (`Hello`, `Welcome`) comes
+//! before all others. So a large object delays no heartbeat, on a line that takes minutes for it.
+
+use std::collections::VecDeque;
+
+use crate::message::Body;
+
+/// The most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// Greetings, heartbeats, acks: a few bytes each.
+    Control,
+    /// What happens at the edge, and questions, both ways.
+    Status,
+    /// What the edge is to hold.
+    Objects,
+}
+
+impl Lane {
+    pub const ALL: [Self; 3] = [Self::Control, Self::Status, Self::Objects];
+}
+
+impl Body {
+    pub fn lane(&self) -> Lane {
+        match self {
+            Self::Hello(_)
+            | Self::Welcome(_)
+            | Self::Goodbye(_)
+            | Self::Ping(_)
+            | Self::Pong(_)
+            | Self::Ack(_) => Lane::Control,
+            Self::Reports(_) | Self::ReportAcks(_) | Self::Request(_) | Self::Response(_) => Lane::Status,
+            Self::InventoryRequest(_) | Self::Inventory(_) | Self::Batch(_) | Self::Synced(_) => {
+                Lane::Objects
+            }
+        }
+    }
+}
+
+/// Frames that wait for their turn, by lane.
+#[derive(Debug, Default)]
+pub(crate) struct Queues([VecDeque<Body>; Lane::ALL.len()]);
+
+impl Queues {
+    pub(crate) fn push(&mut self, body: Body) {
+        self.0[body.lane() as usize].push_back(body);
+    }
+
+    pub(crate) fn pop(&mut self, lane: Lane) -> Option<Body> {
+        self.0[lane as usize].pop_front()
+    }
+
+    pub(crate) fn lane(&mut self, lane: Lane) -> &mut VecDeque<Body> {
+        &mut self.0[lane as usize]
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.iter_mut().for_each(VecDeque::clear);
+    }
+}
