@@ -18,7 +18,10 @@ use proto::{
     message::{Body, Hello, PROTOCOL, Ping},
     session::timers::HANDSHAKE,
 };
-use runtime::tls::{self, authority::CertificateAuthority};
+use runtime::{
+    link::websocket,
+    tls::{self, authority::CertificateAuthority},
+};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, copy_bidirectional, duplex},
@@ -124,7 +127,7 @@ impl Line {
         let welcomed = async {
             socket.send(frame(Body::Hello(hello))).await.unwrap();
             let Some(Ok(Message::Binary(frame))) = socket.next().await else { panic!("no welcome") };
-            assert!(matches!(codec::decode(frame), Ok(Body::Welcome(_))), "no welcome");
+            assert!(matches!(codec::decode(frame.slice(1..)), Ok(Body::Welcome(_))), "no welcome");
         };
         tokio::select! {
             () = welcomed => {}
@@ -151,7 +154,7 @@ impl Line {
 }
 
 fn frame(body: Body) -> Message {
-    Message::Binary(codec::encode(body).unwrap())
+    websocket::whole(body.lane(), &codec::encode(body).unwrap())
 }
 
 async fn pass(time: Duration) {

@@ -11,13 +11,16 @@ use edgecore::{
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use proto::{
-    Object, codec,
+    Lane, Object, codec,
     limits::MAX_FRAME,
     message::{
         Action, Batch, Body, Change, Delete, Hello, Patch, Put, ReportAck, ReportAcks, Synced, Welcome,
     },
 };
-use runtime::tls::{self, authority::CertificateAuthority};
+use runtime::{
+    link::websocket,
+    tls::{self, authority::CertificateAuthority},
+};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
@@ -68,7 +71,9 @@ impl Cloud {
             let (tcp, _) = self.listener.accept().await?;
             let mut socket = tokio_tungstenite::accept_async(self.tls.accept(tcp).await?).await?;
             let Some(Ok(Message::Binary(frame))) = socket.next().await else { bail!("no hello") };
-            let Body::Hello(hello) = codec::decode(frame)? else { bail!("the first frame is no hello") };
+            let Body::Hello(hello) = codec::decode(frame.slice(1..))? else {
+                bail!("the first frame is no hello")
+            };
             Ok((socket, hello))
         };
         timeout(LONG, accepted).await.context("the edge did not come back")?
@@ -84,7 +89,7 @@ impl Cloud {
 }
 
 fn frame(body: Body) -> Result<Message> {
-    Ok(Message::Binary(codec::encode(body)?))
+    Ok(websocket::whole(body.lane(), &codec::encode(body)?))
 }
 
 fn batch(seq: u64, key: &str, action: impl Into<Option<Action>>) -> Body {
@@ -100,7 +105,7 @@ async fn is_left(what: &str, mut socket: Socket) -> Result<()> {
     let left = async {
         while let Some(Ok(message)) = socket.next().await {
             if let Message::Binary(frame) = message {
-                let body = codec::decode(frame)?;
+                let body = codec::decode(frame.slice(1..))?;
                 ensure!(!matches!(body, Body::Ack(_)), "{what} is acked");
             }
         }
@@ -123,10 +128,13 @@ fn hostile(held: &Object) -> Result<Vec<(&'static str, Message)>> {
     };
     let acks = vec![ReportAck { id: 1, refused: String::new() }];
     Ok(vec![
-        ("an empty frame", Message::Binary(Bytes::new())),
-        ("garbage", Message::Binary(Bytes::from_static(&[0, 255, 254, 3, 9, 9, 9]))),
-        ("an unknown encoding", Message::Binary(Bytes::from_static(&[77, 1, 2, 3]))),
-        ("a truncated frame", Message::Binary(good.slice(..good.len() - 3))),
+        ("an empty message", Message::Binary(Bytes::new())),
+        ("a lane that is none", Message::Binary(Bytes::from_static(&[0x83, 0, 0]))),
+        ("an empty frame", websocket::whole(Lane::Control, &[])),
+        ("garbage", websocket::whole(Lane::Status, &[0, 255, 254, 3, 9, 9, 9])),
+        ("an unknown encoding", websocket::whole(Lane::Objects, &[77, 1, 2, 3])),
+        ("a truncated frame", websocket::whole(Lane::Objects, &good[..good.len() - 3])),
+        ("a large frame where only small ones are", websocket::whole(Lane::Control, &[0; 70_000])),
         ("text", Message::text("{}")),
         ("a second welcome", frame(Body::Welcome(Welcome { protocol: 1, ..Welcome::default() }))?),
         ("a frame that edges send", frame(Body::Hello(Hello::default()))?),
@@ -196,7 +204,7 @@ async fn provoke(cloud: &Cloud, store: &Store, mut state: watch::Receiver<HubSta
     // Longer than a frame may be, so it is refused before it has come.
     let mut socket = cloud.welcome().await?;
     let mut header = vec![0x82, 127];
-    header.extend((MAX_FRAME as u64 + 1).to_be_bytes());
+    header.extend((MAX_FRAME as u64 + 2).to_be_bytes());
     socket.get_mut().write_all(&header).await?;
     socket.get_mut().flush().await?;
     is_left("an oversized frame", socket).await?;
@@ -215,7 +223,7 @@ async fn provoke(cloud: &Cloud, store: &Store, mut state: watch::Receiver<HubSta
         loop {
             let Some(message) = socket.next().await else { bail!("the edge left") };
             if let Message::Binary(frame) = message?
-                && let Body::Ack(ack) = codec::decode(frame)?
+                && let Body::Ack(ack) = codec::decode(frame.slice(1..))?
             {
                 return Ok(ack.seq);
             }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::message::Body;
+use crate::{limits::MAX_FRAME, message::Body};
 
 /// The most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +20,15 @@ pub enum Lane {
 
 impl Lane {
     pub const ALL: [Self; 3] = [Self::Control, Self::Status, Self::Objects];
+
+    /// The longest frame that either side accepts on the lane, in bytes.
+    pub fn max_frame(self) -> usize {
+        match self {
+            Self::Control => 64 << 10,
+            Self::Status => 2 << 20,
+            Self::Objects => MAX_FRAME,
+        }
+    }
 }
 
 impl Body {

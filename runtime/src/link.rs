@@ -1,7 +1,8 @@
 //! The link's transports. One trait pair; nothing above it knows which transport carries the frames.
 //!
-//! A frame is at most [`proto::limits::MAX_FRAME`] bytes; the transport keeps frame boundaries and order. Neither half
-//! may be used again after it returned an error.
+//! A frame is at most [`proto::Lane::max_frame`] bytes. The transport keeps the ends of frames, and their order within a
+//! [`proto::Lane`]; what is on a more urgent lane overtakes the rest, but for the first frame of either side, which is on
+//! [`proto::Lane::Control`] and comes first. Neither half may be used again after it returned an error.
 
 use std::{
     io::{self, IoSlice},
@@ -17,16 +18,23 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use proto::limits::MAX_FRAME;
+use queue::FrameQueue;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Instant,
+    net::TcpStream,
+    time::{self, Instant},
 };
 
+pub mod queue;
 pub mod quic;
 #[cfg(test)]
 mod tests;
+mod udp;
 pub mod websocket;
+
+/// Bytes that the kernel takes before it has sent those before them.
+const UNSENT: u32 = 4 << 10;
 
 /// The thinnest line that still is one, in bytes a second.
 const SLOWEST: u64 = 1000;
@@ -36,21 +44,33 @@ pub fn slowest(bytes: usize) -> Duration {
     Duration::from_secs(bytes as u64 / SLOWEST)
 }
 
-/// When bytes came from the peer last. A large frame on a thin line takes longer than a peer may be silent: while parts of
+/// When something came from the peer last. A large frame on a thin line takes longer than a peer may be silent: while parts of
 /// it come, it is not.
 #[derive(Clone, Debug)]
 pub struct Progress {
     begun: Instant,
     /// In microseconds after `begun`.
     last: Arc<AtomicU64>,
+    /// A connection that only counts what comes: it is looked at when somebody asks.
+    counting: Option<(quinn::Connection, Arc<AtomicU64>)>,
 }
 
 impl Progress {
     fn new() -> Self {
-        Self { begun: Instant::now(), last: Arc::default() }
+        Self { begun: Instant::now(), last: Arc::default(), counting: None }
+    }
+
+    fn counted_by(connection: quinn::Connection) -> Self {
+        Self { counting: Some((connection, Arc::default())), ..Self::new() }
     }
 
     pub fn last(&self) -> Instant {
+        if let Some((connection, seen)) = &self.counting {
+            let now = connection.stats().udp_rx.datagrams;
+            if seen.swap(now, Ordering::Relaxed) != now {
+                self.note();
+            }
+        }
         self.begun + Duration::from_micros(self.last.load(Ordering::Relaxed))
     }
 
@@ -68,6 +88,8 @@ pub struct Link {
     pub peer: SocketAddr,
     /// For people and metrics: `quic` or `websocket`.
     pub transport: &'static str,
+    /// The transport tells the edge itself when a ping has arrived, as progress: there is no need to answer it.
+    pub confirms: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -103,12 +125,33 @@ pub enum LinkError {
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("peer sent a frame that is not binary")]
     NotBinary,
-    #[error("peer sent a frame of {0} bytes; {MAX_FRAME} is the most")]
+    #[error("peer sent a frame of {0} bytes, which is more than its lane takes")]
     TooLong(usize),
+    #[error("peer sent a piece of a frame on no lane")]
+    Piece,
     #[error("link ended in the middle of a frame")]
     Truncated,
+    #[error("the link took nothing for {0:?}")]
+    Stuck(Duration),
     #[error("no transport is switched on")]
     NoTransport,
+}
+
+/// Waits for a write of so many bytes.
+async fn patiently<T>(
+    patience: Duration,
+    bytes: usize,
+    write: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    let patience = patience + slowest(bytes);
+    time::timeout(patience, write).await.map_err(|_| LinkError::Stuck(patience))?
+}
+
+/// To be called with every connection that a WebSocket will be on.
+pub fn prepare(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    // What the kernel has taken cannot be overtaken any more.
+    SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT)
 }
 
 impl LinkError {
@@ -117,15 +160,21 @@ impl LinkError {
     }
 }
 
-/// Sends frames, each flushed to the transport.
+/// Sends frames.
 pub trait FrameSender: Send {
-    /// Not safe to cancel: a frame may be half written.
-    fn send(&mut self, frame: Bytes) -> BoxFuture<'_, Result<(), LinkError>>;
-    /// Tells the peer that nothing more comes.
-    fn close(&mut self) -> BoxFuture<'_, Result<(), LinkError>>;
+    /// Writes what the queue holds, the most urgent first, until it is closed and empty; then tells the peer that nothing more
+    /// comes. Not safe to cancel: a frame may be half written.
+    ///
+    /// # Errors
+    /// The link broke, or took nothing for longer than `patience` and what the bytes take on the thinnest line.
+    fn run(
+        self: Box<Self>,
+        queue: FrameQueue,
+        patience: Duration,
+    ) -> BoxFuture<'static, Result<(), LinkError>>;
 }
 
-/// Receives frames; `None` once the peer has closed.
+/// Receives frames, the most urgent first; `None` once the peer has closed.
 pub trait FrameReceiver: Send {
     /// Safe to cancel.
     fn receive(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, LinkError>>;

@@ -149,6 +149,13 @@ impl Site {
         format!("unix://{}", self.dir.join("containerd.sock").display())
     }
 
+    /// The runtime's own process; its shims and what they run are others.
+    pub fn runtime_pid(&self) -> Result<u32> {
+        let containerd =
+            self.containerd.as_ref().with_context(|| format!("site {} has no power", self.name))?;
+        Ok(containerd.pid())
+    }
+
     /// A host path as the site's own mounts have it: a tmpfs that edgecore mounts is seen nowhere else.
     ///
     /// # Errors

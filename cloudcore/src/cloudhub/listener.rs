@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use quinn::Endpoint;
 use runtime::{
     link::{
-        Watched,
+        self, Watched,
         quic::{self, NoSuite},
         websocket,
     },
@@ -111,7 +111,9 @@ impl CloudHub {
     pub async fn run(self, stop: CancellationToken) -> Result<(), HubError> {
         let Self { listener, udp, hub } = self;
         let (mut acceptor, config) = hub.configurations()?;
-        let endpoint = udp.map(|udp| quic::listen(udp, config)).transpose().map_err(HubError::Listen)?;
+        let secret = hub.enrollment.ca().key_der();
+        let endpoint =
+            udp.map(|udp| quic::listen(udp, config, secret)).transpose().map_err(HubError::Listen)?;
         let mut reissue = time::interval(REISSUE);
         reissue.reset();
         let limit = hub.context.hub.node_limit.saturating_add(GUESTS);
@@ -278,7 +280,7 @@ impl Hub {
         tcp: TcpStream,
         acceptor: &TlsAcceptor,
     ) -> Result<TlsStream<Watched<TcpStream>>, String> {
-        tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+        link::prepare(&tcp).map_err(|error| error.to_string())?;
         let _turn = self.handshakes.acquire().await;
         let shaken = time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Watched::new(tcp))).await;
         self.note_handshake(&shaken);

@@ -11,15 +11,20 @@ use std::{
 
 use bytes::Bytes;
 use kube::Client;
+use prometheus_client::metrics::counter::Counter;
 use proto::{
+    Lane,
     codec::{self, DecodeError, EncodeError},
     limits::WINDOW_REPORTS,
     message::{Action, Answer, Batch, Body, GoodbyeReason, Report, ReportAck, ReportKind, Request, Response},
     session::{CloudEvent, CloudSession, Dead, Violation},
 };
-use runtime::link::{FrameSender, Link, LinkError, slowest};
+use runtime::link::{
+    Link, LinkError,
+    queue::{Frames, queue},
+};
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::Semaphore,
     task::JoinSet,
     time::{self, Instant, MissedTickBehavior},
 };
@@ -43,9 +48,6 @@ use crate::{
 
 /// What cloudcore calls itself on the link.
 const SOFTWARE: &str = concat!("cloudcore v", env!("CARGO_PKG_VERSION"));
-
-/// Frames that wait for the writer: one is being written, and the next are ready when it is done.
-const WRITE_QUEUE: usize = 4;
 
 /// Reports of one node that the API server is asked to take at once. Those that wait to be tried again are not among them.
 const REPORTS_AT_ONCE: usize = 4;
@@ -77,8 +79,6 @@ enum End {
     Goodbye { reason: GoodbyeReason, detail: String },
     #[error("link broke")]
     Link(#[source] LinkError),
-    #[error("frame could not be written within {0:?}")]
-    WriteTimedOut(Duration),
     #[error("edge sent something that is no frame")]
     Decode(#[source] DecodeError),
     #[error("frame cannot be sent")]
@@ -111,7 +111,7 @@ impl End {
                 GoodbyeReason::ShuttingDown
             }
             Self::Decode(_) | Self::Violation(_) => GoodbyeReason::Violation,
-            Self::Closed | Self::Goodbye { .. } | Self::Link(_) | Self::WriteTimedOut(_) | Self::Dead(_) => {
+            Self::Closed | Self::Goodbye { .. } | Self::Link(_) | Self::Dead(_) => {
                 return None;
             }
         };
@@ -122,8 +122,8 @@ impl End {
         match self {
             Self::Closed => "closed",
             Self::Goodbye { .. } => "goodbye",
+            Self::Link(LinkError::Stuck(_)) => "write timeout",
             Self::Link(_) => "broken",
-            Self::WriteTimedOut(_) => "write timeout",
             Self::Decode(_) | Self::Violation(_) => "violation",
             Self::Encode(_) | Self::Task => "internal",
             Self::Dead(_) => "silent",
@@ -158,11 +158,10 @@ struct Driver {
     view: NodeSubscription,
     tasks: JoinSet<Done>,
     /// One task, apart: it goes on to the goodbye, when the others have been ended.
-    writer: JoinSet<Result<(), End>>,
+    writer: JoinSet<Result<(), LinkError>>,
     attempts: Arc<Semaphore>,
-    frames: mpsc::Sender<Bytes>,
-    /// The writer's queue is full.
-    blocked: bool,
+    frames: Frames,
+    sent: Counter,
     lanes: Lanes<Work>,
     healing: bool,
     /// The control plane has called the node Unknown while it was connected, and its pods not ready.
@@ -192,23 +191,18 @@ pub async fn run(context: Arc<SessionContext>, link: Link, node: Reporter, stop:
 }
 
 async fn drive(context: Arc<SessionContext>, link: Link, node: Reporter, stop: CancellationToken) -> End {
-    let Link { sender, mut receiver, progress, peer: _, transport: _ } = link;
-    let (frames, queue) = mpsc::channel(WRITE_QUEUE);
+    let Link { sender, mut receiver, progress, peer: _, transport: _, confirms } = link;
+    let (frames, queue) = queue();
     let mut writer = JoinSet::new();
-    let write_timeout = context.hub.write_timeout;
-    let written = context.metrics.bytes.get_or_create_owned(&BytesLabels { direction: "sent" });
-    writer.spawn(async move {
-        let count = move |bytes: usize| {
-            written.inc_by(bytes as u64);
-        };
-        write(sender, queue, write_timeout, count).await
-    });
+    writer.spawn(sender.run(queue, context.hub.write_timeout));
+    let sent = context.metrics.bytes.get_or_create_owned(&BytesLabels { direction: "sent" });
     let received = context.metrics.bytes.get_or_create_owned(&BytesLabels { direction: "received" });
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
     let now = Instant::now().into_std();
+    let session = CloudSession::new(node.node.to_string(), SOFTWARE.to_owned(), unix_ms, now);
     let mut driver = Driver {
-        session: CloudSession::new(node.node.to_string(), SOFTWARE.to_owned(), unix_ms, now),
+        session: if confirms { session.without_pongs() } else { session },
         view: context.index.subscribe(&node.node),
         peer: node,
         registration: None,
@@ -216,7 +210,7 @@ async fn drive(context: Arc<SessionContext>, link: Link, node: Reporter, stop: C
         writer,
         attempts: Arc::new(Semaphore::new(REPORTS_AT_ONCE)),
         frames,
-        blocked: false,
+        sent,
         lanes: Lanes::new(WINDOW_REPORTS),
         healing: false,
         lapsed: false,
@@ -251,13 +245,16 @@ async fn drive(context: Arc<SessionContext>, link: Link, node: Reporter, stop: C
             () = driver.view.dirty().marked() => Ok(()),
             // Ended tasks stay in their sets.
             Some(done) = driver.tasks.join_next() => driver.finish(done),
-            Some(ended) = driver.writer.join_next() => {
-                // It panicked, or says why.
-                Err(ended.unwrap_or(Err(End::Task)).err().unwrap_or(End::Closed))
-            }
+            Some(ended) = driver.writer.join_next() => Err(match ended {
+                Ok(Ok(())) => End::Closed,
+                Ok(Err(error)) => End::Link(error),
+                // It panicked.
+                Err(_) => End::Task,
+            }),
             // Only a hint that there is room again.
-            () = has_room(&driver.frames), if driver.blocked => Ok(()),
+            () = driver.frames.taken(), if !Lane::ALL.iter().all(|lane| driver.frames.has_room(*lane)) => Ok(()),
             _ = heal.tick() => {
+                driver.session.handle_progress(progress.last().into_std());
                 driver.heal();
                 driver.view.recheck();
                 Ok(())
@@ -292,28 +289,23 @@ impl Driver {
             }
             self.session.mark_dirty(key);
         }
-        loop {
-            while let Some(event) = self.session.poll_event() {
-                self.handle(event)?;
-            }
-            self.start_work();
-            let permit = match self.frames.try_reserve() {
-                Ok(permit) => permit,
-                Err(mpsc::error::TrySendError::Full(())) => {
-                    self.blocked = true;
-                    return Ok(());
+        while let Some(event) = self.session.poll_event() {
+            self.handle(event)?;
+        }
+        self.start_work();
+        for lane in Lane::ALL {
+            while self.frames.has_room(lane)
+                && let Some(body) = self.session.poll_lane(lane, &self.view)
+            {
+                if let Body::Batch(batch) = &body {
+                    self.context.metrics.batches.inc();
+                    self.context.metrics.changes.inc_by(batch.changes.len() as u64);
+                    trace_batch(batch);
                 }
-                // The writer's own end says why.
-                Err(mpsc::error::TrySendError::Closed(())) => return Ok(()),
-            };
-            self.blocked = false;
-            let Some(body) = self.session.poll_frame(&self.view) else { break };
-            if let Body::Batch(batch) = &body {
-                self.context.metrics.batches.inc();
-                self.context.metrics.changes.inc_by(batch.changes.len() as u64);
-                trace_batch(batch);
+                let frame = codec::encode(body).map_err(End::Encode)?;
+                self.sent.inc_by(frame.len() as u64);
+                self.frames.push(lane, frame);
             }
-            permit.send(codec::encode(body).map_err(End::Encode)?);
         }
         // Building a frame may have led to an event.
         while let Some(event) = self.session.poll_event() {
@@ -472,10 +464,8 @@ impl Driver {
             session.close(reason, detail);
             last = session.poll_frame(&view);
         }
-        if let Some(Ok(frame)) = last.map(codec::encode)
-            && !matches!(time::timeout_at(end, frames.send(frame)).await, Ok(Ok(())))
-        {
-            return;
+        if let Some(Ok(frame)) = last.map(codec::encode) {
+            frames.push(Lane::Control, frame);
         }
         drop(frames);
         // What it came to does not matter any more.
@@ -492,32 +482,5 @@ fn trace_batch(batch: &Batch) {
             Some(Action::Patch(patch)) => trace!(seq, %key, version = patch.resource_version, "patch sent"),
             Some(Action::Delete(_)) | None => trace!(seq, %key, "delete sent"),
         }
-    }
-}
-
-async fn has_room(frames: &mpsc::Sender<Bytes>) {
-    drop(frames.reserve().await);
-}
-
-/// Sends frames in order until the queue is closed.
-async fn write(
-    mut sender: Box<dyn FrameSender>,
-    mut queue: mpsc::Receiver<Bytes>,
-    timeout: Duration,
-    count: impl Fn(usize) + Send,
-) -> Result<(), End> {
-    while let Some(frame) = queue.recv().await {
-        let length = frame.len();
-        // A large object on a thin line takes its time.
-        let timeout = timeout + slowest(length);
-        match time::timeout(timeout, sender.send(frame)).await {
-            Ok(Ok(())) => count(length),
-            Ok(Err(error)) => return Err(End::Link(error)),
-            Err(_) => return Err(End::WriteTimedOut(timeout)),
-        }
-    }
-    match time::timeout(timeout, sender.close()).await {
-        Ok(Ok(())) | Err(_) => Ok(()),
-        Ok(Err(error)) => Err(End::Link(error)),
     }
 }

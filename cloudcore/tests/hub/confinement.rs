@@ -100,8 +100,7 @@ pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
     for frame in [vec![0xff; 100], vec![1, 2, 3], Vec::new(), truncated, vec![0; MAX_FRAME + 1]] {
         let mut edge = Edge::connect(cloud.address, &mine, BTreeMap::new()).await?;
         edge.until("first sync", |edge| edge.synced).await?;
-        // A link that is already torn down is what is wanted.
-        drop(edge.send_raw(frame.into()).await);
+        edge.send_raw(frame.into());
         let ended = edge.until("goodbye", |edge| edge.goodbye == Some(GoodbyeReason::Violation)).await;
         // Or the link is gone at once, which is no answer within the time either.
         let why = ended.err().map(|error| format!("{error:#}")).unwrap_or_default();

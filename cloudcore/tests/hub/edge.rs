@@ -7,12 +7,16 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use proto::{
-    Digest, Object, Report, ResourceKey, codec,
+    Digest, Lane, Object, Report, ResourceKey, codec,
     message::{Answer, Body, GoodbyeReason, Question, ReportAck, ReportKind},
     session::edge::{Desired, EdgeEvent, EdgeSession},
 };
 use runtime::{
-    link::{Link, quic, websocket},
+    link::{
+        FrameReceiver, Link, LinkError, Progress,
+        queue::{Frames, queue},
+        quic, websocket,
+    },
     tls,
     token::Token,
 };
@@ -20,6 +24,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::{
     net::TcpStream,
+    task::JoinSet,
     time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
@@ -118,7 +123,10 @@ pub(crate) async fn enroll(address: SocketAddr, token: &Token, node: &str) -> Re
 }
 
 pub(crate) struct Edge {
-    link: Link,
+    frames: Frames,
+    writer: JoinSet<Result<(), LinkError>>,
+    receiver: Box<dyn FrameReceiver>,
+    progress: Progress,
     session: EdgeSession,
     pub(crate) store: BTreeMap<ResourceKey, Object>,
     pub(crate) synced: bool,
@@ -154,8 +162,15 @@ impl Edge {
         };
         let digest: Digest = store.iter().map(|(key, object)| (key, object.version.hash)).collect();
         let session = EdgeSession::new(node, "test", digest, HEARTBEAT, Instant::now().into_std());
+        let Link { sender, receiver, progress, .. } = link;
+        let (frames, queue) = queue();
+        let mut writer = JoinSet::new();
+        writer.spawn(sender.run(queue, LONG));
         Ok(Self {
-            link,
+            frames,
+            writer,
+            receiver,
+            progress,
             session,
             store,
             synced: false,
@@ -176,8 +191,8 @@ impl Edge {
         Ok(format!("{:#}", attempt.await.err().context("it was let in")?))
     }
 
-    pub(crate) async fn send_raw(&mut self, frame: Bytes) -> Result<()> {
-        Ok(self.link.sender.send(frame).await?)
+    pub(crate) fn send_raw(&self, frame: Bytes) {
+        self.frames.push(Lane::Control, frame);
     }
 
     pub(crate) fn report(&mut self, kind: ReportKind, key: &str, payload: &Value) -> u64 {
@@ -196,7 +211,7 @@ impl Edge {
     pub(crate) async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<()> {
         let deadline = Instant::now() + LONG;
         loop {
-            self.flush().await?;
+            self.flush()?;
             if done(self) {
                 return Ok(());
             }
@@ -208,7 +223,14 @@ impl Edge {
             }
             let due = Instant::from_std(self.session.deadline()).min(deadline + HEARTBEAT);
             let wait = due.saturating_duration_since(Instant::now());
-            match timeout(wait, self.link.receiver.receive()).await {
+            let came = tokio::select! {
+                came = timeout(wait, self.receiver.receive()) => came,
+                Some(ended) = self.writer.join_next() => {
+                    ended?.context(what.to_owned())?;
+                    continue;
+                }
+            };
+            match came {
                 Ok(Ok(Some(frame))) => {
                     let body: Body = codec::decode(frame)?;
                     let store = &self.store;
@@ -217,18 +239,21 @@ impl Edge {
                 }
                 Ok(Ok(None)) => bail!("{what}: the cloud closed the link"),
                 Ok(Err(error)) => return Err(error).context(what.to_owned()),
-                Err(_) => self.session.handle_deadline(Instant::now().into_std())?,
+                Err(_) => {
+                    self.session.handle_progress(self.progress.last().into_std());
+                    self.session.handle_deadline(Instant::now().into_std())?;
+                }
             }
         }
     }
 
-    async fn flush(&mut self) -> Result<()> {
+    fn flush(&mut self) -> Result<()> {
         loop {
             while let Some(event) = self.session.poll_event() {
                 self.handle(event);
             }
             let Some(body) = self.session.poll_frame() else { return Ok(()) };
-            self.link.sender.send(codec::encode(body)?).await?;
+            self.frames.push(body.lane(), codec::encode(body)?);
         }
     }
 

@@ -8,14 +8,18 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use proto::{
-    ResourceKey,
+    Lane, ResourceKey,
     codec::{self, DecodeError, EncodeError},
     message::{Answer, GoodbyeReason, ReportAck, ReportKind},
     session::{Dead, EdgeEvent, EdgeSession, Violation, edge::Desired},
 };
 use runtime::{
     backoff::Backoff,
-    link::{FrameSender, Link, LinkError, slowest},
+    link::{
+        Link, LinkError,
+        queue::{Frames, queue},
+        quic,
+    },
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -28,8 +32,6 @@ use tracing::{debug, info, warn};
 use super::{Ask, HubConfig, HubError, HubState};
 use crate::metamanager::{DesiredChange, Store, StoreError};
 
-/// Frames handed to the writer and not yet on the wire: enough to keep it busy, few enough that a heartbeat is not late.
-const WRITE_QUEUE: usize = 4;
 /// Questions under way: one a pod that starts.
 const MAX_QUESTIONS: usize = 256;
 /// Delays between attempts to store what the disk does not take. The session goes on: to end it would only have the cloud
@@ -54,8 +56,6 @@ pub enum SessionError {
     Closed,
     #[error(transparent)]
     Link(#[from] LinkError),
-    #[error("a frame could not be written within {0:?}")]
-    Stuck(Duration),
     #[error("store failed")]
     Store(#[from] StoreError),
 }
@@ -122,17 +122,18 @@ fn store_after(
 impl Driver<'_> {
     /// Returns `Ok` only when `stop` was cancelled.
     pub(super) async fn run(mut self, link: Link, stop: &CancellationToken) -> Result<(), HubError> {
-        let Link { sender, mut receiver, progress, .. } = link;
+        let Link { sender, mut receiver, progress, confirms, .. } = link;
         // A commit of the session before may still be on its way to the disk, and what the cloud is told must have it.
         if let Err(error) = self.store.apply(Vec::new()).await {
             debug!(error = %runtime::chain(&error), "the store takes nothing; the session begins with what it holds");
         }
-        let (frames, queue) = mpsc::channel(WRITE_QUEUE);
+        let (frames, queue) = queue();
         let mut writer = JoinSet::new();
-        writer.spawn(write(sender, queue, self.config.write_deadline));
+        writer.spawn(sender.run(queue, self.config.write_deadline));
         let software = concat!("edgecore v", env!("CARGO_PKG_VERSION"));
         let now = Instant::now().into_std();
         let heartbeat = self.config.heartbeat;
+        let heartbeat = if confirms { heartbeat.min(quic::HEARTBEAT) } else { heartbeat };
         let mut session = EdgeSession::new(&self.config.node, software, self.store.digest(), heartbeat, now);
         let mut outbox = self.store.outbox_changes();
         let mut work = Work {
@@ -146,9 +147,8 @@ impl Driver<'_> {
             synced_after: None,
             received: 0,
         };
-        let mut frames = Some(frames);
         let ended = loop {
-            if let Err(error) = self.advance(&mut session, &mut work, frames.as_ref()).await {
+            if let Err(error) = self.advance(&mut session, &mut work, &frames).await {
                 break Err(error);
             }
             let deadline = Instant::from_std(session.deadline());
@@ -177,10 +177,10 @@ impl Driver<'_> {
                     work.questions.insert(id, ask.answer);
                     Ok(())
                 }
-                // Room in the writer's queue; the permit is given back.
-                () = room(frames.as_ref()), if frames.as_ref().is_some_and(|frames| frames.capacity() == 0) => Ok(()),
+                // Only a hint that there is room.
+                () = frames.taken(), if !Lane::ALL.iter().all(|lane| frames.has_room(*lane)) => Ok(()),
                 Some(ended) = writer.join_next() => Err(match ended {
-                    Ok(Err(error)) => error.into(),
+                    Ok(Err(error)) => SessionError::from(error).into(),
                     Ok(Ok(())) => SessionError::Closed.into(),
                     Err(error) => SessionError::Violation(Violation(error.to_string())).into(),
                 }),
@@ -202,13 +202,9 @@ impl Driver<'_> {
             drop(answer.send(Err("the line to the cloud went down".to_owned())));
         }
         // Last words, if the line still carries them.
-        while let (Some(body), Some(queue)) = (session.poll_frame(), frames.as_ref()) {
-            let Ok(frame) = codec::encode(body) else { break };
-            if queue.try_send(frame).is_err() {
-                break;
-            }
+        if let Some(Ok(frame)) = session.poll_lane(Lane::Control).map(codec::encode) {
+            frames.push(Lane::Control, frame);
         }
-        frames = None;
         drop(frames);
         if time::timeout(FAREWELL, writer.join_next()).await.is_err() {
             debug!("the line did not carry the goodbye");
@@ -236,7 +232,7 @@ impl Driver<'_> {
         &mut self,
         session: &mut EdgeSession,
         work: &mut Work,
-        frames: Option<&mpsc::Sender<Bytes>>,
+        frames: &Frames,
     ) -> Result<(), HubError> {
         while let Some(event) = session.poll_event() {
             self.handle_event(session, work, event).await?;
@@ -253,9 +249,12 @@ impl Driver<'_> {
         if work.outbox_changed {
             self.send_reports(session, work)?;
         }
-        while let Some(permit) = frames.and_then(|frames| frames.try_reserve().ok()) {
-            let Some(body) = session.poll_frame() else { break };
-            permit.send(codec::encode(body).map_err(SessionError::from)?);
+        for lane in Lane::ALL {
+            while frames.has_room(lane)
+                && let Some(body) = session.poll_lane(lane)
+            {
+                frames.push(lane, codec::encode(body).map_err(SessionError::from)?);
+            }
         }
         Ok(())
     }
@@ -422,13 +421,6 @@ async fn committed(commit: Option<&mut Commit>) -> Result<(), StoreError> {
     }
 }
 
-async fn room(frames: Option<&mpsc::Sender<Bytes>>) {
-    if let Some(frames) = frames {
-        // An error means that the writer ended, which the session notices by itself.
-        drop(frames.reserve().await);
-    }
-}
-
 /// Tells the cloud why we leave, where that helps its operator.
 fn farewell(session: &mut EdgeSession, error: &SessionError) {
     let reason = match error {
@@ -437,19 +429,6 @@ fn farewell(session: &mut EdgeSession, error: &SessionError) {
         _ => return,
     };
     session.close(reason, runtime::chain(error).to_string());
-}
-
-async fn write(
-    mut sender: Box<dyn FrameSender>,
-    mut queue: mpsc::Receiver<Bytes>,
-    deadline: Duration,
-) -> Result<(), SessionError> {
-    while let Some(frame) = queue.recv().await {
-        // A large report on a thin line takes its time.
-        let deadline = deadline + slowest(frame.len());
-        time::timeout(deadline, sender.send(frame)).await.map_err(|_| SessionError::Stuck(deadline))??;
-    }
-    Ok(time::timeout(deadline, sender.close()).await.map_err(|_| SessionError::Stuck(deadline))??)
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@ use proto::{
     message::{Body, Hello, Pong, Welcome},
     session::timers::HANDSHAKE,
 };
-use runtime::tls::{self, authority::CertificateAuthority};
+use runtime::{
+    link::websocket,
+    tls::{self, authority::CertificateAuthority},
+};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, copy_bidirectional, duplex},
@@ -81,7 +84,7 @@ impl Line {
             let tls = TlsAcceptor::from(Arc::new(server)).accept(cloud).await.unwrap();
             let mut socket = tokio_tungstenite::accept_async(tls).await.unwrap();
             let Some(Ok(Message::Binary(frame))) = socket.next().await else { panic!("no hello") };
-            let Body::Hello(hello) = codec::decode(frame).unwrap() else { panic!("no hello") };
+            let Body::Hello(hello) = codec::decode(frame.slice(1..)).unwrap() else { panic!("no hello") };
             (socket, hello)
         };
         let (socket, hello) = tokio::select! {
@@ -132,7 +135,7 @@ fn identity(dir: &Path, ca: &CertificateAuthority) -> IdentityPaths {
 }
 
 fn frame(body: Body) -> Message {
-    Message::Binary(codec::encode(body).unwrap())
+    websocket::whole(body.lane(), &codec::encode(body).unwrap())
 }
 
 async fn pass(time: Duration) {

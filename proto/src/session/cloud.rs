@@ -75,6 +75,8 @@ pub struct CloudSession {
     unix_ms: u64,
     phase: Phase,
     timers: Timers,
+    /// The edge is not told otherwise that its ping has arrived.
+    answers_pings: bool,
     queues: Queues,
     events: VecDeque<CloudEvent>,
     dirty: BTreeSet<ResourceKey>,
@@ -102,6 +104,7 @@ impl CloudSession {
             unix_ms,
             phase: Phase::AwaitHello,
             timers: Timers::cloud(HANDSHAKE / 2, now),
+            answers_pings: true,
             queues: Queues::default(),
             events: VecDeque::new(),
             dirty: BTreeSet::new(),
@@ -111,6 +114,13 @@ impl CloudSession {
             synced_at: None,
             reports_open: 0,
         }
+    }
+
+    /// For a transport that tells the edge that its ping has arrived.
+    #[must_use]
+    pub fn without_pongs(mut self) -> Self {
+        self.answers_pings = false;
+        self
     }
 
     /// # Errors
@@ -159,7 +169,9 @@ impl CloudSession {
             }
             Body::Ping(Ping {}) => {
                 // One pong answers any number of pings.
-                if !self.queues.lane(Lane::Control).iter().any(|body| matches!(body, Body::Pong(_))) {
+                if self.answers_pings
+                    && !self.queues.lane(Lane::Control).iter().any(|body| matches!(body, Body::Pong(_)))
+                {
                     self.queues.push(Body::Pong(Pong {}));
                 }
                 Ok(())

@@ -330,7 +330,10 @@ impl EdgeSession {
     /// Bytes came last at `at`, even if they are no whole frame yet: the peer was not silent then. To be told before
     /// [`handle_deadline`](Self::handle_deadline).
     pub fn handle_progress(&mut self, at: Instant) {
-        self.timers.progressed(at);
+        // A transport that takes everything, and nobody behind it, is no cloud.
+        if self.connected {
+            self.timers.progressed(at);
+        }
     }
 
     /// # Errors

@@ -1,5 +1,5 @@
-//! QUIC (RFC 9000): one bidirectional stream, opened by the edge; on it frames, each with its length before it in four
-//! bytes (big-endian). The edge's address may change at any time, and the connection goes on.
+//! QUIC (RFC 9000): either side opens a unidirectional stream a lane, in the order of the lanes; on it frames, each with its
+//! length before it in four bytes (big-endian). The edge's address may change at any time, and the connection goes on.
 
 use std::{
     io,
@@ -9,23 +9,40 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures_util::{FutureExt, future::BoxFuture};
-use proto::limits::MAX_FRAME;
+use futures_util::{
+    FutureExt, TryFutureExt,
+    future::{BoxFuture, try_join_all},
+};
+use proto::Lane;
 use quinn::{
-    ApplicationClose, Connection, ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, ReadError,
-    RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt, WriteError,
+    ApplicationClose, Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint,
+    EndpointConfig, MtuDiscoveryConfig, ReadError, RecvStream, SendStream, TokioRuntime, TransportConfig,
+    VarInt, WriteError,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
+use ring::{
+    hmac,
+    rand::{SecureRandom, SystemRandom},
 };
 use rustls_pki_types::{CertificateDer, ServerName};
 
-use super::{FrameReceiver, FrameSender, Link, LinkError, Progress};
+use super::{
+    FrameReceiver, FrameSender, Link, LinkError, Progress, patiently, queue::FrameQueue, udp::WatchedUdp,
+};
 
 /// The protocol's name in the handshake (RFC 7301); it changes when what the stream carries does.
 const ALPN: &[u8] = b"skerry/1";
-/// Bytes that may come before somebody reads them: on a round trip of 50 ms enough for 20 MB a second.
-const RECEIVE_WINDOW: u32 = 1 << 20;
-/// Bytes that wait here for the line or for its acknowledgement.
-const SEND_WINDOW: u64 = 1 << 20;
+/// Bytes of a lane that are on their way, or have come and nobody has read them: on a round trip of 50 ms enough for 5 MB a
+/// second. It is what the sender holds for the lane, too: nothing else bounds that, so that no lane waits for another one.
+const WINDOW: u32 = 256 << 10;
+const LANES: u32 = 3;
+/// The longest time between two pings on QUIC. What translates addresses in between (NAT) forgets UDP after half a minute and
+/// more, TCP after hours, and a cloudcore that ended without a word is found out by the next ping alone.
+pub const HEARTBEAT: Duration = Duration::from_secs(35);
+/// Bytes of the name that a connection has at the cloud's end.
+const CLOUD_NAME: usize = 8;
+/// Between stateless resets. A whole fleet may have lost the same cloudcore, and a reset is shorter than what it answers.
+const RESET_INTERVAL: Duration = Duration::from_micros(50);
 /// Read at once.
 const CHUNK: usize = 64 << 10;
 /// Between searches for a larger packet size. A search sends full packets, and a quiet line is to stay quiet.
@@ -43,12 +60,12 @@ fn transport() -> TransportConfig {
     mtu.interval(MTU_SEARCH);
     let mut transport = TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(LANES))
         .datagram_receive_buffer_size(None)
-        .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW))
-        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
-        .send_window(SEND_WINDOW)
+        .stream_receive_window(VarInt::from_u32(WINDOW))
+        .receive_window(VarInt::from_u32(LANES * WINDOW))
+        .send_window(u64::from(LANES * WINDOW))
         // The session knows how long a peer may be silent.
         .max_idle_timeout(None)
         .mtu_discovery_config(Some(mtu));
@@ -64,8 +81,14 @@ pub fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfi
 }
 
 /// Listens for connections. To be called within a runtime.
-pub fn listen(socket: UdpSocket, config: quinn::ServerConfig) -> io::Result<Endpoint> {
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+///
+/// `secret` is the same after a restart, and at all replicas: who speaks to one that does not know it is told so at once
+/// (stateless reset), where TCP would be by the kernel.
+pub fn listen(socket: UdpSocket, config: quinn::ServerConfig, secret: &[u8]) -> io::Result<Endpoint> {
+    let reset_key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"skerry QUIC stateless reset");
+    let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key.as_ref())));
+    endpoint.cid_generator(|| Box::new(Names(CLOUD_NAME))).min_reset_interval(RESET_INTERVAL);
+    Endpoint::new(endpoint, Some(config), socket, Arc::new(TokioRuntime))
 }
 
 /// The certificate that the peer has proven to hold, if it has shown one.
@@ -81,10 +104,10 @@ pub fn refuse(connection: &Connection, status: u16, reason: &str) {
 
 /// The link, once the edge's first bytes are there.
 pub async fn accept(connection: Connection) -> Result<Link, LinkError> {
-    let address = connection.remote_address();
-    let (sender, receiver) =
-        connection.accept_bi().await.map_err(|error| lost(&address.to_string(), error))?;
-    Ok(link(connection, sender, receiver, address.to_string()))
+    let address = connection.remote_address().to_string();
+    let control = connection.accept_uni().await.map_err(|error| lost(&address, error))?;
+    let progress = Progress::counted_by(connection.clone());
+    link(connection, Some(control), address, progress).await
 }
 
 /// Connects to `peer`, and proves who both sides are. `address` is what people call it.
@@ -105,79 +128,140 @@ pub async fn connect(
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, 0)).map_err(failed)?;
+    let progress = Progress::new();
+    let socket = Arc::new(WatchedUdp::new(socket, peer, progress.clone()).map_err(failed)?);
+    // One connection a socket needs no name for it, and a quiet line counts bytes.
+    let mut endpoint = EndpointConfig::default();
+    endpoint.cid_generator(|| Box::new(Names(0)));
     let endpoint =
-        Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        Endpoint::new_with_abstract_socket(endpoint, None, socket, Arc::new(TokioRuntime)).map_err(failed)?;
     let connecting = endpoint
         .connect_with(config, peer, &server_name.to_str())
         .map_err(|error| failed(io::Error::other(error)))?;
     let connection = connecting.await.map_err(|error| lost(address, error))?;
-    let (sender, receiver) = connection.open_bi().await.map_err(|error| lost(address, error))?;
-    Ok(link(connection, sender, receiver, address.to_owned()))
+    link(connection, None, address.to_owned(), progress).await
 }
 
-fn link(connection: Connection, sender: SendStream, stream: RecvStream, address: String) -> Link {
-    let progress = Progress::new();
-    let peer = connection.remote_address();
-    let receiver =
-        Receiver { stream, unread: BytesMut::new(), progress: progress.clone(), address: address.clone() };
-    Link {
-        sender: Box::new(Sender { stream: sender, connection, address }),
-        receiver: Box::new(receiver),
-        progress,
-        peer,
-        transport: "quic",
+/// Random names of connections, of so many bytes. Any could be ours, so that those of a cloudcore that is no more are answered,
+/// too.
+struct Names(usize);
+
+impl ConnectionIdGenerator for Names {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut name = [0; CLOUD_NAME];
+        SystemRandom::new().fill(&mut name).expect("the kernel has random bytes");
+        ConnectionId::new(&name[..self.0])
+    }
+
+    fn cid_len(&self) -> usize {
+        self.0
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
     }
 }
 
+async fn link(
+    connection: Connection,
+    control: Option<RecvStream>,
+    address: String,
+    progress: Progress,
+) -> Result<Link, LinkError> {
+    let mut streams = Vec::with_capacity(Lane::ALL.len());
+    for lane in Lane::ALL {
+        let stream = connection.open_uni().await.map_err(|error| lost(&address, error))?;
+        // The largest goes first. It fails only on a stream that has ended.
+        drop(stream.set_priority(-(lane as i32)));
+        streams.push((lane, stream));
+    }
+    let mut incoming =
+        [None, None, None].map(|stream| Incoming { stream, unread: BytesMut::new(), ended: false });
+    incoming[Lane::Control as usize].stream = control;
+    Ok(Link {
+        peer: connection.remote_address(),
+        receiver: Box::new(Receiver {
+            incoming,
+            greeted: false,
+            connection: connection.clone(),
+            address: address.clone(),
+        }),
+        sender: Box::new(Sender { streams, connection, address }),
+        progress,
+        transport: "quic",
+        confirms: true,
+    })
+}
+
 struct Sender {
-    stream: SendStream,
+    streams: Vec<(Lane, SendStream)>,
     connection: Connection,
     address: String,
 }
 
 impl FrameSender for Sender {
-    fn send(&mut self, frame: Bytes) -> BoxFuture<'_, Result<(), LinkError>> {
-        async {
-            let length = u32::try_from(frame.len()).map_err(|_| LinkError::TooLong(frame.len()))?;
-            let mut parts = [Bytes::copy_from_slice(&length.to_be_bytes()), frame];
-            self.stream.write_all_chunks(&mut parts).await.map_err(|error| match error {
-                WriteError::ConnectionLost(error) => lost(&self.address, error),
-                error => LinkError::broken(error),
-            })
-        }
-        .boxed()
-    }
-
-    fn close(&mut self) -> BoxFuture<'_, Result<(), LinkError>> {
-        async {
-            // What is under way arrives first; that it was ended before is as good.
-            if self.stream.finish().is_ok() {
-                drop(self.stream.stopped().await);
-            }
-            self.connection.close(CLOSED, b"");
+    fn run(
+        self: Box<Self>,
+        queue: FrameQueue,
+        patience: Duration,
+    ) -> BoxFuture<'static, Result<(), LinkError>> {
+        let Self { streams, connection, address } = *self;
+        async move {
+            // Each lane by itself: one that waits for its window holds no other up.
+            let lanes =
+                streams.into_iter().map(|(lane, stream)| write(lane, stream, &queue, patience, &address));
+            try_join_all(lanes).await?;
+            connection.close(CLOSED, b"");
             Ok(())
         }
         .boxed()
     }
 }
 
-struct Receiver {
-    stream: RecvStream,
-    /// The beginning of a frame, or more than one.
-    unread: BytesMut,
-    progress: Progress,
-    address: String,
+/// Writes what there is on a lane to its end, and sees it arrive.
+async fn write(
+    lane: Lane,
+    mut stream: SendStream,
+    queue: &FrameQueue,
+    patience: Duration,
+    address: &str,
+) -> Result<(), LinkError> {
+    while let Some(frame) = queue.next(lane).await {
+        let bytes = frame.len();
+        let length = u32::try_from(bytes).map_err(|_| LinkError::TooLong(bytes))?;
+        let mut parts = [Bytes::copy_from_slice(&length.to_be_bytes()), frame];
+        let written = stream.write_all_chunks(&mut parts).map_err(|error| match error {
+            WriteError::ConnectionLost(error) => lost(address, error),
+            error => LinkError::broken(error),
+        });
+        patiently(patience, bytes, written).await?;
+    }
+    // That it was ended before is as good.
+    if stream.finish().is_ok() {
+        drop(stream.stopped().await);
+    }
+    Ok(())
 }
 
-impl Receiver {
-    fn next_frame(&mut self) -> Result<Option<Bytes>, LinkError> {
-        let Some(head) = self.unread.first_chunk::<4>() else { return Ok(None) };
+/// A lane of the peer.
+struct Incoming {
+    /// Once the peer has used it, or one after it.
+    stream: Option<RecvStream>,
+    /// The beginning of a frame, or more than one.
+    unread: BytesMut,
+    /// The peer has ended it.
+    ended: bool,
+}
+
+impl Incoming {
+    fn next_frame(&mut self, lane: Lane) -> Result<Option<Bytes>, LinkError> {
+        let Some(head) = self.unread.first_chunk::<4>() else { return self.no_frame() };
         let length = usize::try_from(u32::from_be_bytes(*head)).unwrap_or(usize::MAX);
-        if length > MAX_FRAME {
+        if length > lane.max_frame() {
             return Err(LinkError::TooLong(length));
         }
         if self.unread.len() - head.len() < length {
-            return Ok(None);
+            return self.no_frame();
         }
         self.unread.advance(4);
         let frame = self.unread.split_to(length).freeze();
@@ -187,23 +271,67 @@ impl Receiver {
         }
         Ok(Some(frame))
     }
+
+    /// Not yet, or never.
+    fn no_frame(&self) -> Result<Option<Bytes>, LinkError> {
+        if self.ended && !self.unread.is_empty() { Err(LinkError::Truncated) } else { Ok(None) }
+    }
+
+    /// Reads more. Safe to cancel: what was read is kept before anything else is waited for.
+    async fn read(&mut self) -> Result<(), ReadError> {
+        let Some(stream) = self.stream.as_mut().filter(|_| !self.ended) else {
+            return std::future::pending().await;
+        };
+        let chunk = stream.read_chunk(CHUNK, true).await?;
+        self.ended = chunk.is_none();
+        self.unread.extend_from_slice(&chunk.map(|chunk| chunk.bytes).unwrap_or_default());
+        Ok(())
+    }
+}
+
+struct Receiver {
+    incoming: [Incoming; Lane::ALL.len()],
+    /// The first frame has come; the other lanes are looked at from then on.
+    greeted: bool,
+    connection: Connection,
+    address: String,
 }
 
 impl FrameReceiver for Receiver {
     fn receive(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, LinkError>> {
         async {
             loop {
-                if let Some(frame) = self.next_frame()? {
-                    return Ok(Some(frame));
-                }
-                // Safe to cancel: what was read is kept before anything else is waited for.
-                match self.stream.read_chunk(CHUNK, true).await {
-                    Ok(Some(chunk)) => {
-                        self.progress.note();
-                        self.unread.extend_from_slice(&chunk.bytes);
+                // Whoever ends without a greeting has nothing to say on the others.
+                self.greeted |= self.incoming[Lane::Control as usize].ended;
+                let lanes = if self.greeted { &Lane::ALL[..] } else { &Lane::ALL[..1] };
+                for lane in lanes {
+                    if let Some(frame) = self.incoming[*lane as usize].next_frame(*lane)? {
+                        self.greeted = true;
+                        return Ok(Some(frame));
                     }
-                    Ok(None) if self.unread.is_empty() => return Ok(None),
-                    Ok(None) => return Err(LinkError::Truncated),
+                }
+                if self.incoming.iter().all(|lane| lane.ended) {
+                    return Ok(None);
+                }
+                let missing = self.incoming.iter().position(|lane| lane.stream.is_none());
+                let [control, status, objects] = &mut self.incoming;
+                // All of it is safe to cancel.
+                let read = tokio::select! {
+                    biased;
+                    read = control.read() => read,
+                    read = status.read(), if self.greeted => read,
+                    read = objects.read(), if self.greeted => read,
+                    stream = self.connection.accept_uni(), if missing.is_some() => match (stream, missing) {
+                        (Ok(stream), Some(lane)) => {
+                            self.incoming[lane].stream = Some(stream);
+                            continue;
+                        }
+                        (Err(error), _) => Err(ReadError::ConnectionLost(error)),
+                        (Ok(_), None) => continue,
+                    },
+                };
+                match read {
+                    Ok(()) => {}
                     Err(ReadError::ConnectionLost(ConnectionError::ApplicationClosed(close)))
                         if close.error_code == CLOSED =>
                     {

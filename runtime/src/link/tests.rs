@@ -2,17 +2,38 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use proto::limits::MAX_FRAME;
+use bytes::Bytes;
+use futures_util::SinkExt;
+use proto::{Lane, limits::MAX_FRAME};
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::{net::TcpListener, time};
+use tokio::{
+    io::duplex,
+    net::{TcpListener, UdpSocket},
+    sync::watch,
+    task::JoinSet,
+    time,
+};
 use tokio_rustls::TlsAcceptor;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, protocol::Role},
+};
 
-use super::*;
-use crate::tls::{self, CertificateAuthority};
+use super::{
+    queue::{Frames, queue},
+    *,
+};
+use crate::{
+    chain,
+    tls::{self, CertificateAuthority},
+};
 
 const TRANSPORTS: [&str; 2] = ["quic", "websocket"];
 const LONG: Duration = Duration::from_secs(20);
 const NODE: &str = "edge-1";
+const HELLO: &[u8] = b"hello";
+/// As many whole pieces of a WebSocket as fill it.
+const PIECES: usize = 64 << 10;
 
 struct Ends {
     server: rustls::ServerConfig,
@@ -34,7 +55,7 @@ impl Ends {
 
     fn quic_port(&self) -> quinn::Endpoint {
         let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        quic::listen(socket, quic::server_config(self.server.clone()).unwrap()).unwrap()
+        quic::listen(socket, quic::server_config(self.server.clone()).unwrap(), b"secret").unwrap()
     }
 
     async fn over_quic(&self, port: &quinn::Endpoint) -> Result<Link, LinkError> {
@@ -42,11 +63,12 @@ impl Ends {
         quic::connect(peer, &peer.to_string(), &self.name, &self.client).await
     }
 
-    /// The edge's end, which has sent `first`, and the cloud's.
-    async fn link(&self, transport: &str, first: &Bytes) -> (Link, Link) {
-        let greet = async |mut link: Link| {
-            link.sender.send(first.clone()).await.unwrap();
-            link
+    /// The edge's end, which has sent `HELLO`, and the cloud's.
+    async fn link(&self, transport: &str) -> (End, End) {
+        let greet = |link: Link| {
+            let end = End::of(link);
+            end.frames.push(Lane::Control, Bytes::from_static(HELLO));
+            end
         };
         if transport == "quic" {
             let port = self.quic_port();
@@ -54,96 +76,157 @@ impl Ends {
                 let connection = port.accept().await.unwrap().await.unwrap();
                 let certificate = quic::peer_certificate(&connection).unwrap();
                 assert_eq!(tls::node_of(&certificate).as_deref(), Some(NODE));
-                quic::accept(connection).await.unwrap()
+                End::of(quic::accept(connection).await.unwrap())
             };
-            let edge = async { greet(self.over_quic(&port).await.unwrap()).await };
+            let edge = async { greet(self.over_quic(&port).await.unwrap()) };
             return tokio::join!(edge, cloud);
         }
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let cloud = async {
             let (tcp, peer) = listener.accept().await.unwrap();
+            prepare(&tcp).unwrap();
             let stream =
                 TlsAcceptor::from(Arc::new(self.server.clone())).accept(Watched::new(tcp)).await.unwrap();
             let progress = stream.get_ref().0.progress();
             let upgraded = tokio_tungstenite::accept_async(stream).await.unwrap();
-            websocket::server(upgraded.into_inner(), peer, progress).await
+            End::of(websocket::server(upgraded.into_inner(), peer, progress).await)
         };
         let edge = async {
             let text = address.to_string();
             let link = websocket::connect(&text, self.name.clone(), Arc::clone(&self.client)).await;
-            greet(link.unwrap()).await
+            greet(link.unwrap())
         };
         tokio::join!(edge, cloud)
     }
 }
 
-async fn next(link: &mut Link) -> Result<Option<Bytes>, LinkError> {
-    time::timeout(LONG, link.receiver.receive()).await.expect("nothing comes")
+/// One end of a link, as a session has it.
+struct End {
+    frames: Frames,
+    writer: JoinSet<Result<(), LinkError>>,
+    receiver: Box<dyn FrameReceiver>,
+    progress: Progress,
+    transport: &'static str,
+}
+
+impl End {
+    fn of(link: Link) -> Self {
+        let Link { sender, receiver, progress, transport, .. } = link;
+        let (frames, queue) = queue();
+        let mut writer = JoinSet::new();
+        writer.spawn(sender.run(queue, LONG));
+        Self { frames, writer, receiver, progress, transport }
+    }
+
+    async fn send(&self, lane: Lane, frame: &Bytes) {
+        while !self.frames.has_room(lane) {
+            self.frames.taken().await;
+        }
+        self.frames.push(lane, frame.clone());
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, LinkError> {
+        time::timeout(LONG, self.receiver.receive()).await.expect("nothing comes")
+    }
+}
+
+async fn both(transport: &str) -> (End, End) {
+    let (edge, mut cloud) = Box::pin(Ends::new().link(transport)).await;
+    assert_eq!((edge.transport, cloud.transport), (transport, transport));
+    assert_eq!(cloud.next().await.unwrap().as_deref(), Some(HELLO));
+    (edge, cloud)
 }
 
 #[tokio::test]
 async fn frames_keep_their_order_and_their_ends() {
-    let ends = Ends::new();
     for transport in TRANSPORTS {
-        let hello = Bytes::from_static(b"hello");
-        let (mut edge, mut cloud) = Box::pin(ends.link(transport, &hello)).await;
-        assert_eq!((edge.transport, cloud.transport), (transport, transport));
-        assert_eq!(next(&mut cloud).await.unwrap(), Some(hello));
-        let frames: Vec<Bytes> = [0, 1, 3, 0, 70_000, MAX_FRAME, 2]
+        let (mut edge, mut cloud) = both(transport).await;
+        let frames: Vec<Bytes> = [0, 1, 3, 0, 70_000, MAX_FRAME, 2, PIECES]
             .iter()
             .enumerate()
             .map(|(number, length)| vec![u8::try_from(number).unwrap(); *length].into())
             .collect();
+        // The other side's first frame is a greeting, too.
+        cloud.send(Lane::Control, &frames[2]).await;
+        assert_eq!(edge.next().await.unwrap().as_ref(), Some(&frames[2]));
         for _ in 0..2 {
             let send = async {
                 for frame in &frames {
-                    edge.sender.send(frame.clone()).await.unwrap();
+                    edge.send(Lane::Objects, frame).await;
                 }
             };
             let receive = async {
                 for frame in &frames {
-                    let received = next(&mut cloud).await.unwrap();
+                    let received = cloud.next().await.unwrap();
                     assert!(received.as_ref() == Some(frame), "{transport}: not the {} bytes", frame.len());
                 }
             };
             tokio::join!(send, receive);
             std::mem::swap(&mut edge, &mut cloud);
         }
-        edge.sender.send(frames[1].clone()).await.unwrap();
-        let (closed, ()) = tokio::join!(edge.sender.close(), async {
-            assert_eq!(next(&mut cloud).await.unwrap(), Some(frames[1].clone()), "{transport}");
-            assert_eq!(next(&mut cloud).await.unwrap(), None, "{transport}");
-        });
-        closed.unwrap();
+        // What was said before the end arrives, whatever its lane.
+        for lane in Lane::ALL {
+            edge.send(lane, &frames[4].slice(..60_000)).await;
+        }
+        let End { frames: queue, mut writer, .. } = edge;
+        drop(queue);
+        for _ in Lane::ALL {
+            assert_eq!(cloud.next().await.unwrap().map(|frame| frame.len()), Some(60_000), "{transport}");
+        }
+        assert_eq!(cloud.next().await.unwrap(), None, "{transport}");
+        drop(cloud);
+        writer.join_next().await.unwrap().unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_urgent_overtakes_what_is_large() {
+    for transport in TRANSPORTS {
+        let (edge, mut cloud) = both(transport).await;
+        let large = Bytes::from(vec![7; MAX_FRAME]);
+        edge.send(Lane::Objects, &large).await;
+        edge.send(Lane::Objects, &large).await;
+        // Nobody reads: what has been taken fills the line.
+        wait_until(|| edge.frames.has_room(Lane::Objects)).await;
+        for lane in [Lane::Status, Lane::Control] {
+            edge.send(lane, &Bytes::from_static(b"soon")).await;
+        }
+        wait_until(|| edge.frames.is_empty(Lane::Control)).await;
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            order.push(cloud.next().await.unwrap().unwrap().len());
+        }
+        assert_eq!(order, [4, 4, MAX_FRAME, MAX_FRAME], "{transport}");
+    }
+}
+
+async fn wait_until(holds: impl Fn() -> bool) {
+    let begun = time::Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < LONG, "it does not come to that");
+        time::sleep(Duration::from_millis(1)).await;
     }
 }
 
 /// Whoever waits for a frame may turn to something else at any time.
 #[tokio::test]
 async fn a_frame_that_comes_in_parts_is_not_lost_by_looking_away() {
-    let ends = Ends::new();
     for transport in TRANSPORTS {
-        let hello = Bytes::from_static(b"hello");
-        let (mut edge, mut cloud) = Box::pin(ends.link(transport, &hello)).await;
-        assert_eq!(next(&mut cloud).await.unwrap(), Some(hello));
+        let (edge, mut cloud) = both(transport).await;
         let frame = Bytes::from(vec![7; MAX_FRAME]);
         let begun = time::Instant::now();
+        edge.send(Lane::Objects, &frame).await;
+        let mut received = None;
         let mut looks = 0;
-        let send = edge.sender.send(frame.clone());
-        let receive = async {
-            while begun.elapsed() < LONG {
-                looks += 1;
-                tokio::select! {
-                    biased;
-                    received = cloud.receiver.receive() => return received.unwrap(),
-                    () = tokio::task::yield_now() => {}
-                }
+        while received.is_none() && begun.elapsed() < LONG {
+            looks += 1;
+            tokio::select! {
+                biased;
+                frame = cloud.receiver.receive() => received = frame.unwrap(),
+                () = tokio::task::yield_now() => {}
             }
-            None
-        };
-        let (sent, received) = tokio::join!(send, receive);
-        sent.unwrap();
+        }
         assert!(received == Some(frame), "{transport}: it did not arrive whole after {looks} looks");
         assert!(cloud.progress.last() > begun, "{transport}: no progress was noted");
     }
@@ -154,6 +237,7 @@ async fn a_length_that_nobody_may_send_and_an_end_too_early_are_errors() {
     let ends = Ends::new();
     for (bytes, wanted) in [
         (&[0xff, 0, 0, 0, 1][..], "peer sent a frame of 4278190080 bytes"),
+        (&[0, 1, 0, 1, 1], "peer sent a frame of 65537 bytes"),
         (&[0, 0, 0, 9, 1], "link ended in the middle of a frame"),
         (&[0, 0], "link ended in the middle of a frame"),
     ] {
@@ -166,14 +250,38 @@ async fn a_length_that_nobody_may_send_and_an_end_too_early_are_errors() {
             let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
             let connecting = endpoint.connect_with(config, port.local_addr().unwrap(), "127.0.0.1").unwrap();
             let connection = connecting.await.unwrap();
-            let (mut sender, receiver) = connection.open_bi().await.unwrap();
+            let mut sender = connection.open_uni().await.unwrap();
             sender.write_all(bytes).await.unwrap();
             sender.finish().unwrap();
-            (connection, sender, receiver)
+            (connection, sender)
         };
         let cloud = async { quic::accept(port.accept().await.unwrap().await.unwrap()).await.unwrap() };
-        let (_edge, mut cloud) = tokio::join!(edge, cloud);
-        let error = next(&mut cloud).await.unwrap_err().to_string();
+        let (_edge, cloud) = tokio::join!(edge, cloud);
+        let error = End::of(cloud).next().await.unwrap_err().to_string();
+        assert!(error.starts_with(wanted), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn pieces_that_nobody_may_send_are_errors() {
+    let large = vec![0; 40_000];
+    for (messages, wanted) in [
+        (vec![Message::Binary(Bytes::new())], "peer sent a piece of a frame on no lane"),
+        (vec![Message::Binary(Bytes::from_static(&[3, 0]))], "peer sent a piece of a frame on no lane"),
+        (vec![Message::text("{}")], "peer sent a frame that is not binary"),
+        (
+            vec![websocket::whole(Lane::Control, &[large.clone(), large].concat())],
+            "peer sent a frame of 80000 bytes",
+        ),
+    ] {
+        let (client, server) = duplex(1 << 20);
+        let peer = (Ipv4Addr::LOCALHOST, 1).into();
+        let mut cloud = End::of(websocket::server(server, peer, Progress::new()).await);
+        let mut edge = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        for message in messages {
+            edge.send(message).await.unwrap();
+        }
+        let error = cloud.next().await.unwrap_err().to_string();
         assert!(error.starts_with(wanted), "{error}");
     }
 }
@@ -188,13 +296,68 @@ async fn who_is_refused_over_quic_is_told_why() {
         connection
     };
     let edge = async {
-        let mut link = match ends.over_quic(&port).await {
-            Ok(link) => link,
-            Err(error) => return error,
-        };
-        next(&mut link).await.unwrap_err()
+        match ends.over_quic(&port).await {
+            Ok(link) => End::of(link).next().await.unwrap_err(),
+            Err(error) => error,
+        }
     };
     let (_cloud, error) = tokio::join!(cloud, edge);
     let error = error.to_string();
     assert!(error.ends_with("HTTP 403: node edge-1 belongs to another machine"), "{error}");
+}
+
+/// Carries datagrams between the edge and whichever cloud it is told, and to the edge those of that cloud alone.
+struct Relay {
+    address: SocketAddr,
+    cloud: watch::Sender<SocketAddr>,
+    _task: JoinSet<()>,
+}
+
+impl Relay {
+    async fn to(cloud: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let (cloud, current) = watch::channel(cloud);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let (mut edge, mut datagram) = (None, [0; 2048]);
+            loop {
+                let (length, from) = socket.recv_from(&mut datagram).await.unwrap();
+                let cloud = *current.borrow();
+                let to = match edge {
+                    _ if from == cloud => edge,
+                    None => {
+                        edge = Some(from);
+                        Some(cloud)
+                    }
+                    Some(edge) => (from == edge).then_some(cloud),
+                };
+                if let Some(to) = to {
+                    socket.send_to(&datagram[..length], to).await.unwrap();
+                }
+            }
+        });
+        Self { address, cloud, _task: task }
+    }
+}
+
+/// As after `kill -9` and a start: nothing is known there of the connection.
+#[tokio::test]
+async fn a_cloud_that_knows_no_such_connection_says_so_to_the_next_ping() {
+    let ends = Ends::new();
+    let (before, after) = (ends.quic_port(), ends.quic_port());
+    let line = Relay::to(before.local_addr().unwrap()).await;
+    let cloud = async { quic::accept(before.accept().await.unwrap().await.unwrap()).await.unwrap() };
+    let edge = async {
+        let address = line.address;
+        let link = quic::connect(address, &address.to_string(), &ends.name, &ends.client).await.unwrap();
+        let edge = End::of(link);
+        edge.frames.push(Lane::Control, Bytes::from_static(HELLO));
+        edge
+    };
+    let (mut edge, _cloud) = tokio::join!(edge, cloud);
+    line.cloud.send(after.local_addr().unwrap()).unwrap();
+    edge.frames.push(Lane::Control, Bytes::from_static(b"ping"));
+    let error = edge.next().await.unwrap_err();
+    assert!(chain(&error).to_string().contains("reset by peer"), "{}", chain(&error));
 }

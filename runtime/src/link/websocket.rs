@@ -1,14 +1,21 @@
-//! WebSocket (RFC 6455) over TLS: one frame is one binary message.
+//! WebSocket (RFC 6455) over TLS. A binary message holds a piece of a frame: one byte that says which lane it is on and
+//! whether it is the last piece, then at most 4 KiB of the frame. Pieces of different lanes alternate; those of one follow each
+//! other.
+//!
+//! | bits | content |
+//! |---|---|
+//! | 7 | it is the last piece of its frame |
+//! | 0 to 6 | the lane: 0 control, 1 status, 2 objects |
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{
-    FutureExt, SinkExt, StreamExt,
+    FutureExt, SinkExt, StreamExt, TryFutureExt,
     future::BoxFuture,
     stream::{SplitSink, SplitStream},
 };
-use proto::limits::MAX_FRAME;
+use proto::{Lane, limits::MAX_FRAME};
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -20,7 +27,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest, protocol::Role, protocol::WebSocketConfig},
 };
 
-use super::{FrameReceiver, FrameSender, Link, LinkError, Progress, Watched};
+use super::{FrameReceiver, FrameSender, Link, LinkError, Progress, Watched, patiently, queue::FrameQueue};
 
 /// The path of the upgrade request.
 pub const PATH: &str = "/link";
@@ -29,14 +36,19 @@ pub const PATH: &str = "/link";
 /// one cloudcore.
 const BUFFER: usize = 4 << 10;
 
+/// A piece of a frame: what an urgent frame may have to wait for, half a second on a line of 64 kbit/s.
+const PIECE: usize = 4 << 10;
+/// In the first byte of a message.
+const LAST: u8 = 0x80;
+
 fn config() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(BUFFER)
         // Frames are flushed one by one: nothing is gained by holding bytes back.
         .write_buffer_size(0)
         .max_write_buffer_size(2 * MAX_FRAME)
-        .max_message_size(Some(MAX_FRAME))
-        .max_frame_size(Some(MAX_FRAME))
+        .max_message_size(Some(1 + MAX_FRAME))
+        .max_frame_size(Some(1 + MAX_FRAME))
 }
 
 /// Wraps a stream on which the upgrade has been answered with 101. `progress` is that of the connection below it.
@@ -66,7 +78,7 @@ pub async fn over(
     tls: Arc<rustls::ClientConfig>,
 ) -> Result<Link, LinkError> {
     let connect_error = |source| LinkError::Connect { address: address.to_owned(), source };
-    tcp.set_nodelay(true).map_err(connect_error)?;
+    super::prepare(&tcp).map_err(connect_error)?;
     let peer = tcp.peer_addr().map_err(connect_error)?;
     let tcp = Watched::new(tcp);
     let progress = tcp.progress();
@@ -99,34 +111,103 @@ where
     let (sink, stream) = socket.split();
     Link {
         sender: Box::new(Sender(sink)),
-        receiver: Box::new(Receiver(stream)),
+        receiver: Box::new(Receiver { stream, begun: Default::default() }),
         progress,
         peer,
         transport: "websocket",
+        confirms: false,
     }
+}
+
+/// The first byte of a message.
+fn head(lane: Lane, last: bool) -> u8 {
+    lane as u8 | if last { LAST } else { 0 }
+}
+
+/// A message with a whole frame in it, for those who speak the protocol by hand. Of any length.
+pub fn whole(lane: Lane, frame: &[u8]) -> Message {
+    piece(lane, frame, true)
+}
+
+fn piece(lane: Lane, bytes: &[u8], last: bool) -> Message {
+    let mut message = BytesMut::with_capacity(1 + bytes.len());
+    message.put_u8(head(lane, last));
+    message.extend_from_slice(bytes);
+    Message::Binary(message.freeze())
 }
 
 struct Sender<S>(SplitSink<WebSocketStream<S>, Message>);
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> FrameSender for Sender<S> {
-    fn send(&mut self, frame: Bytes) -> BoxFuture<'_, Result<(), LinkError>> {
-        self.0.send(Message::Binary(frame)).map(|sent| sent.map_err(LinkError::broken)).boxed()
-    }
-
-    fn close(&mut self) -> BoxFuture<'_, Result<(), LinkError>> {
-        self.0.close().map(|closed| closed.map_err(LinkError::broken)).boxed()
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> FrameSender for Sender<S> {
+    fn run(
+        mut self: Box<Self>,
+        queue: FrameQueue,
+        patience: Duration,
+    ) -> BoxFuture<'static, Result<(), LinkError>> {
+        async move {
+            let mut begun: [Option<Bytes>; Lane::ALL.len()] = Default::default();
+            loop {
+                for lane in Lane::ALL {
+                    let rest = &mut begun[lane as usize];
+                    if rest.is_none() {
+                        *rest = queue.try_next(lane);
+                    }
+                }
+                let urgent = Lane::ALL.into_iter().zip(&mut begun).find(|(_, rest)| rest.is_some());
+                let Some((lane, Some(rest))) = urgent else {
+                    if queue.filled().await {
+                        continue;
+                    }
+                    return patiently(patience, 0, self.0.close().map_err(LinkError::broken)).await;
+                };
+                let bytes = rest.split_to(rest.len().min(PIECE));
+                let last = rest.is_empty();
+                if last {
+                    begun[lane as usize] = None;
+                }
+                let sent = self.0.send(piece(lane, &bytes, last)).map_err(LinkError::broken);
+                patiently(patience, bytes.len(), sent).await?;
+            }
+        }
+        .boxed()
     }
 }
 
-struct Receiver<S>(SplitStream<WebSocketStream<S>>);
+struct Receiver<S> {
+    stream: SplitStream<WebSocketStream<S>>,
+    /// Frames of which not all pieces have come.
+    begun: [BytesMut; Lane::ALL.len()],
+}
+
+impl<S> Receiver<S> {
+    /// The frame that this piece completes.
+    fn take(&mut self, mut piece: Bytes) -> Result<Option<Bytes>, LinkError> {
+        let head = piece.try_get_u8().map_err(|_| LinkError::Piece)?;
+        let lane = Lane::ALL.get(usize::from(head & !LAST)).ok_or(LinkError::Piece)?;
+        let begun = &mut self.begun[*lane as usize];
+        let (length, last) = (begun.len() + piece.len(), head & LAST != 0);
+        if length > lane.max_frame() {
+            return Err(LinkError::TooLong(length));
+        }
+        if last && begun.is_empty() {
+            return Ok(Some(piece));
+        }
+        begun.extend_from_slice(&piece);
+        Ok(last.then(|| std::mem::take(begun).freeze()))
+    }
+}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> FrameReceiver for Receiver<S> {
     fn receive(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, LinkError>> {
         async {
             loop {
-                match self.0.next().await {
+                match self.stream.next().await {
                     None | Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed)) => return Ok(None),
-                    Some(Ok(Message::Binary(frame))) => return Ok(Some(frame)),
+                    Some(Ok(Message::Binary(piece))) => {
+                        if let Some(frame) = self.take(piece)? {
+                            return Ok(Some(frame));
+                        }
+                    }
                     // Answered by the library; the session has its own.
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                     Some(Ok(Message::Text(_) | Message::Frame(_))) => return Err(LinkError::NotBinary),

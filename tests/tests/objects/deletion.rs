@@ -15,7 +15,7 @@ use crate::Node;
 const SPACE: &str = "deletion";
 const SOON: Duration = Duration::from_secs(90);
 /// Ends in its own time once it is asked to, with a code that tells it from one that was killed.
-const SCRIPT: &str = "trap 'sleep 2; exit 7' TERM; while true; do sleep 0.1; done";
+const SCRIPT: &str = "trap 'sleep 2; exit 7' TERM; touch /tmp/listens; while true; do sleep 0.1; done";
 const EXIT: i32 = 7;
 
 pub(crate) async fn run(node: &Node<'_>) -> Result<()> {
@@ -27,6 +27,8 @@ pub(crate) async fn run(node: &Node<'_>) -> Result<()> {
         "containers": [{
             "name": "main", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent",
             "command": ["/bin/sh", "-c", SCRIPT],
+            // Before that, the first process of a container does not hear a signal.
+            "readinessProbe": { "exec": { "command": ["test", "-e", "/tmp/listens"] }, "periodSeconds": 1 },
         }],
     });
     let mut held = pod("held", node.edge.name(), &spec);

@@ -70,7 +70,8 @@ impl Port {
     /// From now on UDP gets through.
     fn answer_udp(&self) -> (quinn::Endpoint, JoinSet<()>) {
         let socket = self.udp.try_clone().unwrap();
-        let endpoint = quic::listen(socket, quic::server_config(self.server.clone()).unwrap()).unwrap();
+        let config = quic::server_config(self.server.clone()).unwrap();
+        let endpoint = quic::listen(socket, config, b"secret").unwrap();
         let mut accepting = JoinSet::new();
         let accept = endpoint.clone();
         accepting.spawn(async move {

@@ -34,6 +34,14 @@ struct Round {
     pods: Vec<(String, f64)>,
     edgecore: Duration,
     cloudcore: Duration,
+    runtime: Duration,
+    machine: Duration,
+}
+
+/// One round of bare CRI calls.
+struct BareRound {
+    per_minute: f64,
+    runtime: Duration,
     machine: Duration,
 }
 
@@ -63,26 +71,27 @@ async fn rates(world: &World, edge: &Edge) -> Result<Vec<Figure>> {
     let plain = workload::plain();
     // Programs and images are in memory then, as in every later round.
     during("a first round, not counted", place.round("warm", &plain)).await?;
-    let (mut bare, mut bare_cpu, mut rounds) = (Vec::new(), Duration::ZERO, Vec::new());
+    let (mut bare, mut rounds) = (Vec::new(), Vec::new());
     for number in 1..=ROUNDS {
         let doing = format!("bare CRI calls, round {number}");
-        let (rate, cpu) = during(&doing, bare_round(place.site, number)).await?;
-        bare.push(rate);
-        bare_cpu += cpu;
+        bare.push(during(&doing, bare_round(place.site, number)).await?);
         let name = format!("burst-{number}");
         let doing = format!("pods by edgecore, round {number}");
         rounds.push(during(&doing, place.round(&name, &plain)).await?);
     }
-    let ratios = rounds.iter().zip(&bare).map(|(round, bare)| round.per_minute / bare).collect();
+    let ratios = rounds.iter().zip(&bare).map(|(round, bare)| round.per_minute / bare.per_minute).collect();
     let sum = |read: fn(&Round) -> Duration| rounds.iter().map(read).sum::<Duration>();
+    let sum_bare = |read: fn(&BareRound) -> Duration| bare.iter().map(read).sum::<Duration>();
     Ok(vec![
         Figure::median("pods a minute", "/min", rounds.iter().map(|round| round.per_minute).collect())
             .cpu("edgecore", sum(|round| round.edgecore))
             .cpu("cloudcore", sum(|round| round.cloudcore))
+            .cpu("containerd", sum(|round| round.runtime))
             .cpu("machine", sum(|round| round.machine))
             .note("from the first creation until the last is Running in the API; control plane on the same cores"),
-        Figure::median("pods a minute, bare CRI calls", "/min", bare)
-            .cpu("machine", bare_cpu)
+        Figure::median("pods a minute, bare CRI calls", "/min", bare.iter().map(|round| round.per_minute).collect())
+            .cpu("containerd", sum_bare(|round| round.runtime))
+            .cpu("machine", sum_bare(|round| round.machine))
             .note("RunPodSandbox, CreateContainer, StartContainer"),
         Figure::median("pods a minute beside bare CRI calls", "of them", ratios).goal(Goal::AtLeast(0.9)),
     ])
@@ -99,24 +108,28 @@ async fn recovery(world: &mut World, edge: &Edge) -> Result<Vec<Figure>> {
     let site = &mut world.sites[0];
     site.cut(LineCut::Silent)?;
     let (mut rates, mut ratios) = (Vec::new(), Vec::new());
-    let (mut edgecore_cpu, mut machine_cpu) = (Duration::ZERO, Duration::ZERO);
+    let (mut edgecore_cpu, mut runtime_cpu, mut machine_cpu) =
+        (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     for number in 1..=ROUNDS {
         clear(site).await?;
         let doing = format!("bare CRI calls beside recovery, round {number}");
-        let (bare, _) = during(&doing, bare_round(site, ROUNDS + number)).await?;
-        let before = reading::machine_busy()?;
+        let bare = during(&doing, bare_round(site, ROUNDS + number)).await?;
+        let runtime = site.runtime_pid()?;
+        let (runtime_before, before) = (reading::cpu(runtime)?, reading::machine_busy()?);
         let doing = format!("pods from the store, round {number}");
         let (time, mut edgecore) = during(&doing, adopt::start(edge, site, PODS)).await?;
         machine_cpu += reading::machine_busy()?.saturating_sub(before);
+        runtime_cpu += reading::cpu(runtime)?.saturating_sub(runtime_before);
         edgecore_cpu += reading::cpu(edgecore.pid())?;
         edgecore.kill9()?;
         let rate = PODS as f64 * 60.0 / time.as_secs_f64();
         rates.push(rate);
-        ratios.push(rate / bare);
+        ratios.push(rate / bare.per_minute);
     }
     Ok(vec![
         Figure::median("pods a minute from the store, no cloud", "/min", rates)
             .cpu("edgecore", edgecore_cpu)
+            .cpu("containerd", runtime_cpu)
             .cpu("machine", machine_cpu)
             .note("from exec of edgecore until the last pod's Running is stored; all pods at once"),
         Figure::median("pods a minute from the store beside bare CRI calls", "of them", ratios)
@@ -179,8 +192,9 @@ impl Place<'_> {
     async fn round(&self, prefix: &str, spec: &Value) -> Result<Round> {
         let cluster = &self.world.cluster;
         let follower = Follower::start(cluster).await?;
-        let pids = [self.edge.pid()?, self.world.cloud.pid()?];
-        let before = (reading::cpu(pids[0])?, reading::cpu(pids[1])?, reading::machine_busy()?);
+        let pids = [self.edge.pid()?, self.world.cloud.pid()?, self.site.runtime_pid()?];
+        let cpu = |which: usize| reading::cpu(pids[which]);
+        let before = (cpu(0)?, cpu(1)?, cpu(2)?, reading::machine_busy()?);
         let begun = Instant::now();
         let times: Vec<(String, Instant, Instant)> = stream::iter(0..PODS)
             .map(|number| {
@@ -199,9 +213,10 @@ impl Place<'_> {
         let last = times.iter().map(|(_, _, running)| *running).max().context("there were pods")?;
         let round = Round {
             per_minute: PODS as f64 * 60.0 / (last - begun).as_secs_f64(),
-            edgecore: reading::cpu(pids[0])?.saturating_sub(before.0),
-            cloudcore: reading::cpu(pids[1])?.saturating_sub(before.1),
-            machine: reading::machine_busy()?.saturating_sub(before.2),
+            edgecore: cpu(0)?.saturating_sub(before.0),
+            cloudcore: cpu(1)?.saturating_sub(before.1),
+            runtime: cpu(2)?.saturating_sub(before.2),
+            machine: reading::machine_busy()?.saturating_sub(before.3),
             pods: times
                 .into_iter()
                 // The watch may tell of the pod as Running before the creation's answer was read.
@@ -235,9 +250,10 @@ impl Place<'_> {
     }
 }
 
-/// Pods a minute by bare CRI calls, and the machine's CPU time meanwhile.
-async fn bare_round(site: &Site, round: usize) -> Result<(f64, Duration)> {
-    let before = reading::machine_busy()?;
+/// The same pods by bare CRI calls.
+async fn bare_round(site: &Site, round: usize) -> Result<BareRound> {
+    let runtime = site.runtime_pid()?;
+    let (runtime_before, before) = (reading::cpu(runtime)?, reading::machine_busy()?);
     let begun = Instant::now();
     let pods: Vec<BarePod> =
         stream::iter(0..PODS)
@@ -247,11 +263,14 @@ async fn bare_round(site: &Site, round: usize) -> Result<(f64, Duration)> {
             .buffer_unordered(CLIENTS)
             .try_collect()
             .await?;
-    let per_minute = PODS as f64 * 60.0 / begun.elapsed().as_secs_f64();
-    let spent = reading::machine_busy()?.saturating_sub(before);
+    let round = BareRound {
+        per_minute: PODS as f64 * 60.0 / begun.elapsed().as_secs_f64(),
+        runtime: reading::cpu(runtime)?.saturating_sub(runtime_before),
+        machine: reading::machine_busy()?.saturating_sub(before),
+    };
     let remove = |pod| site.remove_bare_pod(pod);
     stream::iter(&pods).map(Ok).try_for_each_concurrent(CLIENTS, remove).await?;
-    Ok((per_minute, spent))
+    Ok(round)
 }
 
 /// What the log says of these pods, once it does.

@@ -1,0 +1,153 @@
+//! Frames between a session and the transport that writes them: a short queue a lane, so that the transport always finds the
+//! most urgent one, and a session decides late what it sends.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use proto::Lane;
+use tokio::sync::Notify;
+
+/// Frames of one lane that wait beside the one that is being written. A session has few urgent ones at a time, and may
+/// always add one more.
+const ROOM: usize = 2;
+
+/// Both ends of a queue.
+pub fn queue() -> (Frames, FrameQueue) {
+    let shared = Arc::new(Shared::default());
+    (Frames(Arc::clone(&shared)), FrameQueue(shared))
+}
+
+/// The session's end. Dropping it closes the queue.
+#[derive(Debug)]
+pub struct Frames(Arc<Shared>);
+
+/// The transport's end.
+#[derive(Debug)]
+pub struct FrameQueue(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// A lane each: it may be a task each that waits.
+    filled: [Notify; Lane::ALL.len()],
+    any_filled: Notify,
+    taken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lanes: [VecDeque<Bytes>; Lane::ALL.len()],
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The queues are whole whatever panicked beside them.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Frames {
+    pub fn has_room(&self, lane: Lane) -> bool {
+        self.0.lock().lanes[lane as usize].len() < ROOM
+    }
+
+    pub fn is_empty(&self, lane: Lane) -> bool {
+        self.0.lock().lanes[lane as usize].is_empty()
+    }
+
+    /// Adds a frame, room or not.
+    pub fn push(&self, lane: Lane, frame: Bytes) {
+        self.0.lock().lanes[lane as usize].push_back(frame);
+        self.0.filled[lane as usize].notify_one();
+        self.0.any_filled.notify_one();
+    }
+
+    /// Resolves once the transport has taken a frame since the last time.
+    pub async fn taken(&self) {
+        self.0.taken.notified().await;
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.filled.iter().for_each(Notify::notify_one);
+        self.0.any_filled.notify_one();
+    }
+}
+
+impl FrameQueue {
+    /// The next frame of a lane, if there is one.
+    pub fn try_next(&self, lane: Lane) -> Option<Bytes> {
+        let frame = self.0.lock().lanes[lane as usize].pop_front()?;
+        self.0.taken.notify_one();
+        Some(frame)
+    }
+
+    /// The next frame of a lane; `None` once the queue is closed and the lane empty. One task a lane may wait.
+    pub async fn next(&self, lane: Lane) -> Option<Bytes> {
+        loop {
+            if let Some(frame) = self.try_next(lane) {
+                return Some(frame);
+            }
+            if self.0.lock().closed {
+                return None;
+            }
+            // A frame that was pushed since is remembered there.
+            self.0.filled[lane as usize].notified().await;
+        }
+    }
+
+    /// Waits until there is a frame on some lane; false once the queue is closed and empty. For one task that writes all.
+    pub async fn filled(&self) -> bool {
+        loop {
+            {
+                let state = self.0.lock();
+                if state.lanes.iter().any(|lane| !lane.is_empty()) {
+                    return true;
+                }
+                if state.closed {
+                    return false;
+                }
+            }
+            self.0.any_filled.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn lanes_fill_and_empty_by_themselves() {
+        let (frames, queue) = queue();
+        let frame = Bytes::from_static(b"x");
+        assert!(queue.filled().now_or_never().is_none() && queue.next(Lane::Status).now_or_never().is_none());
+        for _ in 0..ROOM {
+            assert!(frames.has_room(Lane::Objects));
+            frames.push(Lane::Objects, frame.clone());
+        }
+        assert!(!frames.has_room(Lane::Objects) && frames.has_room(Lane::Control));
+        assert!(frames.taken().now_or_never().is_none());
+        assert_eq!(queue.filled().now_or_never(), Some(true));
+        assert!(queue.next(Lane::Control).now_or_never().is_none());
+        assert_eq!(queue.next(Lane::Objects).now_or_never(), Some(Some(frame.clone())));
+        assert!(frames.taken().now_or_never().is_some() && frames.has_room(Lane::Objects));
+        frames.push(Lane::Control, frame.clone());
+        drop(frames);
+        // What was queued before the end is still handed out.
+        assert_eq!(queue.next(Lane::Control).await, Some(frame.clone()));
+        assert_eq!(queue.next(Lane::Control).await, None);
+        assert!(queue.filled().await);
+        assert_eq!(queue.next(Lane::Objects).await, Some(frame));
+        assert!(!queue.filled().await);
+        assert_eq!(queue.next(Lane::Objects).await, None);
+    }
+}
