@@ -1,0 +1,122 @@
+//! The sync protocol under everything that may happen to it, simulated: real sessions and real bytes; lines, disks, caches,
+//! the API server and time are models that one seed drives.
+//!
+//! `SKERRY_SIMULATION_SEED=N` runs that seed alone and prints its trace. Beyond the fixed seeds new ones are run for
+//! `SKERRY_SIMULATION_SECONDS` (20).
+
+mod simulation {
+    pub(crate) mod api;
+    pub(crate) mod cache;
+    pub(crate) mod cloud;
+    pub(crate) mod disk;
+    pub(crate) mod edge;
+    pub(crate) mod faults;
+    pub(crate) mod link;
+    pub(crate) mod rng;
+    pub(crate) mod world;
+}
+
+use std::{
+    env,
+    time::{Duration, Instant, SystemTime},
+};
+
+use simulation::{
+    faults::{Fault, Gap},
+    world::{Options, Run, run},
+};
+
+/// Seeds that are always run: 0 to this.
+const SEEDS: u64 = 512;
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+/// Runs a failing seed again, to say how it came to that.
+fn explain(options: Options) -> String {
+    let Run { failure, trace, .. } = run(Options { traced: true, ..options });
+    let Options { seed, fault, gap, .. } = options;
+    format!(
+        "seed {seed} (fault {fault:?}, gap {gap:?}): {failure:?}\nreplay: SKERRY_SIMULATION_SEED={seed} \
+         cargo test -p proto --test simulation\n{}",
+        trace.join("\n")
+    )
+}
+
+/// Runs seeds until one fails, or `more` says that it is enough.
+fn search(seeds: impl Iterator<Item = u64>, fault: Option<Fault>, gap: Option<Gap>) -> (Option<Options>, Duration, u64) {
+    let (mut time, mut count) = (Duration::ZERO, 0);
+    for seed in seeds {
+        let options = Options { seed, fault, gap, ..Options::default() };
+        let ran = run(options);
+        time += ran.virtual_time;
+        count += 1;
+        if ran.failure.is_some() {
+            return (Some(options), time, count);
+        }
+    }
+    (None, time, count)
+}
+
+#[test]
+fn honest_peers_keep_every_promise() {
+    if let Some(seed) = number("SKERRY_SIMULATION_SEED") {
+        let options = Options { seed, ..Options::default() };
+        println!("{}", explain(Options { whole: true, ..options }));
+        assert!(run(options).failure.is_none());
+        return;
+    }
+    let started = Instant::now();
+    let (failed, mut time, mut count) = search(0..SEEDS, None, None);
+    if let Some(options) = failed {
+        panic!("{}", explain(options));
+    }
+    let limit = Duration::from_secs(number("SKERRY_SIMULATION_SECONDS").unwrap_or(20));
+    let new = Instant::now();
+    let first = SystemTime::UNIX_EPOCH.elapsed().map_or(SEEDS, |since| since.as_secs() << 20);
+    let seeds = (first..).take_while(|_| new.elapsed() < limit);
+    let (failed, more_time, more) = search(seeds, None, None);
+    if let Some(options) = failed {
+        panic!("{}", explain(options));
+    }
+    time += more_time;
+    count += more;
+    let speed = time.as_secs_f64() / started.elapsed().as_secs_f64();
+    println!("{count} seeds, {} h of virtual time, {speed:.0} times as fast as real time", time.as_secs() / 3600);
+    assert!(speed > 200.0, "{speed}");
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    for seed in 0..8 {
+        let options = Options { seed, traced: true, ..Options::default() };
+        let (one, two) = (run(options), run(options));
+        assert!(one.hash == two.hash && one.events == two.events && one.trace == two.trace, "seed {seed}");
+    }
+}
+
+#[test]
+fn each_planted_fault_is_found() {
+    let mut missed = Vec::new();
+    for fault in Fault::ALL {
+        match search(0..SEEDS, Some(fault), None).0 {
+            Some(options) => {
+                let failure = run(options).failure.expect("a seed fails again as it failed before");
+                println!("{fault:?}: {:?}, seed {}: {}", failure.invariant, options.seed, failure.detail);
+            }
+            None => missed.push(fault),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
+
+/// When one is closed, its entry goes, and the simulation goes round it no longer.
+#[test]
+fn each_known_gap_is_there() {
+    for gap in Gap::ALL {
+        let found = search(0..SEEDS, None, Some(gap)).0.unwrap_or_else(|| panic!("{gap:?} is closed"));
+        let failure = run(found).failure.expect("a seed fails again as it failed before");
+        println!("{gap:?}: {:?}, seed {}: {}", failure.invariant, found.seed, failure.detail);
+    }
+}

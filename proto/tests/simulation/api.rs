@@ -1,0 +1,223 @@
+//! The API server: pods bound to nodes, what pods refer to, a log for those who watch, and what reports came to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use proto::{Object, Report, ResourceKey, message::ReportKind};
+
+use super::{faults::Invariant, rng::Rng};
+
+pub(crate) const KINDS: [&str; 2] = ["ConfigMap", "Pod"];
+const PODS: u64 = 8;
+const CONFIGS: u64 = 4;
+
+/// An object with what its bytes say about other objects.
+#[derive(Clone)]
+pub(crate) struct Cached {
+    pub(crate) object: Object,
+    uid: u64,
+    /// Of a pod.
+    pub(crate) node: Option<usize>,
+    pub(crate) references: Vec<ResourceKey>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Change {
+    pub(crate) resource_version: u64,
+    pub(crate) key: ResourceKey,
+    /// `None` when it was deleted.
+    pub(crate) now: Option<Cached>,
+}
+
+/// What became of one attempt to write a report.
+pub(crate) enum Verdict {
+    Taken,
+    Refused,
+    Again,
+}
+
+#[derive(Default)]
+pub(crate) struct Api {
+    pub(crate) revision: u64,
+    pub(crate) objects: BTreeMap<ResourceKey, Cached>,
+    pub(crate) log: Vec<Change>,
+    /// Since which revision there is such an object, without a gap.
+    existing: BTreeMap<ResourceKey, u64>,
+    /// By node: what it needs, and since which revision without a gap.
+    needed: Vec<BTreeMap<ResourceKey, u64>>,
+    /// By node, kind and key: the serial number of the state that was written last.
+    pub(crate) states: BTreeMap<(usize, i32, String), u64>,
+    /// By name: the serial number.
+    pub(crate) events: BTreeMap<String, u64>,
+    /// Serial numbers of reports that were taken or refused for good.
+    pub(crate) settled: BTreeSet<u64>,
+    /// No write is taken before this moment.
+    pub(crate) out_until: u64,
+    /// Contents return to what they were.
+    pub(crate) toggles: bool,
+    /// A session that lives on at another replica may write an older state over a newer one.
+    pub(crate) overwrites: bool,
+    next: u64,
+}
+
+/// What a report's payload says: its serial number in the whole run.
+pub(crate) fn serial(report: &Report) -> u64 {
+    let digits = report.payload.split(|byte| *byte == b' ').next().unwrap_or_default();
+    std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).expect("a payload of the simulation")
+}
+
+pub(crate) fn event_name(report: &Report) -> String {
+    let text = std::str::from_utf8(&report.payload).expect("a payload of the simulation");
+    text.split_once(' ').map(|(_, name)| name.to_owned()).expect("an event has a name")
+}
+
+impl Api {
+    pub(crate) fn new(nodes: usize) -> Self {
+        Self { needed: vec![BTreeMap::new(); nodes], ..Self::default() }
+    }
+
+    /// What the node is to hold now.
+    pub(crate) fn view(&self, node: usize) -> BTreeMap<ResourceKey, Object> {
+        references(&self.objects, node)
+            .into_iter()
+            .filter_map(|key| Some((key.clone(), self.objects.get(&key)?.object.clone())))
+            .collect()
+    }
+
+    /// Somebody changes something; says what.
+    pub(crate) fn user(&mut self, rng: &mut Rng) -> String {
+        let is_pod = rng.percent(60);
+        let key: ResourceKey = if is_pod {
+            format!("Pod/a/p{}", rng.below(PODS))
+        } else {
+            format!("ConfigMap/a/c{}", rng.below(CONFIGS))
+        }
+        .parse()
+        .expect("a key");
+        self.revision += rng.between(1, 3);
+        let old = self.objects.get(&key).cloned();
+        if old.is_some() && rng.percent(25) {
+            self.objects.remove(&key);
+            return self.changed(key, None);
+        }
+        let mut now = old.unwrap_or_else(|| {
+            self.next += 1;
+            let node = is_pod.then(|| rng.index(self.needed.len()));
+            let mut references = Vec::new();
+            for config in 0..if is_pod { CONFIGS } else { 0 } {
+                if rng.percent(35) {
+                    references.push(format!("ConfigMap/a/c{config}").parse().expect("a key"));
+                }
+            }
+            let object = Object::new(key.clone(), 0, Bytes::new());
+            Cached { object, uid: self.next, node, references }
+        });
+        if now.object.bytes.is_empty() || rng.percent(85) {
+            self.next += 1;
+            let value = if self.toggles && !is_pod { rng.below(2) } else { self.next };
+            let length = match rng.below(50) {
+                _ if self.toggles => 20,
+                0 => 30_000,
+                1..=10 => 2_000,
+                _ => 20,
+            };
+            // Text that compresses to about half, so that size costs time on the line.
+            let mut filler = String::with_capacity(length);
+            let mut state = if self.toggles { value } else { self.next };
+            while filler.len() < length {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                filler.push_str(&format!("{:x}", state >> 40));
+            }
+            let text = format!("{{\"uid\":{},\"value\":{value},\"filler\":\"{filler}\"}}", now.uid);
+            now.object = Object::new(key.clone(), self.revision, text.into());
+        } else {
+            // A write that no edge can see.
+            now.object.version.resource_version = self.revision;
+        }
+        self.objects.insert(key.clone(), now.clone());
+        self.changed(key, Some(now))
+    }
+
+    fn changed(&mut self, key: ResourceKey, now: Option<Cached>) -> String {
+        let said = match &now {
+            Some(now) => format!("{key}@{} uid {} node {:?}", self.revision, now.uid, now.node),
+            None => format!("{key} deleted @{}", self.revision),
+        };
+        self.log.push(Change { resource_version: self.revision, key, now });
+        let objects = &self.objects;
+        self.existing.retain(|key, _| objects.contains_key(key));
+        for key in objects.keys() {
+            self.existing.entry(key.clone()).or_insert(self.revision);
+        }
+        for (node, needed) in self.needed.iter_mut().enumerate() {
+            let now = references(objects, node);
+            needed.retain(|key, _| now.contains(key));
+            for key in now {
+                needed.entry(key).or_insert(self.revision);
+            }
+        }
+        said
+    }
+
+    /// The object that had this version was deleted since, or the node did not need it at some revision from `since` on.
+    /// The kinds are watched apart, so that neither says anything about the other.
+    pub(crate) fn was_unwanted(&self, node: usize, key: &ResourceKey, version: u64, since: u64) -> bool {
+        self.existing.get(key).is_none_or(|from| *from > version)
+            || self.needed[node].get(key).is_none_or(|from| *from > since)
+    }
+
+    /// One attempt to write a report. `overlapped`: the node has a newer session, at another replica.
+    pub(crate) fn take(
+        &mut self,
+        node: usize,
+        report: &Report,
+        overlapped: bool,
+        now: u64,
+        rng: &mut Rng,
+    ) -> Result<Verdict, (Invariant, String)> {
+        if now < self.out_until || rng.percent(5) {
+            return Ok(Verdict::Again);
+        }
+        let serial = serial(report);
+        if serial % 29 == 0 {
+            self.settled.insert(serial);
+            return Ok(Verdict::Refused);
+        }
+        if report.kind() == ReportKind::Event {
+            let name = event_name(report);
+            let known = *self.events.entry(name.clone()).or_insert(serial);
+            if known != serial {
+                return Err((Invariant::EventOnce, format!("{name} is report {known} and {serial}")));
+            }
+        } else {
+            let place = (node, report.kind, report.key.clone());
+            let known = self.states.get(&place).copied().unwrap_or_default();
+            if serial < known {
+                if !overlapped {
+                    return Err((Invariant::ReportOrder, format!("{}: {serial} after {known}", report.key)));
+                }
+                if self.overwrites {
+                    let detail = format!("{}: {serial} after {known}, by an older session", report.key);
+                    return Err((Invariant::ReportOrder, detail));
+                }
+                return Ok(Verdict::Refused);
+            }
+            self.states.insert(place, serial);
+        }
+        self.settled.insert(serial);
+        // It is taken, and nobody hears of it.
+        Ok(if rng.percent(3) { Verdict::Again } else { Verdict::Taken })
+    }
+}
+
+/// The keys that a node needs, whether there are such objects or not.
+pub(crate) fn references(objects: &BTreeMap<ResourceKey, Cached>, node: usize) -> BTreeSet<ResourceKey> {
+    let mut keys = BTreeSet::new();
+    for (key, cached) in objects {
+        if cached.node == Some(node) {
+            keys.insert(key.clone());
+            keys.extend(cached.references.iter().cloned());
+        }
+    }
+    keys
+}

@@ -1,0 +1,192 @@
+//! A replica's cache of the API, which lags, and the view of one node on it: what `cloudcore::edgecontroller::index` does.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use proto::{Digest, Object, ResourceKey, session::View};
+
+use super::{
+    api::{Api, Cached, Change, KINDS, references},
+    faults::Fault,
+};
+
+#[derive(Clone, Copy, Default)]
+pub(crate) struct KindState {
+    pub(crate) listed: bool,
+    pub(crate) newest: u64,
+    /// The next entry of the API's log.
+    pub(crate) next: usize,
+}
+
+pub(crate) struct Cache {
+    objects: BTreeMap<ResourceKey, Cached>,
+    pub(crate) kinds: [KindState; KINDS.len()],
+    /// By node.
+    references: Vec<BTreeSet<ResourceKey>>,
+    fault: Option<Fault>,
+}
+
+/// Keys that sessions of a node have to look at.
+type Marks = Vec<(usize, ResourceKey)>;
+
+pub(crate) fn kind_index(key: &ResourceKey) -> usize {
+    KINDS.iter().position(|kind| *kind == key.kind()).expect("a kind of the simulation")
+}
+
+impl Cache {
+    pub(crate) fn new(nodes: usize, fault: Option<Fault>) -> Self {
+        let references = vec![BTreeSet::new(); nodes];
+        Self { objects: BTreeMap::new(), kinds: [KindState::default(); KINDS.len()], references, fault }
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.kinds.iter().all(|kind| kind.listed)
+    }
+
+    /// A list: all of a kind, as the API server has it now.
+    pub(crate) fn replace(&mut self, kind: usize, api: &Api) -> Marks {
+        let of_kind = |key: &ResourceKey| kind_index(key) == kind;
+        let mut marks = Marks::new();
+        let gone: Vec<ResourceKey> = self
+            .objects
+            .keys()
+            .filter(|key| of_kind(key) && !api.objects.contains_key(*key))
+            .cloned()
+            .collect();
+        if self.fault != Some(Fault::RelistKeepsGone) {
+            for key in gone {
+                marks.extend(self.put(key, None));
+            }
+        }
+        for (key, cached) in api.objects.iter().filter(|(key, _)| of_kind(key)) {
+            marks.extend(self.put(key.clone(), Some(cached.clone())));
+        }
+        self.kinds[kind] = KindState { listed: true, newest: api.revision, next: api.log.len() };
+        marks
+    }
+
+    /// One event of a watch.
+    pub(crate) fn apply(&mut self, kind: usize, change: &Change) -> Marks {
+        self.kinds[kind].next += 1;
+        if kind_index(&change.key) != kind {
+            return Marks::new();
+        }
+        self.kinds[kind].newest = change.resource_version;
+        self.put(change.key.clone(), change.now.clone())
+    }
+
+    fn put(&mut self, key: ResourceKey, now: Option<Cached>) -> Marks {
+        let hash = |cached: &Cached| cached.object.version.hash;
+        let was = self.objects.get(&key).map(hash);
+        let is = now.as_ref().map(hash);
+        match now {
+            Some(cached) => self.objects.insert(key.clone(), cached),
+            None => self.objects.remove(&key),
+        };
+        let mut marks = Marks::new();
+        for node in 0..self.references.len() {
+            let before = &self.references[node];
+            let after = if key.kind() == "Pod" { references(&self.objects, node) } else { before.clone() };
+            let mut changed: BTreeSet<ResourceKey> = if self.fault == Some(Fault::UnreferencedNotMarked) {
+                after.difference(before).cloned().collect()
+            } else {
+                after.symmetric_difference(before).cloned().collect()
+            };
+            if was != is && after.contains(&key) {
+                changed.insert(key.clone());
+            }
+            marks.extend(changed.into_iter().map(|key| (node, key)));
+            self.references[node] = after;
+        }
+        marks
+    }
+}
+
+/// What a session keeps beside the cache.
+#[derive(Default)]
+pub(crate) struct Subscription {
+    pub(crate) node: usize,
+    /// Of the pods that the edge came with.
+    pub(crate) newest_pod: u64,
+    /// What the cache was too old to judge.
+    withheld: RefCell<BTreeMap<ResourceKey, u64>>,
+}
+
+impl Subscription {
+    pub(crate) fn new(node: usize) -> Self {
+        Self { node, ..Self::default() }
+    }
+}
+
+pub(crate) struct NodeView<'a> {
+    pub(crate) cache: &'a Cache,
+    pub(crate) subscription: &'a Subscription,
+}
+
+impl NodeView<'_> {
+    fn is_seen(&self, key: &ResourceKey, resource_version: u64) -> bool {
+        let seen = |kind: usize, version: u64| {
+            let kind = &self.cache.kinds[kind];
+            kind.listed && kind.newest >= version
+        };
+        let pods_seen = self.cache.fault == Some(Fault::LaggingPodsDelete)
+            || seen(kind_index(&"Pod/a/p".parse().expect("a key")), self.subscription.newest_pod);
+        seen(kind_index(key), resource_version) && pods_seen
+    }
+
+    /// The keys that can be judged by now.
+    pub(crate) fn recheck(&self) -> Vec<ResourceKey> {
+        if self.cache.fault == Some(Fault::WithheldForgotten) {
+            return Vec::new();
+        }
+        let mut known = Vec::new();
+        self.subscription.withheld.borrow_mut().retain(|key, version| {
+            let seen = self.is_seen(key, *version);
+            if seen {
+                known.push(key.clone());
+            }
+            !seen
+        });
+        known
+    }
+}
+
+impl View for NodeView<'_> {
+    fn is_complete(&self) -> bool {
+        let blind = [Some(Fault::EmptyCacheDeletes), Some(Fault::IncompleteCacheSyncs)];
+        self.cache.is_complete() || blind.contains(&self.cache.fault)
+    }
+
+    fn get(&self, key: &ResourceKey) -> Option<Object> {
+        self.cache.references[self.subscription.node].get(key)?;
+        self.cache.objects.get(key).map(|cached| cached.object.clone())
+    }
+
+    fn objects(&self) -> Vec<Object> {
+        let skip = usize::from(self.cache.fault == Some(Fault::ResumeSkipsKey));
+        let keys = self.cache.references[self.subscription.node].iter();
+        let objects = keys.filter_map(|key| self.cache.objects.get(key));
+        objects.skip(skip).map(|cached| cached.object.clone()).collect()
+    }
+
+    fn digest(&self) -> Digest {
+        self.objects().iter().map(|object| (&object.key, object.version.hash)).collect()
+    }
+
+    fn has_seen(&self, key: &ResourceKey, resource_version: u64) -> bool {
+        match self.cache.fault {
+            // A replica that has all of it judges rightly; one that has nothing does not know that.
+            Some(Fault::EmptyCacheDeletes) if !self.cache.is_complete() => return true,
+            Some(Fault::LaggingReplicaDeletes) if self.get(key).is_none() => return true,
+            Some(Fault::LaggingReplicaOverwrites) if self.get(key).is_some() => return true,
+            _ => {}
+        }
+        let seen = self.is_seen(key, resource_version);
+        if !seen {
+            self.subscription.withheld.borrow_mut().insert(key.clone(), resource_version);
+        }
+        seen
+    }
+}

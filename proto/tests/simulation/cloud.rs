@@ -1,0 +1,682 @@
+//! A replica of cloudcore: its cache, its registry of nodes, and the drivers of its sessions, with the obligations of
+//! `cloudcore::cloudhub::session`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use proto::{
+    Digest, Lane, Report, ResourceKey, codec,
+    limits::{WINDOW_BATCHES, WINDOW_REPORTS},
+    message::{Action, Answer, Body, GoodbyeReason, ReportAck, Response},
+    session::{CloudEvent, CloudSession, View},
+};
+
+use super::{
+    api::{KINDS, Verdict},
+    cache::{Cache, NodeView, Subscription},
+    faults::{Fault, Invariant},
+    link::{Connection, Side, WRITE_QUEUE},
+    world::{Event, Failure, MILLISECOND, Outcome, SECOND, World},
+};
+
+/// Reports of one node that the API server is asked to take at once.
+const REPORTS_AT_ONCE: usize = 4;
+/// What was withheld is looked at again.
+const RECHECK: u64 = 10 * SECOND;
+const BOOKMARKS: u64 = 60 * SECOND;
+/// More keys than there are.
+const KEYS: usize = 12;
+
+pub(crate) struct Replica {
+    pub(crate) up: bool,
+    /// Counts its starts.
+    pub(crate) life: u64,
+    pub(crate) paused_until: u64,
+    /// By kind: the watch brings nothing until then.
+    pub(crate) stuck_until: [u64; KINDS.len()],
+    watching: [bool; KINDS.len()],
+    cache: Cache,
+    registry: BTreeMap<usize, usize>,
+    sessions: BTreeMap<usize, Hub>,
+}
+
+impl Replica {
+    pub(crate) fn new(nodes: usize, fault: Option<Fault>) -> Self {
+        Self {
+            up: false,
+            life: 0,
+            paused_until: 0,
+            stuck_until: [0; KINDS.len()],
+            watching: [false; KINDS.len()],
+            cache: Cache::new(nodes, fault),
+            registry: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+        }
+    }
+}
+
+/// The driver of one session.
+pub(crate) struct Hub {
+    connection: usize,
+    session: CloudSession,
+    subscription: Subscription,
+    dirty: BTreeSet<ResourceKey>,
+    /// With [`Fault::BacklogUncoalesced`].
+    backlog: VecDeque<ResourceKey>,
+    lanes: Lanes,
+    tasks: BTreeMap<u64, Task>,
+    next_task: u64,
+    /// At the API server now, and those that wait for their turn.
+    attempts: usize,
+    turns: VecDeque<u64>,
+    greeted: bool,
+    superseded: bool,
+    awaits_inventory: bool,
+    armed: u64,
+}
+
+struct Task {
+    report: Report,
+    failures: u32,
+    /// Acked already, with [`Fault::AckedBeforeTaken`].
+    acked: bool,
+}
+
+/// The reports of one object one after the other.
+#[derive(Default)]
+struct Lanes {
+    waiting: BTreeMap<String, VecDeque<Report>>,
+    running: BTreeSet<String>,
+}
+
+impl Lanes {
+    fn start(&mut self, side_by_side: bool) -> Option<Report> {
+        let lane = self.waiting.keys().find(|lane| side_by_side || !self.running.contains(*lane))?.clone();
+        let queue = self.waiting.get_mut(&lane)?;
+        let report = queue.pop_front();
+        if queue.is_empty() {
+            self.waiting.remove(&lane);
+        }
+        self.running.insert(lane);
+        report
+    }
+}
+
+pub(crate) enum Stop {
+    End(End),
+    Broken(Failure),
+}
+
+#[derive(Debug)]
+pub(crate) enum End {
+    Closed,
+    Goodbye,
+    Dead,
+    Superseded,
+    Stopping,
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Broken(failure)
+    }
+}
+
+type Step = Result<(), Stop>;
+
+fn violation(connection: usize, side: Side, error: &impl ToString) -> Stop {
+    Failure::new(Invariant::NoViolation, format!("c{connection} {side:?}: {}", error.to_string())).into()
+}
+
+impl World {
+    pub(crate) fn replica_start(&mut self, replica: usize) {
+        self.say(|| format!("r{replica} starts"));
+        let cache = self.new_cache();
+        let state = &mut self.replicas[replica];
+        let (life, fault) = (state.life + 1, self.options.fault);
+        *state = Replica { up: true, life, cache, ..Replica::new(0, fault) };
+        for kind in 0..KINDS.len() {
+            let slow = self.rng.pick(&[10, 500, 5_000]) * MILLISECOND;
+            let delay = self.rng.around(slow);
+            self.after(delay, Event::List { replica, life, kind });
+        }
+        self.after(BOOKMARKS, Event::Bookmark { replica, life });
+    }
+
+    /// Killed, or told to stop.
+    pub(crate) fn replica_end(&mut self, replica: usize, until: u64) -> Outcome {
+        if !self.replicas[replica].up {
+            return Ok(());
+        }
+        let orderly = self.rng.percent(40);
+        self.say(|| format!("chaos: r{replica} ends until {}, orderly {orderly}", until / SECOND));
+        let connections: Vec<usize> = self.replicas[replica].sessions.keys().copied().collect();
+        for connection in connections {
+            if orderly {
+                self.cloud_step(connection, |_, _| Err(Stop::End(End::Stopping)))?;
+            } else {
+                self.replicas[replica].sessions.remove(&connection);
+                self.abandon(connection, Side::Cloud, false);
+            }
+        }
+        let state = &mut self.replicas[replica];
+        state.up = false;
+        state.life += 1;
+        state.paused_until = 0;
+        self.at(until, Event::ReplicaStart { replica });
+        Ok(())
+    }
+
+    pub(crate) fn list(&mut self, replica: usize, life: u64, kind: usize) -> Outcome {
+        if self.replicas[replica].life != life || !self.replicas[replica].up {
+            return Ok(());
+        }
+        let was_complete = self.replicas[replica].cache.is_complete();
+        let marks = self.replicas[replica].cache.replace(kind, &self.api);
+        let revision = self.api.revision;
+        self.say(|| format!("r{replica} lists {} @{revision}", KINDS[kind]));
+        self.mark(replica, marks)?;
+        if !was_complete && self.replicas[replica].cache.is_complete() {
+            let connections: Vec<usize> = self.replicas[replica].sessions.keys().copied().collect();
+            for connection in connections {
+                self.cloud_step(connection, |_, _| Ok(()))?;
+            }
+        }
+        self.wake_watches(replica);
+        Ok(())
+    }
+
+    pub(crate) fn wake_watches(&mut self, replica: usize) {
+        for kind in 0..KINDS.len() {
+            let state = &mut self.replicas[replica];
+            let behind = state.cache.kinds[kind].listed && state.cache.kinds[kind].next < self.api.log.len();
+            if state.up && behind && !state.watching[kind] {
+                state.watching[kind] = true;
+                let due = state.stuck_until[kind].max(self.now + self.rng.around(20 * MILLISECOND));
+                let life = state.life;
+                self.at(due, Event::Watch { replica, life, kind });
+            }
+        }
+    }
+
+    pub(crate) fn watch(&mut self, replica: usize, life: u64, kind: usize) -> Outcome {
+        if self.replicas[replica].life != life {
+            return Ok(());
+        }
+        self.replicas[replica].watching[kind] = false;
+        if self.replicas[replica].stuck_until[kind] <= self.now {
+            let next = self.replicas[replica].cache.kinds[kind].next;
+            let count = if self.rng.percent(70) { usize::MAX } else { 1 };
+            let changes: Vec<_> = self.api.log.iter().skip(next).take(count).cloned().collect();
+            for change in changes {
+                let marks = self.replicas[replica].cache.apply(kind, &change);
+                self.mark(replica, marks)?;
+            }
+        }
+        self.wake_watches(replica);
+        Ok(())
+    }
+
+    pub(crate) fn bookmark(&mut self, replica: usize, life: u64) {
+        let state = &mut self.replicas[replica];
+        if state.life != life {
+            return;
+        }
+        for kind in 0..KINDS.len() {
+            let known = &mut state.cache.kinds[kind];
+            if known.listed && known.next == self.api.log.len() && state.stuck_until[kind] <= self.now {
+                known.newest = known.newest.max(self.api.revision);
+            }
+        }
+        self.after(BOOKMARKS, Event::Bookmark { replica, life });
+    }
+
+    fn mark(&mut self, replica: usize, marks: Vec<(usize, ResourceKey)>) -> Outcome {
+        let mut touched = BTreeSet::new();
+        let uncoalesced = self.has(Fault::BacklogUncoalesced);
+        for (node, key) in marks {
+            for (connection, hub) in &mut self.replicas[replica].sessions {
+                if hub.subscription.node == node {
+                    if uncoalesced {
+                        hub.backlog.push_back(key.clone());
+                    } else {
+                        hub.dirty.insert(key.clone());
+                    }
+                    touched.insert(*connection);
+                }
+            }
+        }
+        for connection in touched {
+            self.cloud_step(connection, |_, _| Ok(()))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn open_cloud(&mut self, connection: usize) {
+        let Connection { node, replica, .. } = self.connections[connection];
+        let unix_ms = self.now / MILLISECOND;
+        let now = self.instant(self.now);
+        let hub = Hub {
+            connection,
+            session: CloudSession::new(format!("n{node}"), "cloud".into(), unix_ms, now),
+            subscription: Subscription::new(node),
+            dirty: BTreeSet::new(),
+            backlog: VecDeque::new(),
+            lanes: Lanes::default(),
+            tasks: BTreeMap::new(),
+            next_task: 0,
+            attempts: 0,
+            turns: VecDeque::new(),
+            greeted: false,
+            superseded: false,
+            awaits_inventory: false,
+            armed: 0,
+        };
+        self.arm_cloud(&hub);
+        self.replicas[replica].sessions.insert(connection, hub);
+        self.after(RECHECK, Event::Recheck { connection });
+    }
+
+    fn arm_cloud(&mut self, hub: &Hub) -> u64 {
+        let due = self.offset(hub.session.deadline());
+        if hub.armed == 0 || due < hub.armed {
+            self.at(due, Event::Deadline { connection: hub.connection, side: Side::Cloud });
+            return due;
+        }
+        hub.armed
+    }
+
+    /// Does something to a session, then all that can be done without waiting.
+    pub(crate) fn cloud_step(
+        &mut self,
+        connection: usize,
+        act: impl FnOnce(&mut Self, &mut Hub) -> Step,
+    ) -> Outcome {
+        let replica = self.connections[connection].replica;
+        let Some(mut hub) = self.replicas[replica].sessions.remove(&connection) else { return Ok(()) };
+        let mut step = act(self, &mut hub);
+        if step.is_ok() {
+            step = self.pump_cloud(&mut hub);
+        }
+        match step {
+            Ok(()) => {
+                hub.armed = self.arm_cloud(&hub);
+                self.replicas[replica].sessions.insert(connection, hub);
+                Ok(())
+            }
+            Err(Stop::End(end)) => self.end_cloud(hub, &end),
+            Err(Stop::Broken(failure)) => Err(failure),
+        }
+    }
+
+    pub(crate) fn cloud_frame(&mut self, connection: usize, frame: Bytes) -> Outcome {
+        self.cloud_step(connection, |world, hub| world.cloud_receives(hub, frame))
+    }
+
+    pub(crate) fn cloud_lost(&mut self, connection: usize) -> Outcome {
+        self.cloud_step(connection, |_, _| Err(Stop::End(End::Closed)))
+    }
+
+    pub(crate) fn cloud_deadline(&mut self, connection: usize) -> Outcome {
+        if self.has(Fault::CloudNeverGivesUp) {
+            return Ok(());
+        }
+        self.cloud_step(connection, |world, hub| {
+            hub.armed = 0;
+            let heard = world.connections[connection].last_byte(Side::Edge, world.now);
+            hub.session.handle_progress(world.instant(heard));
+            let now = world.instant(world.now);
+            hub.session.handle_deadline(now).map_err(|_| Stop::End(End::Dead))
+        })
+    }
+
+    pub(crate) fn superseded(&mut self, connection: usize) -> Outcome {
+        self.cloud_step(connection, |_, _| Err(Stop::End(End::Superseded)))
+    }
+
+    pub(crate) fn recheck(&mut self, connection: usize) -> Outcome {
+        let replica = self.connections[connection].replica;
+        if !self.replicas[replica].sessions.contains_key(&connection) {
+            return Ok(());
+        }
+        self.after(RECHECK, Event::Recheck { connection });
+        self.cloud_step(connection, |world, hub| {
+            let cache = &world.replicas[replica].cache;
+            hub.dirty.extend(NodeView { cache, subscription: &hub.subscription }.recheck());
+            Ok(())
+        })
+    }
+
+    fn cloud_receives(&mut self, hub: &mut Hub, frame: Bytes) -> Step {
+        let connection = hub.connection;
+        let mut body = codec::decode(frame).map_err(|error| violation(connection, Side::Cloud, &error))?;
+        self.say(|| format!("c{connection} cloud <- {}", summary(&body)));
+        let forgets = self.has(Fault::DeleteForgottenOverReconnect);
+        let cache = &self.replicas[self.connections[connection].replica].cache;
+        match &mut body {
+            Body::Inventory(inventory) => {
+                let view = NodeView { cache, subscription: &hub.subscription };
+                let known = |key: &str| view.get(&key.parse().expect("a key")).is_some();
+                inventory.entries.retain(|entry| !forgets || known(&entry.key));
+                for entry in &inventory.entries {
+                    if entry.key.starts_with("Pod/") {
+                        hub.subscription.newest_pod = hub.subscription.newest_pod.max(entry.resource_version);
+                    }
+                }
+                hub.awaits_inventory = !inventory.last;
+            }
+            Body::Hello(hello) => {
+                let view = NodeView { cache, subscription: &hub.subscription };
+                let objects = view.objects();
+                let keys: Digest = objects.iter().map(|object| (&object.key, 0)).collect();
+                let blind = match self.options.fault {
+                    Some(Fault::DigestOfKeys) => {
+                        keys == Digest::from_halves(hello.digest_count, hello.digest_high, hello.digest_low)
+                    }
+                    Some(Fault::DigestOfCount) => keys.count == hello.digest_count,
+                    _ => false,
+                };
+                if blind {
+                    (hello.digest_high, hello.digest_low) = view.digest().halves();
+                }
+            }
+            _ => {}
+        }
+        let now = self.instant(self.now);
+        hub.session.handle_frame(body, now).map_err(|error| violation(connection, Side::Cloud, &error))
+    }
+
+    fn pump_cloud(&mut self, hub: &mut Hub) -> Step {
+        if hub.session.under_way() == 0 && hub.greeted {
+            hub.dirty.extend(hub.backlog.pop_front());
+        }
+        while let Some(key) = hub.dirty.pop_first() {
+            if !(hub.awaits_inventory && self.has(Fault::ResumeMarksLost)) {
+                hub.session.mark_dirty(key);
+            }
+        }
+        loop {
+            self.cloud_events(hub)?;
+            self.start_reports(hub)?;
+            if !self.cloud_sends(hub)? {
+                break;
+            }
+        }
+        self.check_bounds(hub)?;
+        Ok(())
+    }
+
+    fn cloud_events(&mut self, hub: &mut Hub) -> Step {
+        while let Some(event) = hub.session.poll_event() {
+            match event {
+                CloudEvent::Connected { .. } => self.enter(hub),
+                CloudEvent::Synced => {}
+                CloudEvent::Report(report) => {
+                    if self.has(Fault::AckedBeforeTaken) {
+                        hub.session.finish_reports(vec![ReportAck { id: report.id, refused: String::new() }]);
+                    }
+                    hub.lanes.waiting.entry(report.key.clone()).or_default().push_back(report);
+                }
+                CloudEvent::Question(request) => {
+                    let answer = Some(Answer::Refused("not here".to_owned()));
+                    hub.session.answer(Response { id: request.id, answer });
+                }
+                CloudEvent::Goodbye { reason: GoodbyeReason::Violation, detail } => {
+                    return Err(violation(hub.connection, Side::Edge, &detail));
+                }
+                CloudEvent::Goodbye { .. } => return Err(Stop::End(End::Goodbye)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The node has said hello: an older session of it is told to end.
+    fn enter(&mut self, hub: &mut Hub) {
+        let Connection { node, replica, .. } = self.connections[hub.connection];
+        hub.greeted = true;
+        self.newest[node] = Some(hub.connection);
+        if let Some(older) = self.replicas[replica].registry.insert(node, hub.connection)
+            && !self.has(Fault::TwoSessions)
+        {
+            if let Some(older) = self.replicas[replica].sessions.get_mut(&older) {
+                older.superseded = true;
+            }
+            let delay = self.rng.below(MILLISECOND);
+            self.after(delay, Event::Superseded { connection: older });
+        }
+    }
+
+    fn cloud_sends(&mut self, hub: &mut Hub) -> Result<bool, Stop> {
+        let connection = hub.connection;
+        let careless = self.has(Fault::SendErrorDropsFrame);
+        let unbounded = self.has(Fault::UnboundedWriteQueue);
+        let mut sent = false;
+        for lane in Lane::ALL {
+            let queue = self.connections[connection].queue_of(lane);
+            loop {
+                let room = self.connections[connection].has_room(Side::Cloud, queue);
+                if !room && !careless && !unbounded {
+                    break;
+                }
+                let replica = &self.replicas[self.connections[connection].replica];
+                let view = NodeView { cache: &replica.cache, subscription: &hub.subscription };
+                let Some(body) = hub.session.poll_lane(lane, &view) else { break };
+                let complete = replica.cache.is_complete();
+                self.record(hub, &body, complete)?;
+                sent = true;
+                if room || unbounded {
+                    self.send(connection, Side::Cloud, queue, body)?;
+                }
+            }
+        }
+        Ok(sent)
+    }
+
+    fn record(&mut self, hub: &mut Hub, body: &Body, complete: bool) -> Outcome {
+        let ledger = &mut self.ledgers[hub.connection];
+        match body {
+            Body::InventoryRequest(_) => hub.awaits_inventory = true,
+            Body::Batch(batch) => {
+                let changes = batch.changes.iter().map(|change| {
+                    let hash = match &change.action {
+                        Some(Action::Put(put)) => Some(proto::resource::content_hash(&put.object)),
+                        Some(Action::Patch(patch)) => Some(patch.hash),
+                        Some(Action::Delete(_)) | None => None,
+                    };
+                    (change.key.parse().expect("a key"), hash)
+                });
+                ledger.batches.insert(batch.seq, changes.collect());
+            }
+            Body::Synced(_) => {
+                ledger.synced_after = Some(ledger.batches.keys().next_back().copied().unwrap_or_default());
+                if !complete {
+                    let detail = format!("c{} synced from a cache that has not listed all", hub.connection);
+                    return Err(Failure::new(Invariant::SyncedIsWhole, detail));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Hands a frame to the line.
+    pub(crate) fn send(&mut self, connection: usize, from: Side, queue: usize, body: Body) -> Outcome {
+        self.say(|| format!("c{connection} {from:?} -> {}", summary(&body)));
+        let frame = codec::encode(body)
+            .map_err(|error| Failure::new(Invariant::NoViolation, format!("c{connection}: {error}")))?;
+        let link = &mut self.connections[connection];
+        let due = link.send(from, queue, frame, self.now, &mut self.rng);
+        if self.has(Fault::LaneReordered) && self.rng.percent(5) {
+            self.connections[connection].swap_last(from, queue);
+        }
+        self.at(due, Event::Frame { connection, from, queue });
+        Ok(())
+    }
+
+    fn start_reports(&mut self, hub: &mut Hub) -> Outcome {
+        let acked = self.has(Fault::AckedBeforeTaken);
+        while let Some(report) = hub.lanes.start(self.has(Fault::ReportsSideBySide)) {
+            hub.next_task += 1;
+            hub.tasks.insert(hub.next_task, Task { report, failures: 0, acked });
+            hub.turns.push_back(hub.next_task);
+        }
+        while hub.attempts < REPORTS_AT_ONCE
+            && let Some(task) = hub.turns.pop_front()
+        {
+            hub.attempts += 1;
+            let delay = self.rng.around(10 * MILLISECOND);
+            self.after(delay, Event::Attempt { connection: hub.connection, task });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn try_again(&mut self, connection: usize, task: u64) -> Outcome {
+        let replica = self.connections[connection].replica;
+        if !self.replicas[replica].sessions.contains_key(&connection) {
+            // With [`Fault::RetriesOutliveSession`].
+            return self.attempt(connection, task);
+        }
+        self.cloud_step(connection, |_, hub| {
+            hub.turns.push_back(task);
+            Ok(())
+        })
+    }
+
+    /// The API server answers.
+    pub(crate) fn attempt(&mut self, connection: usize, task: u64) -> Outcome {
+        let replica = self.connections[connection].replica;
+        if let Some(report) = self.edges[self.connections[connection].node].orphans.remove(&(connection, task)) {
+            let again = self.take(connection, &report)?;
+            if let Verdict::Again = again {
+                self.edges[self.connections[connection].node].orphans.insert((connection, task), report);
+                let delay = self.rng.around(2 * SECOND);
+                self.after(delay, Event::TryAgain { connection, task });
+            }
+            return Ok(());
+        }
+        if !self.replicas[replica].sessions.contains_key(&connection) {
+            return Ok(());
+        }
+        self.cloud_step(connection, |world, hub| {
+            hub.attempts -= 1;
+            let Some(mut done) = hub.tasks.remove(&task) else { return Ok(()) };
+            let verdict = world.take(connection, &done.report)?;
+            if matches!(verdict, Verdict::Again) && !world.has(Fault::AckedOnFailure) {
+                let backoff = (200 * MILLISECOND << done.failures.min(10)).min(30 * SECOND);
+                done.failures += 1;
+                hub.tasks.insert(task, done);
+                let delay = backoff / 2 + world.rng.below(backoff / 2);
+                world.after(delay, Event::TryAgain { connection, task });
+                return Ok(());
+            }
+            hub.lanes.running.remove(&done.report.key);
+            if !done.acked {
+                let refused = if matches!(verdict, Verdict::Refused) { "refused" } else { "" };
+                hub.session.finish_reports(vec![ReportAck { id: done.report.id, refused: refused.to_owned() }]);
+            }
+            Ok(())
+        })
+    }
+
+    fn take(&mut self, connection: usize, report: &Report) -> Result<Verdict, Failure> {
+        let Connection { node, replica, .. } = self.connections[connection];
+        let elsewhere = |newest: usize| newest != connection && self.connections[newest].replica != replica;
+        let overlapped = self.newest[node].is_some_and(elsewhere);
+        let now = self.now;
+        self.api
+            .take(node, report, overlapped, now, &mut self.rng)
+            .map_err(|(invariant, detail)| Failure::new(invariant, format!("c{connection} {detail}")))
+    }
+
+    fn check_bounds(&self, hub: &Hub) -> Outcome {
+        let reports = hub.tasks.len() + hub.lanes.waiting.values().map(VecDeque::len).sum::<usize>();
+        let queued = (0..Lane::ALL.len()).map(|queue| {
+            self.connections[hub.connection].queued(Side::Cloud, queue)
+        });
+        for (what, is, bound) in [
+            ("batches under way", usize::try_from(hub.session.under_way()).unwrap_or(usize::MAX), WINDOW_BATCHES),
+            ("reports under way", reports, WINDOW_REPORTS),
+            ("frames for one lane", queued.max().unwrap_or_default(), WRITE_QUEUE),
+            ("keys to look at", hub.dirty.len() + hub.backlog.len(), KEYS),
+        ] {
+            // A session that was acked too early has room for more.
+            if is > bound && !self.has(Fault::AckedBeforeTaken) {
+                let detail = format!("c{}: {is} {what}, at most {bound}", hub.connection);
+                return Err(Failure::new(Invariant::Bounded, detail));
+            }
+        }
+        Ok(())
+    }
+
+    fn end_cloud(&mut self, mut hub: Hub, end: &End) -> Outcome {
+        let connection = hub.connection;
+        let Connection { node, replica, .. } = self.connections[connection];
+        self.say(|| format!("c{connection} cloud ends: {end:?}"));
+        let registry = &mut self.replicas[replica].registry;
+        if registry.get(&node) == Some(&connection) || self.options.fault == Some(Fault::TeardownEndsNewer) {
+            registry.remove(&node);
+        }
+        if self.has(Fault::RetriesOutliveSession) {
+            let reports = hub.tasks.iter().map(|(task, done)| ((connection, *task), done.report.clone()));
+            self.edges[node].orphans.extend(reports);
+        }
+        let reason = match end {
+            End::Superseded => Some(GoodbyeReason::Superseded),
+            End::Stopping => Some(GoodbyeReason::ShuttingDown),
+            End::Closed | End::Goodbye | End::Dead => None,
+        };
+        let queue = self.connections[connection].queue_of(Lane::Control);
+        if let Some(reason) = reason
+            && self.connections[connection].has_room(Side::Cloud, queue)
+        {
+            hub.session.close(reason, String::new());
+            let cache = &self.replicas[replica].cache;
+            let last = hub.session.poll_frame(&NodeView { cache, subscription: &hub.subscription });
+            if let Some(body) = last {
+                self.send(connection, Side::Cloud, queue, body)?;
+            }
+        }
+        self.abandon(connection, Side::Cloud, !matches!(end, End::Dead));
+        Ok(())
+    }
+
+    pub(crate) fn check_replica(&self, replica: usize) -> Outcome {
+        let state = &self.replicas[replica];
+        for (connection, hub) in &state.sessions {
+            self.check_silence(*connection, Side::Cloud, state.paused_until)?;
+            let registered = state.registry.get(&hub.subscription.node);
+            if hub.greeted && !hub.superseded && registered != Some(connection) {
+                let detail = format!("r{replica} knows {registered:?}, and c{connection} is up");
+                return Err(Failure::new(Invariant::OneSession, detail));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A frame in a few words.
+pub(crate) fn summary(body: &Body) -> String {
+    match body {
+        Body::Batch(batch) => {
+            let changes = batch.changes.iter().map(|change| match &change.action {
+                Some(Action::Put(put)) => format!("{}@{}", change.key, put.resource_version),
+                Some(Action::Patch(patch)) => format!("{}@{} patch", change.key, patch.resource_version),
+                Some(Action::Delete(_)) | None => format!("-{}", change.key),
+            });
+            format!("batch {} {}", batch.seq, changes.collect::<Vec<_>>().join(" "))
+        }
+        Body::Inventory(inventory) => {
+            let entries = inventory.entries.iter().map(|entry| format!("{}@{}", entry.key, entry.resource_version));
+            format!("inventory {}", entries.collect::<Vec<_>>().join(" "))
+        }
+        Body::Reports(reports) => {
+            let reports = reports.reports.iter().map(|report| format!("{} {}", report.id, report.key));
+            format!("reports {}", reports.collect::<Vec<_>>().join(", "))
+        }
+        Body::ReportAcks(acks) => {
+            let acks = acks.acks.iter().map(|ack| format!("{}{}", ack.id, if ack.refused.is_empty() { "" } else { "!" }));
+            format!("report acks {}", acks.collect::<Vec<_>>().join(" "))
+        }
+        other => format!("{other:?}"),
+    }
+}

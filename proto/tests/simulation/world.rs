@@ -1,0 +1,610 @@
+//! Everything that happens, in virtual time and from one seed: the queue of events, what goes wrong, and the checks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use super::{
+    api::{Api, KINDS, serial},
+    cache::Cache,
+    cloud::Replica,
+    disk::Op,
+    edge::Edge,
+    faults::{Fault, Gap, Invariant},
+    link::{Connection, Side},
+    rng::Rng,
+};
+
+pub(crate) const MILLISECOND: u64 = 1_000;
+pub(crate) const SECOND: u64 = 1_000 * MILLISECOND;
+
+/// Lines of the trace that a failure shows.
+const TRACE: usize = 120;
+
+/// Longest that a healthy pair needs beside the heartbeat to notice, dial, and be let in (a superseded edge waits 30 s).
+const RECONNECT: u64 = 90 * SECOND;
+/// Longest until all that waits has been tried again: reports, commits, bookmarks.
+const SETTLE: u64 = 180 * SECOND;
+/// An end that waits for its peer's last word, beside two heartbeats.
+const LATE: u64 = 12 * SECOND;
+
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) invariant: Invariant,
+    pub(crate) detail: String,
+}
+
+impl Failure {
+    pub(crate) fn new(invariant: Invariant, detail: String) -> Self {
+        Self { invariant, detail }
+    }
+}
+
+pub(crate) type Outcome = Result<(), Failure>;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    pub(crate) fault: Option<Fault>,
+    pub(crate) gap: Option<Gap>,
+    /// Keep a readable trace.
+    pub(crate) traced: bool,
+    /// All of it, not only its end.
+    pub(crate) whole: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    User,
+    Chaos,
+    Check,
+    Quiet,
+    MustBeUp,
+    End,
+    Dial { node: usize, attempt: u64 },
+    Open { connection: usize },
+    Frame { connection: usize, from: Side, queue: usize },
+    /// This side's socket says that the connection is over.
+    Lost { connection: usize, side: Side },
+    Deadline { connection: usize, side: Side },
+    Disk { node: usize, life: u64 },
+    StoreAgain { node: usize, connection: usize },
+    Activity { node: usize },
+    EdgeStart { node: usize },
+    ReplicaStart { replica: usize },
+    List { replica: usize, life: u64, kind: usize },
+    Watch { replica: usize, life: u64, kind: usize },
+    Bookmark { replica: usize, life: u64 },
+    Recheck { connection: usize },
+    Superseded { connection: usize },
+    Attempt { connection: usize, task: u64 },
+    TryAgain { connection: usize, task: u64 },
+}
+
+/// What was said on a connection, for the checks.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    /// By number: what each key is to be afterwards, as the hash of its content.
+    pub(crate) batches: BTreeMap<u64, Vec<(proto::ResourceKey, Option<u64>)>>,
+    pub(crate) stored: BTreeSet<u64>,
+    /// The last batch before `Synced`.
+    pub(crate) synced_after: Option<u64>,
+}
+
+#[derive(Default)]
+struct Trace {
+    on: bool,
+    lines: VecDeque<String>,
+    hash: u64,
+}
+
+/// How rough this run is.
+struct Profile {
+    rough_for: u64,
+    chaos_every: u64,
+    user_every: u64,
+    activity_every: u64,
+    /// How long things stay broken.
+    broken_for: u64,
+}
+
+pub(crate) struct World {
+    pub(crate) options: Options,
+    pub(crate) rng: Rng,
+    pub(crate) now: u64,
+    base: Instant,
+    queue: BTreeMap<(u64, u64), Event>,
+    pushed: u64,
+    pub(crate) events: u64,
+    profile: Profile,
+    pub(crate) heartbeat: u64,
+    pub(crate) quiet: bool,
+    pub(crate) api: Api,
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) edges: Vec<Edge>,
+    pub(crate) connections: Vec<Connection>,
+    pub(crate) ledgers: Vec<Ledger>,
+    /// By node: the connection over which it said hello last.
+    pub(crate) newest: Vec<Option<usize>>,
+    trace: Trace,
+}
+
+/// What a run came to.
+pub(crate) struct Run {
+    pub(crate) failure: Option<Failure>,
+    pub(crate) virtual_time: Duration,
+    pub(crate) events: u64,
+    pub(crate) hash: u64,
+    pub(crate) trace: Vec<String>,
+}
+
+pub(crate) fn run(options: Options) -> Run {
+    let mut world = World::new(options);
+    let failure = world.go().err();
+    if let Some(failure) = &failure {
+        world.say(|| format!("BROKEN {:?}: {}", failure.invariant, failure.detail));
+    }
+    Run {
+        failure,
+        virtual_time: Duration::from_micros(world.now),
+        events: world.events,
+        hash: world.trace.hash,
+        trace: world.trace.lines.into(),
+    }
+}
+
+impl World {
+    fn new(options: Options) -> Self {
+        let mut rng = Rng::new(options.seed);
+        let nodes = rng.pick(&[1, 2, 2, 3]);
+        let replicas = rng.pick(&[1, 2, 2, 3]);
+        let profile = Profile {
+            rough_for: rng.between(60, 400) * SECOND,
+            chaos_every: rng.pick(&[1, 4, 15, 40]) * SECOND,
+            user_every: rng.pick(&[100, 1_000, 5_000, 15_000]) * MILLISECOND,
+            activity_every: rng.pick(&[300, 2_000, 10_000]) * MILLISECOND,
+            broken_for: rng.pick(&[1, 10, 40]) * SECOND,
+        };
+        let mut api = Api::new(nodes);
+        api.toggles = options.gap == Some(Gap::ContentReturns);
+        api.overwrites = options.gap == Some(Gap::OverlappingReports);
+        let heartbeat = rng.pick(&[5, 15, 30, 70]) * SECOND;
+        let mut world = Self {
+            options,
+            rng,
+            now: 0,
+            base: Instant::now(),
+            queue: BTreeMap::new(),
+            pushed: 0,
+            events: 0,
+            profile,
+            heartbeat,
+            quiet: false,
+            api,
+            replicas: (0..replicas).map(|_| Replica::new(nodes, options.fault)).collect(),
+            edges: (0..nodes).map(|_| Edge::default()).collect(),
+            connections: Vec::new(),
+            ledgers: Vec::new(),
+            newest: vec![None; nodes],
+            trace: Trace { on: options.traced, ..Trace::default() },
+        };
+        for _ in 0..world.rng.below(12) {
+            world.api.user(&mut world.rng);
+        }
+        for replica in 0..replicas {
+            world.at(0, Event::ReplicaStart { replica });
+        }
+        for node in 0..nodes {
+            world.edges[node].disk.pace = world.rng.pick(&[2, 20, 300]) * MILLISECOND;
+            world.at(0, Event::EdgeStart { node });
+            world.after(SECOND, Event::Activity { node });
+        }
+        world.after(SECOND, Event::User);
+        world.after(5 * SECOND, Event::Check);
+        world.after(world.profile.chaos_every, Event::Chaos);
+        world.after(world.profile.rough_for, Event::Quiet);
+        world
+    }
+
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.options.fault == Some(fault)
+    }
+
+    pub(crate) fn instant(&self, at: u64) -> Instant {
+        self.base + Duration::from_micros(at)
+    }
+
+    /// The offset of an instant that a session has named, rounded up so that it is reached.
+    pub(crate) fn offset(&self, instant: Instant) -> u64 {
+        let since = instant.saturating_duration_since(self.base).as_nanos().div_ceil(1_000);
+        u64::try_from(since).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn at(&mut self, due: u64, event: Event) {
+        self.pushed += 1;
+        self.queue.insert((due.max(self.now), self.pushed), event);
+    }
+
+    pub(crate) fn after(&mut self, delay: u64, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    pub(crate) fn say(&mut self, line: impl FnOnce() -> String) {
+        if !self.trace.on {
+            return;
+        }
+        let (seconds, rest) = (self.now / SECOND, self.now % SECOND);
+        let line = format!("{seconds:4}.{rest:06} {}", line());
+        // FNV-1a.
+        for byte in line.bytes() {
+            self.trace.hash = (self.trace.hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        if self.trace.lines.len() == TRACE && !self.options.whole {
+            self.trace.lines.pop_front();
+        }
+        self.trace.lines.push_back(line);
+    }
+
+    fn go(&mut self) -> Outcome {
+        while let Some(((due, _), event)) = self.queue.pop_first() {
+            self.now = due;
+            self.events += 1;
+            if let Event::End = event {
+                return self.check_end();
+            }
+            if let Some(until) = self.paused(event) {
+                // What lies in the socket is read before a deadline counts.
+                self.at(until + u64::from(matches!(event, Event::Deadline { .. })), event);
+                continue;
+            }
+            self.step(event)?;
+        }
+        Ok(())
+    }
+
+    /// Until when whoever would act on the event is stopped.
+    fn paused(&self, event: Event) -> Option<u64> {
+        let (edge, replica) = match event {
+            Event::Frame { connection, from, .. } => self.whose(connection, from.peer()),
+            Event::Lost { connection, side } | Event::Deadline { connection, side } => {
+                self.whose(connection, side)
+            }
+            Event::Recheck { connection }
+            | Event::Superseded { connection }
+            | Event::Attempt { connection, .. }
+            | Event::TryAgain { connection, .. } => self.whose(connection, Side::Cloud),
+            Event::Dial { node, .. }
+            | Event::Disk { node, .. }
+            | Event::StoreAgain { node, .. }
+            | Event::Activity { node } => (Some(node), None),
+            Event::List { replica, .. } | Event::Watch { replica, .. } | Event::Bookmark { replica, .. } => {
+                (None, Some(replica))
+            }
+            _ => (None, None),
+        };
+        let edge = edge.map(|node| self.edges[node].paused_until);
+        let until = edge.or(replica.map(|replica| self.replicas[replica].paused_until))?;
+        (until > self.now).then_some(until)
+    }
+
+    fn whose(&self, connection: usize, side: Side) -> (Option<usize>, Option<usize>) {
+        let connection = &self.connections[connection];
+        match side {
+            Side::Edge => (Some(connection.node), None),
+            Side::Cloud => (None, Some(connection.replica)),
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Outcome {
+        match event {
+            Event::User => self.user()?,
+            Event::Chaos => self.chaos()?,
+            Event::Check => {
+                self.check()?;
+                self.after(5 * SECOND, Event::Check);
+            }
+            Event::Quiet => self.calm_down(),
+            Event::MustBeUp => self.check_up()?,
+            Event::End => {}
+            Event::Dial { node, attempt } => self.dial(node, attempt),
+            Event::Open { connection } => self.open(connection)?,
+            Event::Frame { connection, from, queue } => self.frame(connection, from, queue)?,
+            Event::Lost { connection, side: Side::Edge } => self.edge_lost(connection)?,
+            Event::Lost { connection, side: Side::Cloud } => self.cloud_lost(connection)?,
+            Event::Deadline { connection, side: Side::Edge } => self.edge_deadline(connection)?,
+            Event::Deadline { connection, side: Side::Cloud } => self.cloud_deadline(connection)?,
+            Event::Disk { node, life } => self.disk(node, life)?,
+            Event::StoreAgain { node, connection } => self.store_again(node, connection)?,
+            Event::Activity { node } => {
+                self.activity(node)?;
+                if !self.quiet {
+                    let delay = self.rng.around(self.profile.activity_every);
+                    self.after(delay, event);
+                }
+            }
+            Event::EdgeStart { node } => self.edge_start(node),
+            Event::ReplicaStart { replica } => self.replica_start(replica),
+            Event::List { replica, life, kind } => self.list(replica, life, kind)?,
+            Event::Watch { replica, life, kind } => self.watch(replica, life, kind)?,
+            Event::Bookmark { replica, life } => self.bookmark(replica, life),
+            Event::Recheck { connection } => self.recheck(connection)?,
+            Event::Superseded { connection } => self.superseded(connection)?,
+            Event::Attempt { connection, task } => self.attempt(connection, task)?,
+            Event::TryAgain { connection, task } => self.try_again(connection, task)?,
+        }
+        Ok(())
+    }
+
+    fn user(&mut self) -> Outcome {
+        if self.quiet {
+            return Ok(());
+        }
+        let burst = if self.rng.percent(5) { 10 } else { 1 };
+        for _ in 0..burst {
+            let said = self.api.user(&mut self.rng);
+            self.say(|| format!("user: {said}"));
+        }
+        for replica in 0..self.replicas.len() {
+            self.wake_watches(replica);
+        }
+        let delay = self.rng.around(self.profile.user_every);
+        self.after(delay, Event::User);
+        Ok(())
+    }
+
+    /// A frame has come to the other end, if the line is up.
+    fn frame(&mut self, connection: usize, from: Side, queue: usize) -> Outcome {
+        let link = &mut self.connections[connection];
+        let down_until = self.edges[link.node].line_down_until;
+        if link.cut_at.is_some() {
+            return Ok(());
+        }
+        let due = link.next_due(from, queue).unwrap_or(self.now);
+        let later = if down_until > self.now {
+            Some(down_until + self.rng.below(500 * MILLISECOND))
+        } else if !link.may_pass(from, queue) {
+            Some(self.now + 10 * MILLISECOND)
+        } else {
+            (due > self.now).then_some(due)
+        };
+        if let Some(later) = later {
+            link.postpone(from, queue, later);
+            self.at(later, Event::Frame { connection, from, queue });
+            return Ok(());
+        }
+        let Some(frame) = link.receive(from, queue, self.now) else { return Ok(()) };
+        match from {
+            Side::Edge => self.cloud_frame(connection, frame)?,
+            Side::Cloud => self.edge_frame(connection, frame)?,
+        }
+        // The sender has room again.
+        match from {
+            Side::Edge => self.edge_step(connection, |_, _| Ok(()))?,
+            Side::Cloud => self.cloud_step(connection, |_, _| Ok(()))?,
+        }
+        if self.connections[connection].has_ended(from) {
+            self.after(MILLISECOND, Event::Lost { connection, side: from.peer() });
+        }
+        Ok(())
+    }
+
+    /// One side's socket is gone. The other side hears of it, or does not.
+    pub(crate) fn abandon(&mut self, connection: usize, side: Side, orderly: bool) {
+        let now = self.now;
+        let link = &mut self.connections[connection];
+        link.dead_since.get_or_insert(now);
+        if orderly {
+            link.close(side);
+            let latency = link.latency();
+            if link.has_ended(side) {
+                self.after(latency, Event::Lost { connection, side: side.peer() });
+            }
+        } else {
+            link.cut_at.get_or_insert(now);
+            if self.rng.percent(60) {
+                let latency = self.connections[connection].latency();
+                self.after(latency, Event::Lost { connection, side: side.peer() });
+            }
+        }
+    }
+
+    fn cut(&mut self, connection: usize) {
+        let now = self.now;
+        let link = &mut self.connections[connection];
+        if link.cut_at.is_some() {
+            return;
+        }
+        link.cut_at = Some(now);
+        link.dead_since.get_or_insert(now);
+        self.say(|| format!("chaos: c{connection} is cut"));
+        // Both hear of it, one of them, or nobody.
+        for side in [Side::Edge, Side::Cloud] {
+            if self.rng.percent(50) {
+                let delay = self.rng.below(SECOND);
+                self.after(delay, Event::Lost { connection, side });
+            }
+        }
+    }
+
+    fn chaos(&mut self) -> Outcome {
+        if self.quiet {
+            return Ok(());
+        }
+        let node = self.rng.index(self.edges.len());
+        let replica = self.rng.index(self.replicas.len());
+        let until = (self.now + self.rng.around(self.profile.broken_for)).min(self.profile.rough_for);
+        match self.rng.below(20) {
+            0..=3 => {
+                if let Some(connection) = self.edges[node].connection() {
+                    self.cut(connection);
+                }
+            }
+            4 | 5 => {
+                self.say(|| format!("chaos: the line of n{node} is down until {}", until / SECOND));
+                self.edges[node].line_down_until = until;
+            }
+            6 | 7 => self.edge_crash(node, until)?,
+            8 => {
+                self.say(|| format!("chaos: n{node} is stopped until {}", until / SECOND));
+                self.edges[node].paused_until = until;
+            }
+            9 => {
+                self.say(|| format!("chaos: the disk of n{node} refuses until {}", until / SECOND));
+                self.edges[node].disk.refuses_until = until;
+            }
+            10 => {
+                self.edges[node].disk.pace = self.rng.pick(&[2, 20, 300, 3_000]) * MILLISECOND;
+            }
+            11 | 12 => self.replica_end(replica, until)?,
+            13 => {
+                self.say(|| format!("chaos: r{replica} is stopped until {}", until / SECOND));
+                self.replicas[replica].paused_until = until;
+            }
+            14 | 15 => {
+                let kind = self.rng.index(KINDS.len());
+                self.say(|| format!("chaos: r{replica}'s watch of {} is stuck until {}", KINDS[kind], until / SECOND));
+                self.replicas[replica].stuck_until[kind] = until;
+            }
+            16 => {
+                let kind = self.rng.index(KINDS.len());
+                let life = self.replicas[replica].life;
+                self.say(|| format!("chaos: r{replica}'s watch of {} is too old", KINDS[kind]));
+                self.replicas[replica].stuck_until[kind] = until;
+                self.at(until, Event::List { replica, life, kind });
+            }
+            17 => {
+                self.say(|| format!("chaos: the API server takes nothing until {}", until / SECOND));
+                self.api.out_until = until;
+            }
+            18 => self.move_on(node)?,
+            _ => {
+                // A link that comes up and is not taken.
+                let link = Connection::new(node, replica, &mut self.rng);
+                let connection = self.add_connection(link);
+                self.open_cloud(connection);
+                let dies = self.now + self.rng.below(20 * SECOND);
+                self.connections[connection].dead_since = Some(self.now);
+                self.at(dies, Event::Lost { connection, side: Side::Cloud });
+            }
+        }
+        let delay = self.rng.around(self.profile.chaos_every);
+        self.after(delay, Event::Chaos);
+        Ok(())
+    }
+
+    pub(crate) fn add_connection(&mut self, link: Connection) -> usize {
+        self.connections.push(link);
+        self.ledgers.push(Ledger::default());
+        self.connections.len() - 1
+    }
+
+    /// From here on all is well: nothing that was broken is broken for longer.
+    fn calm_down(&mut self) {
+        self.say(|| "quiet from here on".to_owned());
+        self.quiet = true;
+        for edge in &mut self.edges {
+            edge.disk.pace = edge.disk.pace.min(300 * MILLISECOND);
+        }
+        let silence = 2 * self.heartbeat + LATE;
+        self.after(silence + RECONNECT, Event::MustBeUp);
+        self.after(2 * silence + RECONNECT + SETTLE, Event::End);
+    }
+
+    fn check(&mut self) -> Outcome {
+        for replica in 0..self.replicas.len() {
+            self.check_replica(replica)?;
+        }
+        for node in 0..self.edges.len() {
+            if let Some(connection) = self.edges[node].connection() {
+                self.check_silence(connection, Side::Edge, self.edges[node].paused_until)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_silence(&self, connection: usize, side: Side, paused_until: u64) -> Outcome {
+        let link = &self.connections[connection];
+        let Some(dead_since) = link.dead_since else { return Ok(()) };
+        let heard = link.last_byte(side.peer(), self.now).max(dead_since).max(paused_until);
+        if self.now > heard + 2 * self.heartbeat + LATE {
+            let detail = format!("c{connection}: {side:?} holds on to it since {}", dead_since / SECOND);
+            return Err(Failure::new(Invariant::SilenceIsNoticed, detail));
+        }
+        Ok(())
+    }
+
+    fn check_up(&mut self) -> Outcome {
+        for (node, edge) in self.edges.iter().enumerate() {
+            if !edge.is_synced() {
+                return Err(Failure::new(Invariant::Reconnects, format!("n{node} has no session in sync")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_end(&mut self) -> Outcome {
+        self.check()?;
+        self.check_up()?;
+        for (node, edge) in self.edges.iter().enumerate() {
+            let wanted = self.api.view(node);
+            for key in wanted.keys().chain(edge.disk.objects.keys()) {
+                let bytes = |object: &proto::Object| object.bytes.clone();
+                let (is, should) = (edge.disk.objects.get(key).map(bytes), wanted.get(key).map(bytes));
+                if is != should {
+                    let detail = format!("n{node} {key}: held {}, wanted {}", is.is_some(), should.is_some());
+                    return Err(Failure::new(Invariant::Converges, detail));
+                }
+            }
+            self.check_reports(node)?;
+        }
+        Ok(())
+    }
+
+    fn check_reports(&self, node: usize) -> Outcome {
+        let disk = &self.edges[node].disk;
+        let lost = |detail: String| Err(Failure::new(Invariant::ReportArrives, format!("n{node} {detail}")));
+        // What was acked while the disk took nothing may lie there until the next commit.
+        let waits = |report: &&proto::Report| !self.api.settled.contains(&serial(report));
+        if let Some(report) = disk.outbox.values().find(waits) {
+            return lost(format!("report {} about {} still waits", report.id, report.key));
+        }
+        if let Some(serial) = disk.events.iter().find(|serial| !self.api.settled.contains(serial)) {
+            return lost(format!("event {serial} never came"));
+        }
+        for ((kind, key), serial) in &disk.states {
+            let known = self.api.states.get(&(node, *kind, key.clone()));
+            if known != Some(serial) && serial % 29 != 0 {
+                return lost(format!("{key}: {serial} is newest, {known:?} is written"));
+            }
+        }
+        if self.options.gap == Some(Gap::Resurrection) && disk.resurrected > 0 {
+            let detail = format!("n{node}: {} objects came back", disk.resurrected);
+            return Err(Failure::new(Invariant::NeverResurrected, detail));
+        }
+        Ok(())
+    }
+
+    /// Something for the disk of a node to do.
+    pub(crate) fn write(&mut self, node: usize, op: Op) {
+        self.edges[node].disk.waiting.push_back(op);
+        if self.edges[node].disk.waiting.len() == 1 {
+            self.start_write(node);
+        }
+    }
+
+    /// One write for all that waits.
+    pub(crate) fn start_write(&mut self, node: usize) {
+        let edge = &mut self.edges[node];
+        edge.disk.group = edge.disk.waiting.len();
+        if edge.disk.group > 0 {
+            let (pace, life) = (edge.disk.pace, edge.life);
+            let delay = self.rng.around(pace);
+            self.after(delay, Event::Disk { node, life });
+        }
+    }
+
+    pub(crate) fn new_cache(&self) -> Cache {
+        Cache::new(self.edges.len(), self.options.fault)
+    }
+}
