@@ -86,17 +86,19 @@ impl Api {
 
     /// Somebody changes something; says what.
     pub(crate) fn user(&mut self, rng: &mut Rng) -> String {
-        let is_pod = rng.percent(60);
+        // Where contents are to return, little else may change.
+        let settled = self.toggles && self.log.len() > 20;
+        let is_pod = rng.percent(if settled { 0 } else { 60 });
         let key: ResourceKey = if is_pod {
             format!("Pod/a/p{}", rng.below(PODS))
         } else {
-            format!("ConfigMap/a/c{}", rng.below(CONFIGS))
+            format!("ConfigMap/a/c{}", rng.below(if settled { 1 } else { CONFIGS }))
         }
         .parse()
         .expect("a key");
         self.revision += rng.between(1, 3);
         let old = self.objects.get(&key).cloned();
-        if old.is_some() && rng.percent(25) {
+        if old.is_some() && !settled && rng.percent(25) {
             self.objects.remove(&key);
             return self.changed(key, None);
         }

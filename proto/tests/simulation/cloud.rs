@@ -34,6 +34,8 @@ pub(crate) struct Replica {
     pub(crate) paused_until: u64,
     /// By kind: the watch brings nothing until then.
     pub(crate) stuck_until: [u64; KINDS.len()],
+    /// By kind: how late its watch is, about.
+    pub(crate) lag: [u64; KINDS.len()],
     watching: [bool; KINDS.len()],
     cache: Cache,
     registry: BTreeMap<usize, usize>,
@@ -47,11 +49,19 @@ impl Replica {
             life: 0,
             paused_until: 0,
             stuck_until: [0; KINDS.len()],
+            lag: [0; KINDS.len()],
             watching: [false; KINDS.len()],
             cache: Cache::new(nodes, fault),
             registry: BTreeMap::new(),
             sessions: BTreeMap::new(),
         }
+    }
+}
+
+impl Replica {
+    /// What the watches are late with may come at once.
+    pub(crate) fn hurry(&mut self) {
+        self.watching = [false; KINDS.len()];
     }
 }
 
@@ -133,8 +143,8 @@ impl World {
         self.say(|| format!("r{replica} starts"));
         let cache = self.new_cache();
         let state = &mut self.replicas[replica];
-        let (life, fault) = (state.life + 1, self.options.fault);
-        *state = Replica { up: true, life, cache, ..Replica::new(0, fault) };
+        let (life, lag, fault) = (state.life + 1, state.lag, self.options.fault);
+        *state = Replica { up: true, life, lag, cache, ..Replica::new(0, fault) };
         for kind in 0..KINDS.len() {
             let slow = self.rng.pick(&[10, 500, 5_000]) * MILLISECOND;
             let delay = self.rng.around(slow);
@@ -192,7 +202,8 @@ impl World {
             let behind = state.cache.kinds[kind].listed && state.cache.kinds[kind].next < self.api.log.len();
             if state.up && behind && !state.watching[kind] {
                 state.watching[kind] = true;
-                let due = state.stuck_until[kind].max(self.now + self.rng.around(20 * MILLISECOND));
+                let lag = if self.quiet { 20 * MILLISECOND } else { state.lag[kind] };
+                let due = state.stuck_until[kind].max(self.now + self.rng.around(lag));
                 let life = state.life;
                 self.at(due, Event::Watch { replica, life, kind });
             }
@@ -206,7 +217,13 @@ impl World {
         self.replicas[replica].watching[kind] = false;
         if self.replicas[replica].stuck_until[kind] <= self.now {
             let next = self.replicas[replica].cache.kinds[kind].next;
-            let count = if self.rng.percent(70) { usize::MAX } else { 1 };
+            let all = self.rng.percent(70);
+            let count = if all { usize::MAX } else { 1 };
+            if !all {
+                // The others follow soon.
+                self.replicas[replica].watching[kind] = true;
+                self.after(20 * MILLISECOND, Event::Watch { replica, life, kind });
+            }
             let changes: Vec<_> = self.api.log.iter().skip(next).take(count).cloned().collect();
             for change in changes {
                 let marks = self.replicas[replica].cache.apply(kind, &change);
@@ -489,7 +506,8 @@ impl World {
             }
             Body::Synced(_) => {
                 ledger.synced_after = Some(ledger.batches.keys().next_back().copied().unwrap_or_default());
-                if !complete {
+                // What an empty cache leads to is to be found where it does harm.
+                if !complete && self.options.fault != Some(Fault::EmptyCacheDeletes) {
                     let detail = format!("c{} synced from a cache that has not listed all", hub.connection);
                     return Err(Failure::new(Invariant::SyncedIsWhole, detail));
                 }
@@ -637,6 +655,21 @@ impl World {
             }
         }
         self.abandon(connection, Side::Cloud, !matches!(end, End::Dead));
+        Ok(())
+    }
+
+    /// Both ends of a session in sync have the same digest.
+    pub(crate) fn check_digest(&self, node: usize) -> Outcome {
+        let connection = self.edges[node].connection().expect("a session, which was checked");
+        let state = &self.replicas[self.connections[connection].replica];
+        let Some(hub) = state.sessions.get(&connection) else {
+            return Err(Failure::new(Invariant::Reconnects, format!("c{connection} has no other end")));
+        };
+        let cloud = NodeView { cache: &state.cache, subscription: &hub.subscription }.digest();
+        let edge = self.edges[node].disk.digest(None);
+        if cloud != edge {
+            return Err(Failure::new(Invariant::Converges, format!("n{node}: {edge} is held, {cloud} is wanted")));
+        }
         Ok(())
     }
 

@@ -51,6 +51,10 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    pub(crate) fn new(pace: u64) -> Self {
+        Self { pace, ..Self::default() }
+    }
+
     pub(crate) fn digest(&self, fault: Option<Fault>) -> Digest {
         let hash = |object: &Object| match fault {
             Some(Fault::DigestOfKeys) => 0,
@@ -219,24 +223,24 @@ impl Disk {
         ledgers: &mut [Ledger],
         fault: Option<Fault>,
     ) -> Outcome {
-        for mut op in std::mem::take(&mut self.waiting).into_iter().take(survivors) {
-            let mut torn = None;
-            if let Op::Apply { batches, .. } = &mut op
-                && fault == Some(Fault::TornCommit)
-                && let Some((seq, changes)) = batches.pop()
+        let tears = fault == Some(Fault::TornCommit);
+        let survivors = if tears { usize::MAX } else { survivors };
+        for op in std::mem::take(&mut self.waiting).into_iter().take(survivors) {
+            if let Op::Apply { batches, .. } = &op
+                && tears
             {
+                // The digest has all of it, the objects have none.
                 let mut whole = self.objects.clone();
-                for change in batches.iter().flat_map(|(_, changes)| changes).chain(&changes) {
+                for change in batches.iter().flat_map(|(_, changes)| changes) {
                     match change {
                         Desired::Put(object) => whole.insert(object.key.clone(), object.clone()),
                         Desired::Delete(key) => whole.remove(key),
                     };
                 }
-                torn = Some(whole.values().map(|object| (&object.key, object.version.hash)).collect());
-                drop((seq, changes));
+                self.torn = Some(whole.values().map(|object| (&object.key, object.version.hash)).collect());
+                continue;
             }
             self.store(node, op, api, ledgers, fault)?;
-            self.torn = torn.or(self.torn);
         }
         if fault == Some(Fault::NumbersRestart) {
             self.next_report = self.outbox.keys().next_back().copied().unwrap_or_default();

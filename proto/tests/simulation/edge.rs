@@ -157,7 +157,7 @@ impl World {
         if !self.edges[node].up || self.edges[node].attempt != attempt {
             return;
         }
-        if self.rng.percent(20) {
+        if self.rng.percent(50) {
             self.edges[node].replica = self.rng.index(self.replicas.len());
         }
         let replica = self.edges[node].replica;

@@ -9,7 +9,7 @@ use super::{
     api::{Api, KINDS, serial},
     cache::Cache,
     cloud::Replica,
-    disk::Op,
+    disk::{Disk, Op},
     edge::Edge,
     faults::{Fault, Gap, Invariant},
     link::{Connection, Side},
@@ -92,6 +92,38 @@ pub(crate) struct Ledger {
     pub(crate) synced_after: Option<u64>,
 }
 
+impl Profile {
+    fn new(rng: &mut Rng) -> Self {
+        let mut weights = [0; Trouble::ALL.len()];
+        for weight in &mut weights {
+            *weight = rng.pick(&[0, 0, 1, 4]);
+        }
+        // Without it little of the rest matters.
+        weights[Trouble::Cut as usize] += 1;
+        let rough_for = rng.between(60, 400) * SECOND;
+        Self {
+            weights,
+            rough_for,
+            chaos_until: rough_for - rng.pick(&[0, 0, 20, 50]) * SECOND,
+            chaos_every: rng.pick(&[1, 4, 15, 40]) * SECOND,
+            user_every: rng.pick(&[100, 1_000, 5_000, 15_000]) * MILLISECOND,
+            activity_every: rng.pick(&[300, 2_000, 10_000]) * MILLISECOND,
+            broken_for: rng.pick(&[1, 10, 40]) * SECOND,
+        }
+    }
+
+    fn trouble(&self, rng: &mut Rng) -> Trouble {
+        let mut at = rng.below(self.weights.iter().sum());
+        for (trouble, weight) in Trouble::ALL.into_iter().zip(self.weights) {
+            if at < weight {
+                return trouble;
+            }
+            at -= weight;
+        }
+        Trouble::Cut
+    }
+}
+
 #[derive(Default)]
 struct Trace {
     on: bool,
@@ -99,9 +131,55 @@ struct Trace {
     hash: u64,
 }
 
+/// What may go wrong.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    Cut,
+    LineDown,
+    EdgeCrash,
+    EdgeStopped,
+    DiskRefuses,
+    DiskPace,
+    NewDisk,
+    ReplicaEnds,
+    ReplicaStopped,
+    CacheLags,
+    ApiOut,
+    Moves,
+    SpareLink,
+}
+
+impl Trouble {
+    const ALL: [Self; 13] = [
+        Self::Cut,
+        Self::LineDown,
+        Self::EdgeCrash,
+        Self::EdgeStopped,
+        Self::DiskRefuses,
+        Self::DiskPace,
+        Self::NewDisk,
+        Self::ReplicaEnds,
+        Self::ReplicaStopped,
+        Self::CacheLags,
+        Self::ApiOut,
+        Self::Moves,
+        Self::SpareLink,
+    ];
+}
+
+/// Milliseconds that a write takes.
+const DISK_PACES: [u64; 4] = [2, 20, 300, 3_000];
+
+/// Milliseconds that a watch is late.
+const CACHE_LAGS: [u64; 5] = [20, 20, 1_000, 5_000, 30_000];
+
 /// How rough this run is.
 struct Profile {
+    /// Of each trouble. A run knows some of them only, so that none is always hidden by another.
+    weights: [u64; Trouble::ALL.len()],
     rough_for: u64,
+    /// What is broken by then may stay so to the end of the rough time, and the last session live on.
+    chaos_until: u64,
     chaos_every: u64,
     user_every: u64,
     activity_every: u64,
@@ -154,18 +232,17 @@ pub(crate) fn run(options: Options) -> Run {
     }
 }
 
+/// What is broken already is so for as long as it was to be.
+fn lengthen(broken_until: &mut u64, until: u64) {
+    *broken_until = until.max(*broken_until);
+}
+
 impl World {
     fn new(options: Options) -> Self {
         let mut rng = Rng::new(options.seed);
         let nodes = rng.pick(&[1, 2, 2, 3]);
-        let replicas = rng.pick(&[1, 2, 2, 3]);
-        let profile = Profile {
-            rough_for: rng.between(60, 400) * SECOND,
-            chaos_every: rng.pick(&[1, 4, 15, 40]) * SECOND,
-            user_every: rng.pick(&[100, 1_000, 5_000, 15_000]) * MILLISECOND,
-            activity_every: rng.pick(&[300, 2_000, 10_000]) * MILLISECOND,
-            broken_for: rng.pick(&[1, 10, 40]) * SECOND,
-        };
+        let replicas = rng.pick(&[1, 2, 3, 3]);
+        let profile = Profile::new(&mut rng);
         let mut api = Api::new(nodes);
         api.toggles = options.gap == Some(Gap::ContentReturns);
         api.overwrites = options.gap == Some(Gap::OverlappingReports);
@@ -193,10 +270,14 @@ impl World {
             world.api.user(&mut world.rng);
         }
         for replica in 0..replicas {
+            for kind in 0..KINDS.len() {
+                world.replicas[replica].lag[kind] = world.rng.pick(&CACHE_LAGS) * MILLISECOND;
+            }
             world.at(0, Event::ReplicaStart { replica });
         }
         for node in 0..nodes {
-            world.edges[node].disk.pace = world.rng.pick(&[2, 20, 300]) * MILLISECOND;
+            let pace = world.rng.pick(&DISK_PACES) * MILLISECOND;
+            world.edges[node].disk = Disk::new(pace);
             world.at(0, Event::EdgeStart { node });
             world.after(SECOND, Event::Activity { node });
         }
@@ -428,58 +509,63 @@ impl World {
     }
 
     fn chaos(&mut self) -> Outcome {
-        if self.quiet {
+        if self.now > self.profile.chaos_until {
             return Ok(());
         }
         let node = self.rng.index(self.edges.len());
         let replica = self.rng.index(self.replicas.len());
         let until = (self.now + self.rng.around(self.profile.broken_for)).min(self.profile.rough_for);
-        match self.rng.below(20) {
-            0..=3 => {
+        match self.profile.trouble(&mut self.rng) {
+            Trouble::Cut => {
                 if let Some(connection) = self.edges[node].connection() {
                     self.cut(connection);
                 }
             }
-            4 | 5 => {
+            Trouble::LineDown => {
                 self.say(|| format!("chaos: the line of n{node} is down until {}", until / SECOND));
-                self.edges[node].line_down_until = until;
+                lengthen(&mut self.edges[node].line_down_until, until);
             }
-            6 | 7 => self.edge_crash(node, until)?,
-            8 => {
+            Trouble::EdgeCrash => self.edge_crash(node, until)?,
+            Trouble::EdgeStopped => {
                 self.say(|| format!("chaos: n{node} is stopped until {}", until / SECOND));
-                self.edges[node].paused_until = until;
+                lengthen(&mut self.edges[node].paused_until, until);
             }
-            9 => {
+            Trouble::DiskRefuses => {
                 self.say(|| format!("chaos: the disk of n{node} refuses until {}", until / SECOND));
-                self.edges[node].disk.refuses_until = until;
+                lengthen(&mut self.edges[node].disk.refuses_until, until);
             }
-            10 => {
-                self.edges[node].disk.pace = self.rng.pick(&[2, 20, 300, 3_000]) * MILLISECOND;
+            Trouble::DiskPace => {
+                self.edges[node].disk.pace = self.rng.pick(&DISK_PACES) * MILLISECOND;
             }
-            11 | 12 => self.replica_end(replica, until)?,
-            13 => {
+            Trouble::NewDisk => {
+                self.say(|| format!("chaos: n{node} gets a new disk"));
+                self.edge_crash(node, until)?;
+                let pace = self.edges[node].disk.pace;
+                self.edges[node].disk = Disk::new(pace);
+            }
+            Trouble::ReplicaEnds => self.replica_end(replica, until)?,
+            Trouble::ReplicaStopped => {
                 self.say(|| format!("chaos: r{replica} is stopped until {}", until / SECOND));
-                self.replicas[replica].paused_until = until;
+                lengthen(&mut self.replicas[replica].paused_until, until);
             }
-            14 | 15 => {
+            Trouble::CacheLags => {
                 let kind = self.rng.index(KINDS.len());
-                self.say(|| format!("chaos: r{replica}'s watch of {} is stuck until {}", KINDS[kind], until / SECOND));
-                self.replicas[replica].stuck_until[kind] = until;
+                let name = KINDS[kind];
+                self.say(|| format!("chaos: r{replica}'s watch of {name} is stuck until {}", until / SECOND));
+                lengthen(&mut self.replicas[replica].stuck_until[kind], until);
+                if self.rng.percent(60) {
+                    // By then the API server has forgotten where it was.
+                    let life = self.replicas[replica].life;
+                    self.at(until, Event::List { replica, life, kind });
+                }
             }
-            16 => {
-                let kind = self.rng.index(KINDS.len());
-                let life = self.replicas[replica].life;
-                self.say(|| format!("chaos: r{replica}'s watch of {} is too old", KINDS[kind]));
-                self.replicas[replica].stuck_until[kind] = until;
-                self.at(until, Event::List { replica, life, kind });
-            }
-            17 => {
+            Trouble::ApiOut => {
                 self.say(|| format!("chaos: the API server takes nothing until {}", until / SECOND));
-                self.api.out_until = until;
+                lengthen(&mut self.api.out_until, until);
             }
-            18 => self.move_on(node)?,
-            _ => {
-                // A link that comes up and is not taken.
+            Trouble::Moves => self.move_on(node)?,
+            Trouble::SpareLink => {
+                // One that comes up and is not taken.
                 let link = Connection::new(node, replica, &mut self.rng);
                 let connection = self.add_connection(link);
                 self.open_cloud(connection);
@@ -505,6 +591,10 @@ impl World {
         self.quiet = true;
         for edge in &mut self.edges {
             edge.disk.pace = edge.disk.pace.min(300 * MILLISECOND);
+        }
+        for replica in 0..self.replicas.len() {
+            self.replicas[replica].hurry();
+            self.wake_watches(replica);
         }
         let silence = 2 * self.heartbeat + LATE;
         self.after(silence + RECONNECT, Event::MustBeUp);
@@ -556,6 +646,7 @@ impl World {
                     return Err(Failure::new(Invariant::Converges, detail));
                 }
             }
+            self.check_digest(node)?;
             self.check_reports(node)?;
         }
         Ok(())
