@@ -30,7 +30,7 @@ use simulation::{
 const SEEDS: u64 = 512;
 
 fn number(name: &str) -> Option<u64> {
-    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+    env::var(name).ok().map(|text| text.parse().expect("the variable is a number"))
 }
 
 /// Runs a failing seed again, to say how it came to that.
@@ -45,7 +45,11 @@ fn explain(options: Options) -> String {
 }
 
 /// Runs seeds until one fails, or `more` says that it is enough.
-fn search(seeds: impl Iterator<Item = u64>, fault: Option<Fault>, gap: Option<Gap>) -> (Option<Options>, Duration, u64) {
+fn search(
+    seeds: impl Iterator<Item = u64>,
+    fault: Option<Fault>,
+    gap: Option<Gap>,
+) -> (Option<Options>, Duration, u64) {
     let (mut time, mut count) = (Duration::ZERO, 0);
     for seed in seeds {
         let options = Options { seed, fault, gap, ..Options::default() };
@@ -83,13 +87,16 @@ fn honest_peers_keep_every_promise() {
     time += more_time;
     count += more;
     let speed = time.as_secs_f64() / started.elapsed().as_secs_f64();
-    println!("{count} seeds, {} h of virtual time, {speed:.0} times as fast as real time", time.as_secs() / 3600);
+    println!(
+        "{count} seeds, {} h of virtual time, {speed:.0} times as fast as real time",
+        time.as_secs() / 3600
+    );
     assert!(speed > 200.0, "{speed}");
 }
 
 #[test]
 fn a_seed_decides_everything() {
-    for seed in 0..8 {
+    for seed in 0..32 {
         let options = Options { seed, traced: true, ..Options::default() };
         let (one, two) = (run(options), run(options));
         assert!(one.hash == two.hash && one.events == two.events && one.trace == two.trace, "seed {seed}");
@@ -99,14 +106,14 @@ fn a_seed_decides_everything() {
 #[test]
 fn each_planted_fault_is_found() {
     let mut missed = Vec::new();
-    for fault in Fault::ALL {
-        match search(0..SEEDS, Some(fault), None).0 {
-            Some(options) => {
-                let failure = run(options).failure.expect("a seed fails again as it failed before");
-                println!("{fault:?}: {:?}, seed {}: {}", failure.invariant, options.seed, failure.detail);
-            }
-            None => missed.push(fault),
-        }
+    for fault in Fault::ALL.iter().copied() {
+        let Some(options) = search(0..SEEDS, Some(fault), None).0 else {
+            missed.push(fault);
+            continue;
+        };
+        let failure = run(options).failure.expect("a seed fails again as it failed before");
+        println!("{fault:?}: {:?}, seed {}: {}", failure.invariant, options.seed, failure.detail);
+        assert!(fault.breaks().contains(&failure.invariant), "{}", explain(options));
     }
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
@@ -118,5 +125,6 @@ fn each_known_gap_is_there() {
         let found = search(0..SEEDS, None, Some(gap)).0.unwrap_or_else(|| panic!("{gap:?} is closed"));
         let failure = run(found).failure.expect("a seed fails again as it failed before");
         println!("{gap:?}: {:?}, seed {}: {}", failure.invariant, found.seed, failure.detail);
+        assert_eq!(failure.invariant, gap.breaks(), "{}", explain(found));
     }
 }

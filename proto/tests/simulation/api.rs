@@ -1,6 +1,9 @@
 //! The API server: pods bound to nodes, what pods refer to, a log for those who watch, and what reports came to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
 
 use bytes::Bytes;
 use proto::{Object, Report, ResourceKey, message::ReportKind};
@@ -8,6 +11,8 @@ use proto::{Object, Report, ResourceKey, message::ReportKind};
 use super::{faults::Invariant, rng::Rng};
 
 pub(crate) const KINDS: [&str; 2] = ["ConfigMap", "Pod"];
+/// The one of them that refers to the other.
+pub(crate) const POD: usize = 1;
 const PODS: u64 = 8;
 const CONFIGS: u64 = 4;
 
@@ -66,7 +71,12 @@ pub(crate) fn serial(report: &Report) -> u64 {
     std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).expect("a payload of the simulation")
 }
 
-pub(crate) fn event_name(report: &Report) -> String {
+/// Some reports are refused for good.
+pub(crate) fn is_refused(serial: u64) -> bool {
+    serial.is_multiple_of(29)
+}
+
+fn event_name(report: &Report) -> String {
     let text = std::str::from_utf8(&report.payload).expect("a payload of the simulation");
     text.split_once(' ').map(|(_, name)| name.to_owned()).expect("an event has a name")
 }
@@ -128,7 +138,7 @@ impl Api {
             let mut state = if self.toggles { value } else { self.next };
             while filler.len() < length {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                filler.push_str(&format!("{:x}", state >> 40));
+                write!(filler, "{:x}", state >> 40).expect("a string takes all");
             }
             let text = format!("{{\"uid\":{},\"value\":{value},\"filler\":\"{filler}\"}}", now.uid);
             now.object = Object::new(key.clone(), self.revision, text.into());
@@ -181,7 +191,7 @@ impl Api {
             return Ok(Verdict::Again);
         }
         let serial = serial(report);
-        if serial % 29 == 0 {
+        if is_refused(serial) {
             self.settled.insert(serial);
             return Ok(Verdict::Refused);
         }

@@ -8,7 +8,7 @@ use std::{
 use proto::{Digest, Object, ResourceKey, session::View};
 
 use super::{
-    api::{Api, Cached, Change, KINDS, references},
+    api::{Api, Cached, Change, KINDS, POD, references},
     faults::Fault,
 };
 
@@ -57,11 +57,11 @@ impl Cache {
             .collect();
         if self.fault != Some(Fault::RelistKeepsGone) {
             for key in gone {
-                marks.extend(self.put(key, None));
+                marks.extend(self.put(&key, None));
             }
         }
         for (key, cached) in api.objects.iter().filter(|(key, _)| of_kind(key)) {
-            marks.extend(self.put(key.clone(), Some(cached.clone())));
+            marks.extend(self.put(key, Some(cached.clone())));
         }
         self.kinds[kind] = KindState { listed: true, newest: api.revision, next: api.log.len() };
         marks
@@ -74,16 +74,16 @@ impl Cache {
             return Marks::new();
         }
         self.kinds[kind].newest = change.resource_version;
-        self.put(change.key.clone(), change.now.clone())
+        self.put(&change.key, change.now.clone())
     }
 
-    fn put(&mut self, key: ResourceKey, now: Option<Cached>) -> Marks {
+    fn put(&mut self, key: &ResourceKey, now: Option<Cached>) -> Marks {
         let hash = |cached: &Cached| cached.object.version.hash;
-        let was = self.objects.get(&key).map(hash);
+        let was = self.objects.get(key).map(hash);
         let is = now.as_ref().map(hash);
         match now {
             Some(cached) => self.objects.insert(key.clone(), cached),
-            None => self.objects.remove(&key),
+            None => self.objects.remove(key),
         };
         let mut marks = Marks::new();
         for node in 0..self.references.len() {
@@ -94,7 +94,7 @@ impl Cache {
             } else {
                 after.symmetric_difference(before).cloned().collect()
             };
-            if was != is && after.contains(&key) {
+            if was != is && after.contains(key) {
                 changed.insert(key.clone());
             }
             marks.extend(changed.into_iter().map(|key| (node, key)));
@@ -131,8 +131,8 @@ impl NodeView<'_> {
             let kind = &self.cache.kinds[kind];
             kind.listed && kind.newest >= version
         };
-        let pods_seen = self.cache.fault == Some(Fault::LaggingPodsDelete)
-            || seen(kind_index(&"Pod/a/p".parse().expect("a key")), self.subscription.newest_pod);
+        let pods_seen =
+            self.cache.fault == Some(Fault::LaggingPodsDelete) || seen(POD, self.subscription.newest_pod);
         seen(kind_index(key), resource_version) && pods_seen
     }
 

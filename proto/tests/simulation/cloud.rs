@@ -414,7 +414,7 @@ impl World {
         }
         loop {
             self.cloud_events(hub)?;
-            self.start_reports(hub)?;
+            self.start_reports(hub);
             if !self.cloud_sends(hub)? {
                 break;
             }
@@ -531,7 +531,7 @@ impl World {
         Ok(())
     }
 
-    fn start_reports(&mut self, hub: &mut Hub) -> Outcome {
+    fn start_reports(&mut self, hub: &mut Hub) {
         let acked = self.has(Fault::AckedBeforeTaken);
         while let Some(report) = hub.lanes.start(self.has(Fault::ReportsSideBySide)) {
             hub.next_task += 1;
@@ -545,7 +545,6 @@ impl World {
             let delay = self.rng.around(10 * MILLISECOND);
             self.after(delay, Event::Attempt { connection: hub.connection, task });
         }
-        Ok(())
     }
 
     pub(crate) fn try_again(&mut self, connection: usize, task: u64) -> Outcome {
@@ -563,7 +562,9 @@ impl World {
     /// The API server answers.
     pub(crate) fn attempt(&mut self, connection: usize, task: u64) -> Outcome {
         let replica = self.connections[connection].replica;
-        if let Some(report) = self.edges[self.connections[connection].node].orphans.remove(&(connection, task)) {
+        if let Some(report) =
+            self.edges[self.connections[connection].node].orphans.remove(&(connection, task))
+        {
             let again = self.take(connection, &report)?;
             if let Verdict::Again = again {
                 self.edges[self.connections[connection].node].orphans.insert((connection, task), report);
@@ -580,7 +581,7 @@ impl World {
             let Some(mut done) = hub.tasks.remove(&task) else { return Ok(()) };
             let verdict = world.take(connection, &done.report)?;
             if matches!(verdict, Verdict::Again) && !world.has(Fault::AckedOnFailure) {
-                let backoff = (200 * MILLISECOND << done.failures.min(10)).min(30 * SECOND);
+                let backoff = ((200 * MILLISECOND) << done.failures.min(10)).min(30 * SECOND);
                 done.failures += 1;
                 hub.tasks.insert(task, done);
                 let delay = backoff / 2 + world.rng.below(backoff / 2);
@@ -590,7 +591,8 @@ impl World {
             hub.lanes.running.remove(&done.report.key);
             if !done.acked {
                 let refused = if matches!(verdict, Verdict::Refused) { "refused" } else { "" };
-                hub.session.finish_reports(vec![ReportAck { id: done.report.id, refused: refused.to_owned() }]);
+                hub.session
+                    .finish_reports(vec![ReportAck { id: done.report.id, refused: refused.to_owned() }]);
             }
             Ok(())
         })
@@ -608,11 +610,14 @@ impl World {
 
     fn check_bounds(&self, hub: &Hub) -> Outcome {
         let reports = hub.tasks.len() + hub.lanes.waiting.values().map(VecDeque::len).sum::<usize>();
-        let queued = (0..Lane::ALL.len()).map(|queue| {
-            self.connections[hub.connection].queued(Side::Cloud, queue)
-        });
+        let queued =
+            (0..Lane::ALL.len()).map(|queue| self.connections[hub.connection].queued(Side::Cloud, queue));
         for (what, is, bound) in [
-            ("batches under way", usize::try_from(hub.session.under_way()).unwrap_or(usize::MAX), WINDOW_BATCHES),
+            (
+                "batches under way",
+                usize::try_from(hub.session.under_way()).unwrap_or(usize::MAX),
+                WINDOW_BATCHES,
+            ),
             ("reports under way", reports, WINDOW_REPORTS),
             ("frames for one lane", queued.max().unwrap_or_default(), WRITE_QUEUE),
             ("keys to look at", hub.dirty.len() + hub.backlog.len(), KEYS),
@@ -668,7 +673,10 @@ impl World {
         let cloud = NodeView { cache: &state.cache, subscription: &hub.subscription }.digest();
         let edge = self.edges[node].disk.digest(None);
         if cloud != edge {
-            return Err(Failure::new(Invariant::Converges, format!("n{node}: {edge} is held, {cloud} is wanted")));
+            return Err(Failure::new(
+                Invariant::Converges,
+                format!("n{node}: {edge} is held, {cloud} is wanted"),
+            ));
         }
         Ok(())
     }
@@ -699,7 +707,8 @@ pub(crate) fn summary(body: &Body) -> String {
             format!("batch {} {}", batch.seq, changes.collect::<Vec<_>>().join(" "))
         }
         Body::Inventory(inventory) => {
-            let entries = inventory.entries.iter().map(|entry| format!("{}@{}", entry.key, entry.resource_version));
+            let entries =
+                inventory.entries.iter().map(|entry| format!("{}@{}", entry.key, entry.resource_version));
             format!("inventory {}", entries.collect::<Vec<_>>().join(" "))
         }
         Body::Reports(reports) => {
@@ -707,7 +716,10 @@ pub(crate) fn summary(body: &Body) -> String {
             format!("reports {}", reports.collect::<Vec<_>>().join(", "))
         }
         Body::ReportAcks(acks) => {
-            let acks = acks.acks.iter().map(|ack| format!("{}{}", ack.id, if ack.refused.is_empty() { "" } else { "!" }));
+            let acks = acks
+                .acks
+                .iter()
+                .map(|ack| format!("{}{}", ack.id, if ack.refused.is_empty() { "" } else { "!" }));
             format!("report acks {}", acks.collect::<Vec<_>>().join(" "))
         }
         other => format!("{other:?}"),

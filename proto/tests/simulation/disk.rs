@@ -2,11 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use proto::{
-    Digest, Object, Report, ResourceKey,
-    message::ReportKind,
-    session::edge::Desired,
-};
+use proto::{Digest, Object, Report, ResourceKey, message::ReportKind, session::edge::Desired};
 
 use super::{
     api::{Api, serial},
@@ -19,11 +15,23 @@ const EVENTS: usize = 40;
 
 pub(crate) enum Op {
     /// Batches of one session, in order.
-    Apply { connection: usize, batches: Vec<(u64, Vec<Desired>)> },
+    Apply {
+        connection: usize,
+        batches: Vec<(u64, Vec<Desired>)>,
+    },
     /// Done when all before it is.
-    Barrier { connection: usize },
-    Report { kind: ReportKind, key: String, payload: String },
-    Done { connection: usize, ids: Vec<u64> },
+    Barrier {
+        connection: usize,
+    },
+    Report {
+        kind: ReportKind,
+        key: String,
+        payload: String,
+    },
+    Done {
+        connection: usize,
+        ids: Vec<u64>,
+    },
 }
 
 #[derive(Default)]
@@ -86,7 +94,8 @@ impl Disk {
                     ledger.stored.insert(seq);
                 }
                 for (key, hash) in last {
-                    let held = self.objects.get(&key).map(|object| proto::resource::content_hash(&object.bytes));
+                    let held =
+                        self.objects.get(&key).map(|object| proto::resource::content_hash(&object.bytes));
                     if held != hash {
                         let detail = format!("n{node} {key}: {held:x?} is stored where {hash:x?} was sent");
                         return Err(Failure::new(Invariant::AckedIsStored, detail));
@@ -141,7 +150,8 @@ impl Disk {
                 if let Some(held) = held
                     && held.version.resource_version > version
                 {
-                    let detail = format!("{}: @{version} over @{}", object.key, held.version.resource_version);
+                    let detail =
+                        format!("{}: @{version} over @{}", object.key, held.version.resource_version);
                     return Err(Failure::new(Invariant::NeverOlder, detail));
                 }
                 // What pods refer to may have been out of use for a while, and unchanged.
@@ -153,7 +163,8 @@ impl Disk {
                 if fault == Some(Fault::RepeatIgnored) && !self.ever.insert(object.version.hash) {
                     return Ok(());
                 }
-                let uid = |object: &Object| object.bytes.split(|byte| *byte == b',').next().map(<[u8]>::to_vec);
+                let uid =
+                    |object: &Object| object.bytes.split(|byte| *byte == b',').next().map(<[u8]>::to_vec);
                 let object = match held {
                     Some(held) if fault == Some(Fault::MergedWithOld) && uid(held) != uid(&object) => {
                         Object { bytes: held.bytes.clone(), ..object }

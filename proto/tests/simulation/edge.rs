@@ -137,7 +137,9 @@ impl World {
         }
         let waiting = self.edges[node].disk.waiting.len() as u64;
         let survivors = if self.rng.percent(70) { self.rng.below(2) } else { self.rng.below(waiting + 1) };
-        self.say(|| format!("chaos: n{node} crashes until {}, {survivors} of {waiting} stored", until / SECOND));
+        self.say(|| {
+            format!("chaos: n{node} crashes until {}, {survivors} of {waiting} stored", until / SECOND)
+        });
         let edge = &mut self.edges[node];
         edge.up = false;
         edge.life += 1;
@@ -174,7 +176,7 @@ impl World {
 
     fn redial(&mut self, node: usize, delay: u64) {
         let edge = &mut self.edges[node];
-        let backoff = (100 * MILLISECOND << edge.failures.min(6)).min(2 * SECOND);
+        let backoff = ((100 * MILLISECOND) << edge.failures.min(6)).min(2 * SECOND);
         edge.failures += 1;
         edge.attempt += 1;
         let attempt = edge.attempt;
@@ -187,7 +189,8 @@ impl World {
         if !self.edges[node].up || self.edges[node].link.is_some() {
             return Ok(());
         }
-        let asleep = self.replicas[replica].paused_until > self.now || self.edges[node].paused_until > self.now;
+        let asleep =
+            self.replicas[replica].paused_until > self.now || self.edges[node].paused_until > self.now;
         if !self.replicas[replica].up || self.edges[node].line_down_until > self.now || asleep {
             self.redial(node, DIAL);
             return Ok(());
@@ -353,7 +356,8 @@ impl World {
             EdgeEvent::Connected { .. } => link.outbox_changed = true,
             EdgeEvent::InventoryWanted => {
                 let disk = &self.edges[node].disk;
-                let held: Vec<_> = disk.objects.values().map(|object| (object.key.clone(), object.version)).collect();
+                let held: Vec<_> =
+                    disk.objects.values().map(|object| (object.key.clone(), object.version)).collect();
                 session.inventory(&held);
             }
             EdgeEvent::Apply { seq, changes } => {
@@ -459,7 +463,6 @@ impl World {
             Told::Barrier { connection } if self.edges[node].connection() == Some(connection) => {
                 self.begin(connection)
             }
-            Told::Barrier { .. } => Ok(()),
             Told::Report => match self.edges[node].connection() {
                 Some(connection) => self.edge_step(connection, |_, link| {
                     link.outbox_changed = true;
@@ -471,7 +474,7 @@ impl World {
                 link.undone.extend(ids);
                 Ok(())
             }),
-            Told::Done { .. } => Ok(()),
+            Told::Barrier { .. } | Told::Done { .. } => Ok(()),
         }
     }
 
@@ -514,7 +517,8 @@ impl World {
                 if let Body::Ack(ack) = &body {
                     let stored = &self.ledgers[connection].stored;
                     if let Some(missing) = (1..=ack.seq).find(|seq| !stored.contains(seq)) {
-                        let detail = format!("c{connection}: ack of {}, and {missing} is not stored", ack.seq);
+                        let detail =
+                            format!("c{connection}: ack of {}, and {missing} is not stored", ack.seq);
                         return Err(Failure::new(Invariant::AckedIsStored, detail));
                     }
                 }

@@ -1,7 +1,7 @@
 //! What must always hold, what was wrong in systems like this one, and what is known to be wrong in this one.
 
 /// What is checked, at each step or at the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invariant {
     /// A batch whose ack leaves the edge is in its store, as the cloud sent it.
     AckedIsStored,
@@ -37,98 +37,112 @@ pub(crate) enum Invariant {
     OneSession,
 }
 
-/// Planted one at a time. Each has been in a system of this sort.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Fault {
-    AckBeforeStored,
-    CommitOutOfOrder,
-    TornCommit,
-    MergedWithOld,
-    RepeatIgnored,
-    EmptyCacheDeletes,
-    IncompleteCacheSyncs,
-    LaggingReplicaDeletes,
-    LaggingReplicaOverwrites,
-    LaggingPodsDelete,
-    WithheldForgotten,
-    RelistKeepsGone,
-    ResumeSkipsKey,
-    ResumeMarksLost,
-    DeleteForgottenOverReconnect,
-    UnreferencedNotMarked,
-    DigestOfKeys,
-    DigestOfCount,
-    DigestBeforeBarrier,
-    PatchOnWrongBase,
-    SyncedBeforeStored,
-    SendErrorDropsFrame,
-    LaneReordered,
-    OldConnectionFrames,
-    BacklogUncoalesced,
-    UnboundedWriteQueue,
-    EdgeNeverGivesUp,
-    CloudNeverGivesUp,
-    TeardownEndsNewer,
-    TwoSessions,
-    AckedBeforeTaken,
-    AckedOnFailure,
-    ForgottenWhenSent,
-    ForgottenWithSession,
-    AckForgetsOlder,
-    ReportsSideBySide,
-    RetriesOutliveSession,
-    StatesUncoalesced,
-    NumbersRestart,
-    EventNamesRestart,
+macro_rules! faults {
+    ($($(#[$doc:meta])* $fault:ident: $($invariant:ident)+;)*) => {
+        /// Planted one at a time. Each has been in a system of this sort.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Fault {
+            $($(#[$doc])* $fault,)*
+        }
+
+        impl Fault {
+            pub(crate) const ALL: &[Self] = &[$(Self::$fault),*];
+
+            /// What it breaks: one of these, whichever shows first.
+            pub(crate) fn breaks(self) -> &'static [Invariant] {
+                match self {
+                    $(Self::$fault => &[$(Invariant::$invariant),+],)*
+                }
+            }
+        }
+    };
 }
 
-impl Fault {
-    pub(crate) const ALL: [Self; 40] = [
-        Self::AckBeforeStored,
-        Self::CommitOutOfOrder,
-        Self::TornCommit,
-        Self::MergedWithOld,
-        Self::RepeatIgnored,
-        Self::EmptyCacheDeletes,
-        Self::IncompleteCacheSyncs,
-        Self::LaggingReplicaDeletes,
-        Self::LaggingReplicaOverwrites,
-        Self::LaggingPodsDelete,
-        Self::WithheldForgotten,
-        Self::RelistKeepsGone,
-        Self::ResumeSkipsKey,
-        Self::ResumeMarksLost,
-        Self::DeleteForgottenOverReconnect,
-        Self::UnreferencedNotMarked,
-        Self::DigestOfKeys,
-        Self::DigestOfCount,
-        Self::DigestBeforeBarrier,
-        Self::PatchOnWrongBase,
-        Self::SyncedBeforeStored,
-        Self::SendErrorDropsFrame,
-        Self::LaneReordered,
-        Self::OldConnectionFrames,
-        Self::BacklogUncoalesced,
-        Self::UnboundedWriteQueue,
-        Self::EdgeNeverGivesUp,
-        Self::CloudNeverGivesUp,
-        Self::TeardownEndsNewer,
-        Self::TwoSessions,
-        Self::AckedBeforeTaken,
-        Self::AckedOnFailure,
-        Self::ForgottenWhenSent,
-        Self::ForgottenWithSession,
-        Self::AckForgetsOlder,
-        Self::ReportsSideBySide,
-        Self::RetriesOutliveSession,
-        Self::StatesUncoalesced,
-        Self::NumbersRestart,
-        Self::EventNamesRestart,
-    ];
+faults! {
+    /// A batch is acked when it is handed to the store.
+    AckBeforeStored: AckedIsStored;
+    /// The newest batch is stored first, and its ack covers the others.
+    CommitOutOfOrder: AckedIsStored;
+    /// A crash leaves the digest of a commit and not its objects.
+    TornCommit: Converges NoViolation;
+    /// An object that was created anew keeps content of the one that was deleted.
+    MergedWithOld: AckedIsStored;
+    /// What was stored once is taken for a repeat, whatever came between.
+    RepeatIgnored: AckedIsStored;
+    /// A cache that has listed nothing counts as one that holds nothing.
+    EmptyCacheDeletes: DeletedIsUnwanted;
+    /// A session does not wait until all has been listed.
+    IncompleteCacheSyncs: SyncedIsWhole;
+    /// What a replica has not heard of yet is deleted.
+    LaggingReplicaDeletes: DeletedIsUnwanted;
+    /// What a replica has in an older version is sent.
+    LaggingReplicaOverwrites: NeverOlder;
+    /// What pods refer to is judged by a cache of pods that lags.
+    LaggingPodsDelete: DeletedIsUnwanted;
+    /// What a lagging replica could not judge is never looked at again.
+    WithheldForgotten: Converges;
+    /// What a new list lacks stays in the cache.
+    RelistKeepsGone: Converges;
+    /// A resume compares all objects but one.
+    ResumeSkipsKey: Converges;
+    /// What changes while the inventory is awaited is not sent.
+    ResumeMarksLost: Converges;
+    /// What was deleted while the edge was away is taken out of its inventory.
+    DeleteForgottenOverReconnect: Converges;
+    /// What a pod refers to no longer is not looked at.
+    UnreferencedNotMarked: Converges;
+    /// The digest leaves the versions out.
+    DigestOfKeys: Converges NoViolation;
+    /// The digest is how many there are.
+    DigestOfCount: Converges NoViolation;
+    /// The digest is taken while a commit of the last session is under way.
+    DigestBeforeBarrier: Converges NeverOlder;
+    /// A patch is applied to another object.
+    PatchOnWrongBase: NoViolation;
+    /// The edge counts as in sync before the last batch is stored.
+    SyncedBeforeStored: SyncedIsWhole;
+    /// A frame that the line does not take is lost.
+    SendErrorDropsFrame: NoViolation Reconnects ReportArrives;
+    /// Two frames of one lane change places.
+    LaneReordered: NoViolation ReportOrder;
+    /// What comes over an old connection is taken for the new session's.
+    OldConnectionFrames: NoViolation;
+    /// Each change of a key waits for its turn, not each key.
+    BacklogUncoalesced: Bounded;
+    /// Frames queue up before a slow line.
+    UnboundedWriteQueue: Bounded;
+    /// The edge waits for a silent cloud for ever.
+    EdgeNeverGivesUp: SilenceIsNoticed;
+    /// The cloud waits for a silent edge for ever.
+    CloudNeverGivesUp: SilenceIsNoticed;
+    /// The end of an old session takes the node out of the registry.
+    TeardownEndsNewer: OneSession;
+    /// A new session does not end the older one.
+    TwoSessions: OneSession;
+    /// A report is acked before the API server took it.
+    AckedBeforeTaken: ReportIsSettled;
+    /// A report that the API server did not take is acked.
+    AckedOnFailure: ReportIsSettled;
+    /// A report is forgotten when it is sent.
+    ForgottenWhenSent: ReportIsSettled;
+    /// Reports under way are forgotten when the session ends.
+    ForgottenWithSession: ReportIsSettled;
+    /// An ack of a report is taken for one of all before it.
+    AckForgetsOlder: ReportIsSettled;
+    /// Reports of one object are written side by side.
+    ReportsSideBySide: ReportOrder;
+    /// A report that is tried again goes on when its session has ended.
+    RetriesOutliveSession: ReportOrder;
+    /// States of one object wait in the outbox one behind the other.
+    StatesUncoalesced: Bounded;
+    /// The outbox begins to count anew after a crash.
+    NumbersRestart: ReportNumbers;
+    /// The names of events begin anew after a crash.
+    EventNamesRestart: EventOnce;
 }
 
 /// What the product does not do yet. The simulation goes round each, but for the test that shows that it is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gap {
     /// Equal digests tell the cloud no versions: where a content came back, a replica that lags sends one in between.
     ContentReturns,
@@ -140,4 +154,12 @@ pub(crate) enum Gap {
 
 impl Gap {
     pub(crate) const ALL: [Self; 3] = [Self::ContentReturns, Self::Resurrection, Self::OverlappingReports];
+
+    pub(crate) fn breaks(self) -> Invariant {
+        match self {
+            Self::ContentReturns => Invariant::NeverOlder,
+            Self::Resurrection => Invariant::NeverResurrected,
+            Self::OverlappingReports => Invariant::ReportOrder,
+        }
+    }
 }

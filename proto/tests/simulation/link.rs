@@ -6,7 +6,10 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use proto::Lane;
 
-use super::{rng::Rng, world::{MILLISECOND, SECOND}};
+use super::{
+    rng::Rng,
+    world::{MILLISECOND, SECOND},
+};
 
 /// Frames of one lane that the transport takes before the sender has to wait.
 pub(crate) const WRITE_QUEUE: usize = 4;
