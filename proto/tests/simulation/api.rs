@@ -58,6 +58,8 @@ pub(crate) struct Api {
     pub(crate) settled: BTreeSet<u64>,
     /// No write is taken before this moment.
     pub(crate) out_until: u64,
+    /// A resume takes more batches than may be under way.
+    pub(crate) large: bool,
     /// Contents return to what they were.
     pub(crate) toggles: bool,
     /// A session that lives on at another replica may write an older state over a newer one.
@@ -129,6 +131,7 @@ impl Api {
             let value = if self.toggles && !is_pod { rng.below(2) } else { self.next };
             let length = match rng.below(50) {
                 _ if self.toggles => 20,
+                0..=12 if self.large => 60_000,
                 0 => 30_000,
                 1..=10 => 2_000,
                 _ => 20,

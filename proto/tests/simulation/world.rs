@@ -292,6 +292,7 @@ impl World {
         let replicas = rng.pick(&[1, 2, 3, 3]);
         let profile = Profile::new(&mut rng);
         let mut api = Api::new(nodes);
+        api.large = profile.user_every >= SECOND && rng.percent(20);
         api.toggles = options.gap == Some(Gap::ContentReturns);
         api.overwrites = options.gap == Some(Gap::OverlappingReports);
         let heartbeat = rng.pick(&[5, 15, 30, 70]) * SECOND;
