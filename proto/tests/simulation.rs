@@ -1,7 +1,8 @@
-//! The sync protocol under everything that may happen to it, simulated: real sessions and real bytes; lines, disks, caches,
-//! the API server and time are models that one seed drives.
+//! The sync protocol under everything that may happen to it, simulated: real sessions and real bytes; lines,
+//! disks, caches, the API server and time are models that one seed drives.
 //!
-//! `SKERRY_SIMULATION_SEED=N` runs that seed alone and prints its trace. Beyond the fixed seeds new ones are run for
+//! `SKERRY_SIMULATION_SEED=N` runs that seed alone and prints its trace, with the fault or gap that
+//! `SKERRY_SIMULATION_FAULT` or `SKERRY_SIMULATION_GAP` names. Beyond the fixed seeds new ones are run for
 //! `SKERRY_SIMULATION_SECONDS` (20).
 
 mod simulation {
@@ -18,6 +19,7 @@ mod simulation {
 
 use std::{
     env,
+    fmt::Debug,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -33,18 +35,27 @@ fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().expect("the variable is a number"))
 }
 
+/// The one of `all` that a variable names.
+fn named<T: Copy + Debug>(name: &str, all: &[T]) -> Option<T> {
+    let text = env::var(name).ok()?;
+    let found = all.iter().find(|one| format!("{one:?}") == text);
+    Some(*found.expect("the variable names one that there is"))
+}
+
 /// Runs a failing seed again, to say how it came to that.
 fn explain(options: Options) -> String {
     let Run { failure, trace, .. } = run(Options { traced: true, ..options });
     let Options { seed, fault, gap, .. } = options;
+    let fault = fault.map(|fault| format!(" SKERRY_SIMULATION_FAULT={fault:?}")).unwrap_or_default();
+    let gap = gap.map(|gap| format!(" SKERRY_SIMULATION_GAP={gap:?}")).unwrap_or_default();
+    let trace = trace.join("\n");
     format!(
-        "seed {seed} (fault {fault:?}, gap {gap:?}): {failure:?}\nreplay: SKERRY_SIMULATION_SEED={seed} \
-         cargo test -p proto --test simulation\n{}",
-        trace.join("\n")
+        "{failure:?}\n{trace}\nreplay: SKERRY_SIMULATION_SEED={seed}{fault}{gap} cargo test -p proto \
+         --test simulation honest -- --nocapture"
     )
 }
 
-/// Runs seeds until one fails, or `more` says that it is enough.
+/// Runs seeds until one fails: which, and how much time has passed in how many of them.
 fn search(
     seeds: impl Iterator<Item = u64>,
     fault: Option<Fault>,
@@ -66,7 +77,9 @@ fn search(
 #[test]
 fn honest_peers_keep_every_promise() {
     if let Some(seed) = number("SKERRY_SIMULATION_SEED") {
-        let options = Options { seed, ..Options::default() };
+        let fault = named("SKERRY_SIMULATION_FAULT", Fault::ALL);
+        let gap = named("SKERRY_SIMULATION_GAP", &Gap::ALL);
+        let options = Options { seed, fault, gap, ..Options::default() };
         println!("{}", explain(Options { whole: true, ..options }));
         assert!(run(options).failure.is_none());
         return;

@@ -1,4 +1,5 @@
-//! The API server: pods bound to nodes, what pods refer to, a log for those who watch, and what reports came to.
+//! The API server: pods bound to nodes, what pods refer to, a log for those who watch, and what reports came
+//! to.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -174,8 +175,8 @@ impl Api {
         said
     }
 
-    /// The object that had this version was deleted since, or the node did not need it at some revision from `since` on.
-    /// The kinds are watched apart, so that neither says anything about the other.
+    /// The object that had this version was deleted since, or the node did not need it at some revision from
+    /// `since` on. The kinds are watched apart, so that neither says anything about the other.
     pub(crate) fn was_unwanted(&self, node: usize, key: &ResourceKey, version: u64, since: u64) -> bool {
         self.existing.get(key).is_none_or(|from| *from > version)
             || self.needed[node].get(key).is_none_or(|from| *from > since)

@@ -1,4 +1,5 @@
-//! A replica's cache of the API, which lags, and the view of one node on it: what `cloudcore::edgecontroller::index` does.
+//! A replica's cache of the API, which lags, and the view of one node on it: what
+//! `cloudcore::edgecontroller::index` does.
 
 use std::{
     cell::RefCell,

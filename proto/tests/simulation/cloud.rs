@@ -1,5 +1,5 @@
-//! A replica of cloudcore: its cache, its registry of nodes, and the drivers of its sessions, with the obligations of
-//! `cloudcore::cloudhub::session`.
+//! A replica of cloudcore: its cache, its registry of nodes, and the drivers of its sessions, with the
+//! obligations of `cloudcore::cloudhub::session`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,7 +16,7 @@ use super::{
     cache::{Cache, NodeView, Subscription},
     faults::{Fault, Invariant},
     link::{Connection, Side, WRITE_QUEUE},
-    world::{Event, Failure, MILLISECOND, Outcome, SECOND, World},
+    world::{Event, Failure, MILLISECOND, Outcome, SECOND, Stop, World, violation},
 };
 
 /// Reports of one node that the API server is asked to take at once.
@@ -112,11 +112,6 @@ impl Lanes {
     }
 }
 
-pub(crate) enum Stop {
-    End(End),
-    Broken(Failure),
-}
-
 #[derive(Debug)]
 pub(crate) enum End {
     Closed,
@@ -126,17 +121,7 @@ pub(crate) enum End {
     Stopping,
 }
 
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
-        Self::Broken(failure)
-    }
-}
-
-type Step = Result<(), Stop>;
-
-fn violation(connection: usize, side: Side, error: &impl ToString) -> Stop {
-    Failure::new(Invariant::NoViolation, format!("c{connection} {side:?}: {}", error.to_string())).into()
-}
+type Step = Result<(), Stop<End>>;
 
 impl World {
     pub(crate) fn replica_start(&mut self, replica: usize) {
@@ -463,7 +448,7 @@ impl World {
         }
     }
 
-    fn cloud_sends(&mut self, hub: &mut Hub) -> Result<bool, Stop> {
+    fn cloud_sends(&mut self, hub: &mut Hub) -> Result<bool, Stop<End>> {
         let connection = hub.connection;
         let careless = self.has(Fault::SendErrorDropsFrame);
         let unbounded = self.has(Fault::UnboundedWriteQueue);

@@ -1,4 +1,5 @@
-//! An edge node: its process, which keeps one session with the obligations of `edgecore::edgehub`, and its disk.
+//! An edge node: its process, which keeps one session with the obligations of `edgecore::edgehub`, and its
+//! disk.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,7 +19,7 @@ use super::{
     disk::{Disk, Op},
     faults::{Fault, Invariant},
     link::{Connection, Side, WRITE_QUEUE},
-    world::{Event, Failure, MILLISECOND, Outcome, SECOND, World},
+    world::{Event, Failure, MILLISECOND, Outcome, SECOND, Stop, World, violation},
 };
 
 /// Another process seems to have this node's name.
@@ -81,30 +82,15 @@ enum Told {
     Done { connection: usize, ids: Vec<u64> },
 }
 
-enum Stop {
-    End(End),
-    Broken(Failure),
-}
-
 #[derive(Debug)]
-enum End {
+pub(crate) enum End {
     Closed,
     Goodbye(GoodbyeReason),
     Dead,
     Moved,
 }
 
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
-        Self::Broken(failure)
-    }
-}
-
-type Step = Result<(), Stop>;
-
-fn violation(connection: usize, side: Side, error: &impl ToString) -> Stop {
-    Failure::new(Invariant::NoViolation, format!("c{connection} {side:?}: {}", error.to_string())).into()
-}
+type Step = Result<(), Stop<End>>;
 
 impl Edge {
     pub(crate) fn connection(&self) -> Option<usize> {
@@ -232,17 +218,18 @@ impl World {
         })
     }
 
-    /// Does something to the session of this connection, if it is the node's, then all that can be done without waiting.
+    /// Does something to the session of this connection, if it is the node's, then all that can be done
+    /// without waiting.
     pub(crate) fn edge_step(
         &mut self,
         connection: usize,
-        act: impl FnOnce(&mut Self, &mut Link) -> Result<(), EdgeStop>,
+        act: impl FnOnce(&mut Self, &mut Link) -> Step,
     ) -> Outcome {
         let node = self.connections[connection].node;
         let Some(mut link) = self.edges[node].link.take_if(|link| link.connection == connection) else {
             return Ok(());
         };
-        let mut step = act(self, &mut link).map_err(|EdgeStop(stop)| stop);
+        let mut step = act(self, &mut link);
         if step.is_ok() {
             step = self.pump_edge(node, &mut link);
         }
@@ -276,19 +263,19 @@ impl World {
             let heard = world.connections[connection].last_byte(Side::Cloud, world.now);
             session.handle_progress(world.instant(heard));
             let now = world.instant(world.now);
-            session.handle_deadline(now).map_err(|_| EdgeStop(Stop::End(End::Dead)))
+            session.handle_deadline(now).map_err(|_| Stop::End(End::Dead))
         })
     }
 
     pub(crate) fn edge_lost(&mut self, connection: usize) -> Outcome {
-        self.edge_step(connection, |_, _| Err(EdgeStop(Stop::End(End::Closed))))
+        self.edge_step(connection, |_, _| Err(Stop::End(End::Closed)))
     }
 
     /// The session goes on over another connection, as when QUIC gets through again.
     pub(crate) fn move_on(&mut self, node: usize) -> Outcome {
         let Some(connection) = self.edges[node].connection() else { return Ok(()) };
         self.edges[node].replica = self.rng.index(self.replicas.len());
-        self.edge_step(connection, |_, _| Err(EdgeStop(Stop::End(End::Moved))))
+        self.edge_step(connection, |_, _| Err(Stop::End(End::Moved)))
     }
 
     pub(crate) fn edge_frame(&mut self, connection: usize, frame: Bytes) -> Outcome {
@@ -297,7 +284,7 @@ impl World {
             Some(current) if self.has(Fault::OldConnectionFrames) => current,
             _ => connection,
         };
-        self.edge_step(taken_by, |world, link| world.edge_receives(node, link, frame).map_err(EdgeStop))
+        self.edge_step(taken_by, |world, link| world.edge_receives(node, link, frame))
     }
 
     fn edge_receives(&mut self, node: usize, link: &mut Link, frame: Bytes) -> Step {
@@ -600,6 +587,3 @@ impl World {
         })
     }
 }
-
-/// Why an edge's session is over; opaque to whoever only wants a step.
-pub(crate) struct EdgeStop(Stop);

@@ -141,14 +141,17 @@ faults! {
     EventNamesRestart: EventOnce;
 }
 
-/// What the product does not do yet. The simulation goes round each, but for the test that shows that it is there.
+/// What the product does not do yet. The simulation goes round each, but for the test that shows that it is
+/// there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gap {
-    /// Equal digests tell the cloud no versions: where a content came back, a replica that lags sends one in between.
+    /// Equal digests tell the cloud no versions: where a content came back, a replica that lags sends one in
+    /// between.
     ContentReturns,
     /// An edge remembers no deletion: a replica that lags sends the object once more.
     Resurrection,
-    /// A session that lives on at one replica writes a state that is older than what the next session wrote at another.
+    /// A session that lives on at one replica writes a state that is older than what the next session wrote
+    /// at another.
     OverlappingReports,
 }
 

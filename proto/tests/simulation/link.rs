@@ -1,5 +1,5 @@
-//! One connection, as QUIC or the WebSocket gives it to a session: reliable and in order within a lane, until it is cut.
-//! What is lost, doubled or turned round below that shows as time.
+//! One connection, as QUIC or the WebSocket gives it to a session: reliable and in order within a lane, until
+//! it is cut. What is lost, doubled or turned round below that shows as time.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,5 @@
-//! Everything that happens, in virtual time and from one seed: the queue of events, what goes wrong, and the checks.
+//! Everything that happens, in virtual time and from one seed: the queue of events, what goes wrong, and the
+//! checks.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,7 +23,8 @@ pub(crate) const SECOND: u64 = 1_000 * MILLISECOND;
 /// Lines of the trace that a failure shows.
 const TRACE: usize = 120;
 
-/// Longest that a healthy pair needs beside the heartbeat to notice, dial, and be let in (a superseded edge waits 30 s).
+/// Longest that a healthy pair needs beside the heartbeat to notice, dial, and be let in (a superseded edge
+/// waits 30 s).
 const RECONNECT: u64 = 90 * SECOND;
 /// Longest until all that waits has been tried again: reports, commits, bookmarks.
 const SETTLE: u64 = 180 * SECOND;
@@ -42,6 +44,23 @@ impl Failure {
 }
 
 pub(crate) type Outcome = Result<(), Failure>;
+
+/// Why a driver does not go on: its session is over, or a promise is broken.
+pub(crate) enum Stop<End> {
+    End(End),
+    Broken(Failure),
+}
+
+impl<End> From<Failure> for Stop<End> {
+    fn from(failure: Failure) -> Self {
+        Self::Broken(failure)
+    }
+}
+
+/// `side` is the one that complains.
+pub(crate) fn violation<End>(connection: usize, side: Side, error: &impl ToString) -> Stop<End> {
+    Failure::new(Invariant::NoViolation, format!("c{connection} {side:?}: {}", error.to_string())).into()
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Options {
