@@ -132,7 +132,7 @@ impl Api {
             let value = if self.toggles && !is_pod { rng.below(2) } else { self.next };
             let length = match rng.below(50) {
                 _ if self.toggles => 20,
-                0..=12 if self.large => 60_000,
+                0..=29 if self.large => 140_000,
                 0 => 30_000,
                 1..=10 => 2_000,
                 _ => 20,

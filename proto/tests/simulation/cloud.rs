@@ -448,7 +448,7 @@ impl World {
         }
     }
 
-    fn cloud_sends(&mut self, hub: &mut Hub) -> Result<bool, Stop<End>> {
+    fn cloud_sends(&mut self, hub: &mut Hub) -> Result<bool, Failure> {
         let connection = hub.connection;
         let careless = self.has(Fault::SendErrorDropsFrame);
         let unbounded = self.has(Fault::UnboundedWriteQueue);
@@ -505,6 +505,12 @@ impl World {
     /// Hands a frame to the line.
     pub(crate) fn send(&mut self, connection: usize, from: Side, queue: usize, body: Body) -> Outcome {
         self.say(|| format!("c{connection} {from:?} -> {}", summary(&body)));
+        let ended = &mut self.ledgers[connection].ended[from as usize];
+        if *ended {
+            let detail = format!("c{connection} {from:?}: {} after the goodbye", summary(&body));
+            return Err(Failure::new(Invariant::LastWord, detail));
+        }
+        *ended = matches!(body, Body::Goodbye(_));
         let frame = codec::encode(body)
             .map_err(|error| Failure::new(Invariant::NoViolation, format!("c{connection}: {error}")))?;
         let link = &mut self.connections[connection];
@@ -633,16 +639,9 @@ impl World {
             End::Stopping => Some(GoodbyeReason::ShuttingDown),
             End::Closed | End::Goodbye | End::Dead => None,
         };
-        let queue = self.connections[connection].queue_of(Lane::Control);
-        if let Some(reason) = reason
-            && self.connections[connection].has_room(Side::Cloud, queue)
-        {
+        if let Some(reason) = reason {
             hub.session.close(reason, String::new());
-            let cache = &self.replicas[replica].cache;
-            let last = hub.session.poll_frame(&NodeView { cache, subscription: &hub.subscription });
-            if let Some(body) = last {
-                self.send(connection, Side::Cloud, queue, body)?;
-            }
+            self.cloud_sends(&mut hub)?;
         }
         self.abandon(connection, Side::Cloud, !matches!(end, End::Dead));
         Ok(())

@@ -154,7 +154,7 @@ impl World {
             let delay = if self.replicas[replica].up { DIAL } else { 50 * MILLISECOND };
             return self.redial(node, delay);
         }
-        let link = Connection::new(node, replica, &mut self.rng);
+        let link = Connection::new(node, replica, self.api.large, &mut self.rng);
         let connection = self.add_connection(link);
         let delay = 2 * self.connections[connection].latency();
         self.after(delay, Event::Open { connection });

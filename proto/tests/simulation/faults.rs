@@ -31,6 +31,8 @@ pub(crate) enum Invariant {
     Bounded,
     /// Honest peers do not break the protocol.
     NoViolation,
+    /// Nothing is sent after a goodbye.
+    LastWord,
     /// Whoever has no peer any more notices within two heartbeats.
     SilenceIsNoticed,
     /// A node has one session at a replica, and the replica knows it.

@@ -64,7 +64,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(node: usize, replica: usize, rng: &mut Rng) -> Self {
+    /// `large`: what it is to carry would take minutes on the slowest line.
+    pub(crate) fn new(node: usize, replica: usize, large: bool, rng: &mut Rng) -> Self {
         let latency = rng.pick(&[2, 5, 20, 80, 400]) * MILLISECOND;
         Self {
             node,
@@ -72,7 +73,7 @@ impl Connection {
             laned: rng.percent(60),
             latency,
             jitter: latency * rng.pick(&[1, 1, 5]),
-            pace: rng.pick(&[0, 1, 20, 300]),
+            pace: rng.pick(&[0, 1, 20, if large { 20 } else { 300 }]),
             directions: [Direction::default(), Direction::default()],
             cut_at: None,
             dead_since: None,

@@ -157,6 +157,8 @@ pub(crate) struct Ledger {
     pub(crate) stored: BTreeSet<u64>,
     /// The last batch before `Synced`.
     pub(crate) synced_after: Option<u64>,
+    /// By side: it has said goodbye.
+    pub(crate) ended: [bool; 2],
 }
 
 impl Profile {
@@ -311,7 +313,7 @@ impl World {
         let replicas = rng.pick(&[1, 2, 3, 3]);
         let profile = Profile::new(&mut rng);
         let mut api = Api::new(nodes);
-        api.large = profile.user_every >= SECOND && rng.percent(20);
+        api.large = profile.user_every >= 5 * SECOND && rng.percent(25);
         api.toggles = options.gap == Some(Gap::ContentReturns);
         api.overwrites = options.gap == Some(Gap::OverlappingReports);
         let heartbeat = rng.pick(&[5, 15, 30, 70]) * SECOND;
@@ -633,7 +635,7 @@ impl World {
             Trouble::Moves => self.move_on(node)?,
             Trouble::SpareLink => {
                 // One that comes up and is not taken.
-                let link = Connection::new(node, replica, &mut self.rng);
+                let link = Connection::new(node, replica, self.api.large, &mut self.rng);
                 let connection = self.add_connection(link);
                 self.open_cloud(connection);
                 let dies = self.now + self.rng.below(20 * SECOND);
