@@ -65,6 +65,8 @@ enum Phase {
     /// Sending the first difference.
     Syncing,
     Live,
+    /// Goodbye was said.
+    Closed,
 }
 
 /// Call order: [`handle_frame`](Self::handle_frame) for each frame, [`mark_dirty`](Self::mark_dirty) for each change of the
@@ -385,6 +387,7 @@ impl CloudSession {
     pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
         self.queues.clear();
         self.dirty.clear();
+        self.phase = Phase::Closed;
         self.queues.push(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
     }
 
@@ -406,7 +409,7 @@ impl CloudSession {
     /// # Errors
     /// The edge is silent for two heartbeats: close the link.
     pub fn handle_deadline(&mut self, now: Instant) -> Result<(), Dead> {
-        if self.timers.check(now)? && !matches!(self.phase, Phase::AwaitHello) {
+        if self.timers.check(now)? && !matches!(self.phase, Phase::AwaitHello | Phase::Closed) {
             self.queues.push(Body::Ping(Ping {}));
         }
         Ok(())

@@ -60,6 +60,8 @@ pub enum EdgeEvent {
 /// Call order as for [`CloudSession`](super::CloudSession); the first frame of [`poll_frame`](Self::poll_frame) is the hello.
 pub struct EdgeSession {
     connected: bool,
+    /// Goodbye was said.
+    closed: bool,
     synced: bool,
     timers: Timers,
     heartbeat: Duration,
@@ -90,6 +92,7 @@ impl EdgeSession {
         queues.push(Body::Hello(hello));
         Self {
             connected: false,
+            closed: false,
             synced: false,
             timers: Timers::edge(HANDSHAKE / 2, now),
             heartbeat,
@@ -305,7 +308,7 @@ impl EdgeSession {
         if let Some(body) = self.queues.pop(lane) {
             return Some(body);
         }
-        if lane == Lane::Control && self.committed > self.acked {
+        if lane == Lane::Control && self.committed > self.acked && !self.closed {
             self.acked = self.committed;
             return Some(Body::Ack(Ack { seq: self.acked }));
         }
@@ -320,6 +323,7 @@ impl EdgeSession {
     /// Queues a goodbye; nothing is to be sent after it.
     pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
         self.queues.clear();
+        self.closed = true;
         self.queues.push(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
     }
 
@@ -339,7 +343,7 @@ impl EdgeSession {
     /// # Errors
     /// The cloud is silent for two heartbeats: close the link.
     pub fn handle_deadline(&mut self, now: Instant) -> Result<(), Dead> {
-        if self.timers.check(now)? && self.connected {
+        if self.timers.check(now)? && self.connected && !self.closed {
             self.queues.push(Body::Ping(Ping {}));
         }
         Ok(())

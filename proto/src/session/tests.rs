@@ -330,6 +330,25 @@ fn frames_out_of_turn_are_violations() {
     assert!(edge.handle_frame(Body::Batch(Batch { seq: 2, changes: vec![] }), &held, now).is_err());
 }
 
+#[test]
+fn nothing_follows_a_goodbye() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    for n in 0..2 * crate::limits::WINDOW_BATCHES * crate::limits::BATCH_CHANGES {
+        view.put(&format!("Pod/default/web-{n}"), "1");
+    }
+    let mut pair = Pair::new(&store);
+    while pair.step(&view, &store) {}
+    // The window is full, and the difference not yet sent.
+    pair.cloud.close(GoodbyeReason::ShuttingDown, String::new());
+    assert!(matches!(pair.cloud.poll_frame(&view), Some(Body::Goodbye(_))));
+    assert_eq!(pair.cloud.poll_frame(&view), None);
+    // A batch was stored, and its ack is not on its way.
+    assert!(pair.commit(&store));
+    pair.edge.close(GoodbyeReason::ShuttingDown, String::new());
+    assert!(matches!(pair.edge.poll_frame(), Some(Body::Goodbye(_))));
+    assert_eq!(pair.edge.poll_frame(), None);
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Put(u8, u8),
