@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proto::{
     Digest, Lane, Report, ResourceKey, codec,
     limits::{WINDOW_BATCHES, WINDOW_REPORTS},
-    message::{Action, Answer, Body, GoodbyeReason, ReportAck, Response},
+    message::{Action, Answer, Body, GoodbyeReason, ReportAck, Response, Synced},
     session::{CloudEvent, CloudSession, View},
 };
 
@@ -642,6 +642,10 @@ impl World {
         if let Some(reason) = reason {
             hub.session.close(reason, String::new());
             self.cloud_sends(&mut hub)?;
+            if self.has(Fault::SyncedAfterGoodbye) {
+                let queue = self.connections[connection].queue_of(Lane::Objects);
+                self.send(connection, Side::Cloud, queue, Body::Synced(Synced {}))?;
+            }
         }
         self.abandon(connection, Side::Cloud, !matches!(end, End::Dead));
         Ok(())

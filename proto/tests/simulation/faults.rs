@@ -111,6 +111,8 @@ faults! {
     OldConnectionFrames: NoViolation;
     /// Each change of a key waits for its turn, not each key.
     BacklogUncoalesced: Bounded;
+    /// The cloud says that all has been sent after it said goodbye.
+    SyncedAfterGoodbye: LastWord;
     /// Frames queue up before a slow line.
     UnboundedWriteQueue: Bounded;
     /// The edge waits for a silent cloud for ever.
