@@ -104,8 +104,11 @@ impl App {
         let sessions = Arc::new(Registry::default());
         let serving = Arc::new(AtomicBool::new(false));
         let ready = readiness(&serving, &index);
-        let pages =
-            vec![("/status", status_page(address, &index, &sessions)), ("/digestz", digests_page(&index))];
+        let pages = vec![
+            ("/status", status_page(address, &index, &sessions)),
+            ("/sessions", sessions_page(&sessions)),
+            ("/digestz", digests_page(&index)),
+        ];
         let admin = Admin::bind(&admin_address, registry, log_level, ready, pages).await?;
 
         let upstream = Upstream::new(client.clone(), Arc::clone(&index), metrics.clone());
@@ -186,6 +189,12 @@ fn status_page(address: SocketAddr, index: &Arc<Index>, sessions: &Arc<Registry>
         let (objects, _) = index.sizes();
         json!({"address": address.to_string(), "sessions": sessions.len(), "objects": objects})
     })
+}
+
+/// Each connected node, what carries its link, and the bytes by lane.
+fn sessions_page(sessions: &Arc<Registry>) -> Page {
+    let sessions = Arc::clone(sessions);
+    Arc::new(move || sessions.page())
 }
 
 /// To be compared with what edgecore says at the same path: equal means that the node holds what it should.

@@ -1,7 +1,7 @@
 //! The edge's side of cloudcore: one TCP port for HTTPS (enrollment, health) and for the link.
 //!
 //! [`listener`] accepts, [`enrollment`] signs certificates for holders of a join token, [`session`] drives one node's
-//! session, [`registry`] sees to it that a node has one session, [`holder`] says which machine a node's name belongs to,
+//! session, [`traffic`] counts its bytes, [`registry`] sees to it that a node has one session, [`holder`] says which machine a node's name belongs to,
 //! [`authz`] what a node may see and write.
 
 pub mod authz;
@@ -10,3 +10,4 @@ pub mod holder;
 pub mod listener;
 pub mod registry;
 pub mod session;
+pub mod traffic;

@@ -45,6 +45,8 @@ pub struct HubConfig {
     pub keepalive: Duration,
     pub write_timeout: Duration,
     pub certificate_validity: Duration,
+    /// How long after its end a certificate still gets a node in.
+    pub certificate_grace: Duration,
 }
 
 impl From<CloudCoreConfig> for Config {
@@ -65,6 +67,7 @@ impl From<CloudCoreConfig> for Config {
             keepalive_interval,
             write_timeout,
             edge_cert_signing_duration,
+            edge_cert_grace_duration,
             node_lease: NodeLease { duration_seconds, renew_interval_seconds },
             quic,
             websocket: CloudHubWebSocket { enable: _, port, address },
@@ -96,6 +99,7 @@ impl From<CloudCoreConfig> for Config {
                 keepalive: seconds(keepalive_interval),
                 write_timeout: seconds(write_timeout),
                 certificate_validity: Duration::from_secs(u64::from(edge_cert_signing_duration) * 86_400),
+                certificate_grace: Duration::from_secs(u64::from(edge_cert_grace_duration) * 86_400),
             },
             lease: LeaseConfig {
                 renew_every: seconds(renew_interval_seconds),

@@ -55,6 +55,7 @@ pub enum ReportOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BytesLabels {
     pub direction: &'static str,
+    pub lane: &'static str,
 }
 
 impl Metrics {
@@ -69,6 +70,6 @@ impl Metrics {
         registry.register("reports", "Reports of edge nodes, by kind and outcome", self.reports.clone());
         let retries = self.report_retries.clone();
         registry.register("report_retries", "Reports that had to be tried again", retries);
-        registry.register("link_bytes", "Frame bytes by direction, before TLS", self.bytes.clone());
+        registry.register("link_bytes", "Frame bytes by direction and lane, before TLS", self.bytes.clone());
     }
 }

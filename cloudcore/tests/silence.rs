@@ -73,6 +73,7 @@ fn context(metrics: &Metrics) -> SessionContext {
             keepalive: 10 * BEAT,
             write_timeout: BEAT,
             certificate_validity: Duration::from_hours(1),
+            certificate_grace: Duration::ZERO,
         },
         lease: LeaseConfig { renew_every: BEAT, duration: 4 * BEAT },
     }
@@ -86,7 +87,8 @@ impl Line {
         let (key, csr) = tls::node_csr(NODE).unwrap();
         let certificate = ca.sign_node_csr(&csr, NODE, Duration::from_hours(1)).unwrap();
         let chain = vec![CertificateDer::from(certificate)];
-        let client = tls::client_config(&[ca.certificate().clone()], chain, tls::pkcs8(key)).unwrap();
+        let client =
+            tls::client_config(&[ca.certificate().clone()], chain, tls::pkcs8(key), Arc::default()).unwrap();
 
         let metrics = Metrics::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::{
     config::Config,
     edged::Edged,
-    edgehub::{EdgeHub, HubState},
+    edgehub::{EdgeHub, HubState, Renewal},
     metamanager::{Options, Store},
     metrics,
 };
@@ -85,7 +85,15 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
         warn!(%error, path = %pid_file.display(), "the pid file was not written");
     }
     let (asks, asked) = mpsc::channel(ASKS);
+    let identity = hub.identity.clone();
     let (hub, state) = EdgeHub::new(hub, store.clone(), asked)?;
+    let renewal = Renewal {
+        node: node.clone(),
+        identity,
+        asks: asks.clone(),
+        hub: state.clone(),
+        clock: Arc::clone(hub.clock()),
+    };
     let mut registry = Registry::default();
     metrics::register(&mut registry, store.clone(), state.clone());
     let pages = vec![("/nodez", nodez(&state, &store)), ("/digestz", digestz(&node, &store))];
@@ -102,6 +110,7 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     tasks.spawn("admin", admin.run(stop.child_token()));
     tasks.spawn("edged", edged.run(stop.child_token()));
     tasks.spawn("edgehub", hub.run(stop.child_token()));
+    tasks.spawn("renewal", renewal.run(stop.child_token()));
     let outcome = tasks.join(GRACE).await;
     store.close().await.context("failed to close the store; the next start rebuilds its index")?;
     Ok(outcome)

@@ -11,7 +11,7 @@ use runtime::{
     backoff::Backoff,
     chain,
     link::{Link, LinkError},
-    tls::TlsError,
+    tls::{Clock, TlsError},
 };
 use rustls::ClientConfig;
 use tokio::{
@@ -28,12 +28,14 @@ use transports::{Server, Transports};
 mod dialer;
 mod enrollment;
 mod identity;
+mod renewal;
 mod session;
 #[cfg(test)]
 mod tests;
 mod transports;
 
 pub use identity::IdentityPaths;
+pub use renewal::Renewal;
 
 /// Delays between attempts to reach the cloud: short, because a site waits for its line and a dead line carries nothing;
 /// jittered, because a whole fleet may wait for the same cloudcore.
@@ -115,6 +117,7 @@ pub struct EdgeHub {
     config: HubConfig,
     server: Server,
     transports: Transports,
+    clock: Arc<Clock>,
     store: Store,
     asks: mpsc::Receiver<Ask>,
     state: watch::Sender<HubState>,
@@ -128,8 +131,14 @@ impl EdgeHub {
     ) -> Result<(Self, watch::Receiver<HubState>), HubError> {
         let server = Server::parse("websocket.server", &config.server)?;
         let transports = Transports::new(&config)?;
+        let clock = Arc::new(Clock::starting_at(session::latest_time(&store)));
         let (state, watching) = watch::channel(HubState::default());
-        Ok((Self { config, server, transports, store, asks, state }, watching))
+        Ok((Self { config, server, transports, clock, store, asks, state }, watching))
+    }
+
+    /// The time, which the cloud corrects.
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.clock
     }
 
     /// Keeps a session with the cloud until `stop` is cancelled.
@@ -173,7 +182,7 @@ impl EdgeHub {
             Some(identity) => identity,
             None => enrollment::enroll(&self.config, &self.server.name).await?,
         };
-        let tls = Arc::new(identity.client_config()?);
+        let tls = Arc::new(identity.client_config(&self.clock)?);
         match time::timeout(self.config.handshake_timeout, self.transports.connect(&tls)).await {
             Ok(link) => Ok((link?, tls)),
             Err(_) => Err(HubError::TimedOut(self.config.handshake_timeout)),
@@ -194,6 +203,7 @@ impl EdgeHub {
             self.state.send_modify(|state| state.transport = transport);
             let driver = session::Driver {
                 config: &self.config,
+                clock: &self.clock,
                 store: &self.store,
                 asks: &mut self.asks,
                 state: &self.state,

@@ -49,7 +49,7 @@ impl Cloud {
         tls::install_provider();
         let ca = CertificateAuthority::generate()?;
         let (chain, key) = ca.issue_server(&["127.0.0.1".to_owned()])?;
-        let server = tls::server_config(chain, key, std::slice::from_ref(ca.certificate()))?;
+        let server = tls::server_config(chain, key, std::slice::from_ref(ca.certificate()), Duration::ZERO)?;
         let (key, csr) = tls::node_csr(NODE)?;
         let certificate = ca.sign_node_csr(&csr, NODE, Duration::from_hours(1))?;
         let paths = IdentityPaths {

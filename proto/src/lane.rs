@@ -21,6 +21,15 @@ pub enum Lane {
 impl Lane {
     pub const ALL: [Self; 3] = [Self::Control, Self::Status, Self::Objects];
 
+    /// For people and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Status => "status",
+            Self::Objects => "objects",
+        }
+    }
+
     /// The longest frame that either side accepts on the lane, in bytes.
     pub fn max_frame(self) -> usize {
         match self {

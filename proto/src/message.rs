@@ -283,7 +283,7 @@ pub struct Pong {}
 pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "Question", tags = "2")]
+    #[prost(oneof = "Question", tags = "2, 3")]
     pub question: Option<Question>,
 }
 
@@ -291,6 +291,9 @@ pub struct Request {
 pub enum Question {
     #[prost(message, tag = "2")]
     ServiceAccountToken(TokenQuestion),
+    /// A new certificate for the key that this session was opened with: a PKCS#10 request, DER.
+    #[prost(bytes = "bytes", tag = "3")]
+    Certificate(bytes::Bytes),
 }
 
 /// A token for a pod's service account (TokenRequest, `authentication.k8s.io/v1`), bound to the pod.
@@ -315,7 +318,7 @@ pub struct TokenQuestion {
 pub struct Response {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "Answer", tags = "2, 3")]
+    #[prost(oneof = "Answer", tags = "2, 3, 4")]
     pub answer: Option<Answer>,
 }
 
@@ -327,4 +330,7 @@ pub enum Answer {
     /// JSON of the `TokenRequest.status`: `token`, `expirationTimestamp`.
     #[prost(bytes = "bytes", tag = "3")]
     ServiceAccountToken(bytes::Bytes),
+    /// X.509, DER.
+    #[prost(bytes = "bytes", tag = "4")]
+    Certificate(bytes::Bytes),
 }

@@ -2,7 +2,7 @@
 //!
 //! A node's client certificate is `CN=system:node:<name>, O=system:nodes`, as for a kubelet. TLS 1.2 and 1.3, ring only.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -14,9 +14,12 @@ use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub mod authority;
+mod clock;
+mod grace;
 pub mod pin;
 
-pub use authority::{CertificateAuthority, CsrError, node_csr};
+pub use authority::{CertificateAuthority, CsrError, node_csr, node_csr_for};
+pub use clock::Clock;
 pub use pin::{PinError, pinned_client_config};
 
 /// Prefix of a node's common name.
@@ -53,13 +56,15 @@ pub fn install_provider() {
 }
 
 /// cloudcore's side: a client certificate is asked for and, if one comes, verified against the CA. Enrolment has none yet,
-/// so what needs one checks for it.
+/// so what needs one checks for it; so does what does not take one that has expired, less than `grace` ago.
 pub fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     ca: &[CertificateDer<'static>],
+    grace: Duration,
 ) -> Result<ServerConfig, TlsError> {
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots(ca)?)).allow_unauthenticated().build()?;
+    let verifier = Arc::new(grace::Verifier::new(verifier, grace));
     Ok(ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?)
 }
 
@@ -68,8 +73,11 @@ pub fn client_config(
     ca: &[CertificateDer<'static>],
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+    clock: Arc<Clock>,
 ) -> Result<ClientConfig, TlsError> {
-    Ok(ClientConfig::builder().with_root_certificates(roots(ca)?).with_client_auth_cert(chain, key)?)
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_details(provider, clock).with_safe_default_protocol_versions()?;
+    Ok(config.with_root_certificates(roots(ca)?).with_client_auth_cert(chain, key)?)
 }
 
 fn roots(ca: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {

@@ -1,7 +1,9 @@
-//! What carries the link, at real sites: a line that swallows UDP for a while, and a site that gets another address.
+//! What carries the link, at real sites: a line that swallows UDP for a while, a site that gets another address, one whose
+//! certificate has expired.
 
 mod link {
     pub(crate) mod blocked;
+    pub(crate) mod expired;
     pub(crate) mod moved;
 }
 
@@ -16,12 +18,13 @@ use harness::{
 #[tokio::test]
 async fn the_link_finds_its_way() -> Result<()> {
     bench::run(async |bench: &Bench| {
-        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 2).await?;
-        let (first, second) = (&sites[0], &sites[1]);
+        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 3).await?;
+        let (first, second, third) = (&sites[0], &sites[1], &sites[2]);
         scene.namespace(SPACE).await?;
         tokio::try_join!(
             named("blocked", link::blocked::run(bench, &scene, first)),
             named("moved", link::moved::run(bench, &scene, second)),
+            named("expired", link::expired::run(bench, &scene, third)),
         )?;
         Ok(())
     })

@@ -26,7 +26,7 @@ use super::{
     listener::text,
 };
 use crate::{
-    edgecontroller::{api::Failure, index::Index},
+    edgecontroller::{api::Failure, index::Index, upstream::Reporter},
     secrets,
 };
 
@@ -93,6 +93,25 @@ impl Enrollment {
             .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, runtime::chain(&error).to_string()))?;
         settle(holder::claim(&self.client, node, &key_hash, grant).await)?;
         Ok(certificate)
+    }
+
+    /// A new certificate for the machine that a session was opened by, whose name and key are not in question.
+    ///
+    /// # Errors
+    /// What the edge is told.
+    pub fn renew(&self, machine: &Reporter, csr: &[u8]) -> Result<Vec<u8>, String> {
+        let Reporter { node, key_hash } = machine;
+        let signed = self.ca.sign_node_csr(csr, node, self.validity);
+        let certificate = signed.map_err(|error| runtime::chain(&error).to_string())?;
+        let hash = tls::key_hash(&CertificateDer::from(certificate.as_slice()));
+        match hash {
+            Ok(hash) if *hash == **key_hash => {
+                info!(node = &**node, "certificate renewed");
+                Ok(certificate)
+            }
+            Ok(_) => Err("the request is for another key than that of the session".to_owned()),
+            Err(error) => Err(runtime::chain(&error).to_string()),
+        }
     }
 
     /// `GET`: the answer to a `POST` with these headers, but for the certificate.

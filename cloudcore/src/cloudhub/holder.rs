@@ -114,6 +114,12 @@ pub async fn check_link(
     Ok(may_link(node, held.as_ref().map(|held| &held.facts), key_hash))
 }
 
+/// Whether the Node is there and remembers this key.
+pub async fn is_held_by(client: &Client, node: &str, key_hash: &str) -> Result<bool, Failure> {
+    let held = held(client, node).await?;
+    Ok(held.is_some_and(|held| held.facts.key_hash.as_deref() == Some(key_hash)))
+}
+
 /// Whether who holds `grant` may enroll as `node`, as far as that can be said before there is a key.
 pub async fn check_name(client: &Client, node: &str, grant: &Grant) -> Result<Result<(), NotYours>, Failure> {
     let held = held(client, node).await?;

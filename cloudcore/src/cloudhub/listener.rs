@@ -9,7 +9,7 @@ use std::{
     io,
     net::{SocketAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -180,7 +180,12 @@ impl Hub {
     fn configurations(&self) -> Result<(TlsAcceptor, quinn::ServerConfig), HubError> {
         let ca = self.enrollment.ca();
         let (chain, key) = ca.issue_server(&self.context.hub.names)?;
-        let mut config = tls::server_config(chain, key, std::slice::from_ref(ca.certificate()))?;
+        let mut config = tls::server_config(
+            chain,
+            key,
+            std::slice::from_ref(ca.certificate()),
+            self.context.hub.certificate_grace,
+        )?;
         let quic = quic::server_config(config.clone())?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok((TlsAcceptor::from(Arc::new(config)), quic))
@@ -215,7 +220,9 @@ impl Hub {
             () = stop.cancelled() => return,
         };
         match linked {
-            Ok(Ok((node, link))) => session::run(Arc::clone(&self.context), link, node, stop).await,
+            Ok(Ok((node, link))) => {
+                session::run(Arc::clone(&self.context), &self.enrollment, link, node, stop).await;
+            }
             Ok(Err(reason)) => debug!(%peer, reason, "connection ended"),
             Err(_) => debug!(%peer, "connection timed out"),
         }
@@ -267,7 +274,7 @@ impl Hub {
         match upgraded {
             Ok(Ok(Some((peer_node, io, progress)))) => {
                 let link = websocket::server(io, peer, progress).await;
-                session::run(Arc::clone(&self.context), link, peer_node, stop).await;
+                session::run(Arc::clone(&self.context), &self.enrollment, link, peer_node, stop).await;
             }
             Ok(Ok(None)) => {}
             Ok(Err(reason)) => debug!(%peer, reason, "connection ended"),
@@ -372,6 +379,13 @@ impl Hub {
         let peer = identify(certificate)?;
         let Reporter { node, key_hash } = &peer;
         self.check_holder(node, key_hash).await?;
+        if certificate.is_some_and(has_expired) && !self.remembers(node, key_hash).await? {
+            let reason = format!(
+                "the certificate of {node} has expired, and no Node remembers its key; to join anew: keadm reset, then a token \
+                 from `keadm gettoken --node={node}`\n"
+            );
+            return Err((StatusCode::FORBIDDEN, reason));
+        }
         let registry = &self.context.registry;
         if registry.len() >= self.context.hub.node_limit && !registry.contains(node) {
             let reason = format!(
@@ -381,6 +395,18 @@ impl Hub {
             return Err((StatusCode::SERVICE_UNAVAILABLE, reason));
         }
         Ok(peer)
+    }
+
+    /// Whether the Node is there and has this very key.
+    async fn remembers(&self, node: &str, key_hash: &str) -> Result<bool, Refusal> {
+        match holder::is_held_by(&self.context.client, node, key_hash).await {
+            Ok(held) => Ok(held),
+            Err(failure) => {
+                let reason =
+                    format!("cloudcore cannot ask the API server now: {}\n", runtime::chain(&failure));
+                Err((StatusCode::SERVICE_UNAVAILABLE, reason))
+            }
+        }
     }
 
     /// Where the cache would refuse, or has not been listed yet, the API server has the last word: the Node may have got a
@@ -403,6 +429,13 @@ impl Hub {
             (Ok(Ok(())), _) => Ok(()),
         }
     }
+}
+
+/// TLS has taken it all the same.
+fn has_expired(certificate: &CertificateDer<'_>) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let ended = tls::validity(certificate).map_or(0, |(_, ended)| ended);
+    u64::try_from(ended).map_or(true, |ended| now > ended)
 }
 
 /// The node that the client's certificate, which TLS has verified, is for.

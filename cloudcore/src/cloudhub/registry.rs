@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+
+use super::traffic::Traffic;
 
 /// The nodes that are connected.
 #[derive(Debug, Default)]
@@ -16,7 +19,14 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Sessions {
     next: u64,
-    by_node: HashMap<String, (u64, CancellationToken)>,
+    by_node: HashMap<String, Session>,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: u64,
+    superseded: CancellationToken,
+    traffic: Arc<Traffic>,
 }
 
 /// A session's entry; dropping it takes it out.
@@ -30,13 +40,14 @@ pub struct Registration {
 
 impl Registry {
     /// Enters a node's session; an older session of the node is told to end.
-    pub fn enter(self: &Arc<Self>, node: &str) -> Registration {
+    pub fn enter(self: &Arc<Self>, node: &str, traffic: Arc<Traffic>) -> Registration {
         let superseded = CancellationToken::new();
         let mut sessions = self.lock();
         let id = sessions.next;
         sessions.next += 1;
-        if let Some((_, older)) = sessions.by_node.insert(node.to_owned(), (id, superseded.clone())) {
-            older.cancel();
+        let session = Session { id, superseded: superseded.clone(), traffic };
+        if let Some(older) = sessions.by_node.insert(node.to_owned(), session) {
+            older.superseded.cancel();
         }
         Registration { registry: Arc::clone(self), node: node.to_owned(), id, superseded }
     }
@@ -47,6 +58,12 @@ impl Registry {
 
     pub fn len(&self) -> usize {
         self.lock().by_node.len()
+    }
+
+    /// For people: each connected node, with its link.
+    pub fn page(&self) -> Value {
+        let sessions = self.lock();
+        sessions.by_node.iter().map(|(node, session)| (node.clone(), session.traffic.page())).collect()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -72,7 +89,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         let mut sessions = self.registry.lock();
-        if sessions.by_node.get(&self.node).is_some_and(|(id, _)| *id == self.id) {
+        if sessions.by_node.get(&self.node).is_some_and(|session| session.id == self.id) {
             sessions.by_node.remove(&self.node);
         }
     }
@@ -85,8 +102,8 @@ mod tests {
     #[test]
     fn the_end_of_a_superseded_session_leaves_the_newer_one() {
         let registry = Arc::new(Registry::default());
-        let first = registry.enter("n");
-        let second = registry.enter("n");
+        let first = registry.enter("n", Traffic::of_nobody());
+        let second = registry.enter("n", Traffic::of_nobody());
         assert!(first.superseded().is_cancelled() && !second.superseded().is_cancelled());
         drop(first);
         assert!(registry.contains("n"));

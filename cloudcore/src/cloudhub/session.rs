@@ -11,12 +11,14 @@ use std::{
 
 use bytes::Bytes;
 use kube::Client;
-use prometheus_client::metrics::counter::Counter;
 use proto::{
     Lane,
     codec::{self, DecodeError, EncodeError},
-    limits::WINDOW_REPORTS,
-    message::{Action, Answer, Batch, Body, GoodbyeReason, Report, ReportAck, ReportKind, Request, Response},
+    limits::{MAX_TEXT, WINDOW_REPORTS},
+    message::{
+        Action, Answer, Batch, Body, GoodbyeReason, Question, Report, ReportAck, ReportKind, Request,
+        Response,
+    },
     session::{CloudEvent, CloudSession, Dead, Violation},
 };
 use runtime::link::{
@@ -32,8 +34,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, trace, warn};
 
 use super::{
+    enrollment::Enrollment,
     holder::{self, NotYours},
     registry::{Registration, Registry},
+    traffic::Traffic,
 };
 use crate::{
     config::HubConfig,
@@ -43,7 +47,7 @@ use crate::{
         lease::{self, LeaseConfig},
         upstream::{Reporter, Upstream},
     },
-    metrics::{BytesLabels, EndLabels, Metrics, TransportLabels},
+    metrics::{EndLabels, Metrics, TransportLabels},
 };
 
 /// What cloudcore calls itself on the link.
@@ -149,8 +153,9 @@ enum Done {
     Answer(Response),
 }
 
-struct Driver {
+struct Driver<'a> {
     context: Arc<SessionContext>,
+    enrollment: &'a Enrollment,
     peer: Reporter,
     /// From the hello on: an edge may open more links than it goes on to use.
     registration: Option<Registration>,
@@ -161,7 +166,7 @@ struct Driver {
     writer: JoinSet<Result<(), LinkError>>,
     attempts: Arc<Semaphore>,
     frames: Frames,
-    sent: Counter,
+    traffic: Arc<Traffic>,
     lanes: Lanes<Work>,
     healing: bool,
     /// The control plane has called the node Unknown while it was connected, and its pods not ready.
@@ -173,13 +178,19 @@ struct Driver {
 
 /// Runs a session on a link whose other end has proven to be `node`, until it ends.
 #[tracing::instrument(name = "session", skip_all, fields(node = %node.node, session = tracing::field::Empty))]
-pub async fn run(context: Arc<SessionContext>, link: Link, node: Reporter, stop: CancellationToken) {
+pub async fn run(
+    context: Arc<SessionContext>,
+    enrollment: &Enrollment,
+    link: Link,
+    node: Reporter,
+    stop: CancellationToken,
+) {
     let metrics = context.metrics.clone();
     let (peer, transport) = (link.peer, link.transport);
     let sessions = metrics.sessions.get_or_create_owned(&TransportLabels { transport });
     sessions.inc();
     debug!(%peer, transport, "link opened");
-    let end = drive(context, link, node, stop).await;
+    let end = drive(context, enrollment, link, node, stop).await;
     sessions.dec();
     metrics.session_ends.get_or_create(&EndLabels { reason: end.label() }).inc();
     match &end {
@@ -190,13 +201,18 @@ pub async fn run(context: Arc<SessionContext>, link: Link, node: Reporter, stop:
     }
 }
 
-async fn drive(context: Arc<SessionContext>, link: Link, node: Reporter, stop: CancellationToken) -> End {
+async fn drive(
+    context: Arc<SessionContext>,
+    enrollment: &Enrollment,
+    link: Link,
+    node: Reporter,
+    stop: CancellationToken,
+) -> End {
+    let traffic = Traffic::of(&link, &context.metrics);
     let Link { sender, mut receiver, progress, peer: _, transport: _, confirms } = link;
     let (frames, queue) = queue();
     let mut writer = JoinSet::new();
     writer.spawn(sender.run(queue, context.hub.write_timeout));
-    let sent = context.metrics.bytes.get_or_create_owned(&BytesLabels { direction: "sent" });
-    let received = context.metrics.bytes.get_or_create_owned(&BytesLabels { direction: "received" });
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
     let now = Instant::now().into_std();
@@ -204,13 +220,14 @@ async fn drive(context: Arc<SessionContext>, link: Link, node: Reporter, stop: C
     let mut driver = Driver {
         session: if confirms { session.without_pongs() } else { session },
         view: context.index.subscribe(&node.node),
+        enrollment,
         peer: node,
         registration: None,
         tasks: JoinSet::new(),
         writer,
         attempts: Arc::new(Semaphore::new(REPORTS_AT_ONCE)),
         frames,
-        sent,
+        traffic,
         lanes: Lanes::new(WINDOW_REPORTS),
         healing: false,
         lapsed: false,
@@ -230,10 +247,7 @@ async fn drive(context: Arc<SessionContext>, link: Link, node: Reporter, stop: C
             // Safe to cancel, says its contract. What lies in the socket is read before the deadline counts: it came in time,
             // however long we were busy.
             frame = time::timeout_at(deadline, receiver.receive()) => match frame {
-                Ok(Ok(Some(frame))) => {
-                    received.inc_by(frame.len() as u64);
-                    driver.receive(frame)
-                }
+                Ok(Ok(Some(frame))) => driver.receive(frame),
                 Ok(Ok(None)) => Err(End::Closed),
                 Ok(Err(error)) => Err(End::Link(error)),
                 Err(_) => {
@@ -277,7 +291,7 @@ async fn superseded(registration: Option<&Registration>) {
     }
 }
 
-impl Driver {
+impl Driver<'_> {
     /// Does all that can be done without waiting.
     fn pump(&mut self) -> Result<(), End> {
         if self.view.dirty().has_overflowed() {
@@ -303,7 +317,7 @@ impl Driver {
                     trace_batch(batch);
                 }
                 let frame = codec::encode(body).map_err(End::Encode)?;
-                self.sent.inc_by(frame.len() as u64);
+                self.traffic.sent(lane, frame.len());
                 self.frames.push(lane, frame);
             }
         }
@@ -316,7 +330,9 @@ impl Driver {
     }
 
     fn receive(&mut self, frame: Bytes) -> Result<(), End> {
+        let bytes = frame.len();
         let mut body = codec::decode(frame).map_err(End::Decode)?;
+        self.traffic.received(body.lane(), bytes);
         match &mut body {
             Body::Hello(hello) => {
                 let limit = u32::try_from(self.context.hub.keepalive.as_millis()).unwrap_or(u32::MAX);
@@ -336,7 +352,7 @@ impl Driver {
     fn handle(&mut self, event: CloudEvent) -> Result<(), End> {
         match event {
             CloudEvent::Connected { software } => {
-                let registration = self.context.registry.enter(&self.peer.node);
+                let registration = self.context.registry.enter(&self.peer.node, Arc::clone(&self.traffic));
                 tracing::Span::current().record("session", registration.id());
                 self.registration = Some(registration);
                 info!(software, "node connected");
@@ -351,6 +367,16 @@ impl Driver {
                 }
                 let lane = report.key.clone();
                 self.lanes.push(&lane, Work::Report(report));
+            }
+            CloudEvent::Question(Request { id, question: Some(Question::Certificate(csr)) }) => {
+                let answer = match self.enrollment.renew(&self.peer, &csr) {
+                    Ok(certificate) => Answer::Certificate(certificate.into()),
+                    Err(reason) => {
+                        warn!(reason, "certificate not renewed");
+                        Answer::Refused(reason.chars().take(MAX_TEXT).collect())
+                    }
+                };
+                self.session.answer(Response { id, answer: Some(answer) });
             }
             CloudEvent::Question(request) => {
                 if self.questions.len() < QUESTIONS_WAITING {

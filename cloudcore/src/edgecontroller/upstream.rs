@@ -276,7 +276,10 @@ impl Upstream {
     pub async fn answer(&self, node: &str, request: Request) -> Response {
         let answer = match request.question {
             Some(Question::ServiceAccountToken(question)) => self.token(node, &question).await,
-            None => Answer::Refused("this cloudcore does not know the question".to_owned()),
+            // The session answers those for certificates itself.
+            Some(Question::Certificate(_)) | None => {
+                Answer::Refused("this cloudcore does not know the question".to_owned())
+            }
         };
         Response { id: request.id, answer: Some(answer) }
     }

@@ -80,12 +80,12 @@ pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
     let (nobody, _) = tls::pinned_client_config(good.ca_hash)?;
     let (key, csr) = tls::node_csr("edge-1")?;
     let signed = CertificateAuthority::generate()?.sign_node_csr(&csr, "edge-1", LONG)?;
-    let foreign = tls::client_config(&[ca], vec![signed.into()], tls::pkcs8(key))?;
+    let foreign = Identity::new("edge-1", ca, key, signed)?;
+    let nobody = Identity { tls: Arc::new(nobody), ..foreign.clone() };
     // The other CA has the same name: what is wrong is the signature (over TCP the alert decrypt_error, RFC 8446).
-    for (config, told) in
+    for (stranger, told) in
         [(nobody, ["no client certificate"; 2]), (foreign, ["DecryptError", "BadSignature"])]
     {
-        let stranger = Identity { node: "edge-1".to_owned(), tls: Arc::new(config) };
         let error = Edge::refusal(cloud.address, &stranger).await?;
         ensure!(told.iter().any(|told| error.contains(told)), "{error}");
     }

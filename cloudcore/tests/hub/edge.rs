@@ -47,6 +47,9 @@ tokio::task_local! {
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) node: String,
+    pub(crate) ca: CertificateDer<'static>,
+    /// PKCS#8, DER.
+    pub(crate) key: Vec<u8>,
     pub(crate) tls: Arc<rustls::ClientConfig>,
 }
 
@@ -117,9 +120,20 @@ pub(crate) async fn enroll(address: SocketAddr, token: &Token, node: &str) -> Re
     if code != 200 {
         bail!("enrollment refused: {code} {}", String::from_utf8_lossy(&body));
     }
-    let chain = vec![CertificateDer::from(body.to_vec())];
-    let tls = tls::client_config(&[ca], chain, tls::pkcs8(key))?;
-    Ok(Identity { node: node.to_owned(), tls: Arc::new(tls) })
+    Identity::new(node, ca, key, body.to_vec())
+}
+
+impl Identity {
+    pub(crate) fn new(
+        node: &str,
+        ca: CertificateDer<'static>,
+        key: Vec<u8>,
+        certificate: Vec<u8>,
+    ) -> Result<Self> {
+        let (roots, chain) = ([ca.clone()], vec![CertificateDer::from(certificate)]);
+        let tls = tls::client_config(&roots, chain, tls::pkcs8(key.clone()), Arc::default())?;
+        Ok(Self { node: node.to_owned(), ca, key, tls: Arc::new(tls) })
+    }
 }
 
 pub(crate) struct Edge {

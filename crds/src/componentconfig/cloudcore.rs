@@ -98,8 +98,11 @@ pub struct CloudHub {
     pub keepalive_interval: u32,
     /// Seconds that one frame may take to be written before the line is given up.
     pub write_timeout: u32,
-    /// Days that an edge node's certificate is valid. It is not renewed yet: the node has to join anew before it ends.
+    /// Days that an edge node's certificate is valid. The node renews it by itself once two thirds of them are over.
     pub edge_cert_signing_duration: u32,
+    /// Days after the end of its certificate during which a node that was away still gets in, to renew it, if the Node in the
+    /// cluster remembers its key. After that it has to join anew. 365, because a site may be off for a season.
+    pub edge_cert_grace_duration: u32,
     pub node_lease: NodeLease,
     pub quic: CloudHubQuic,
     pub websocket: CloudHubWebSocket,
@@ -114,6 +117,7 @@ impl Default for CloudHub {
             keepalive_interval: 600,
             write_timeout: 30,
             edge_cert_signing_duration: 365,
+            edge_cert_grace_duration: 365,
             node_lease: NodeLease::default(),
             quic: CloudHubQuic::default(),
             websocket: CloudHubWebSocket::default(),

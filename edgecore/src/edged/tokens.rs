@@ -116,6 +116,9 @@ impl Tokens {
         let bytes = match answer {
             Answer::ServiceAccountToken(bytes) => bytes,
             Answer::Refused(why) => return Err(TokenError::Cloud(why)),
+            Answer::Certificate(_) => {
+                return Err(TokenError::Cloud("an answer to another question".to_owned()));
+            }
         };
         let status: TokenStatus = serde_json::from_slice(&bytes).map_err(TokenError::Answer)?;
         Ok(Kept { token: status.token, obtained: Timestamp::now(), expires: status.expiration })

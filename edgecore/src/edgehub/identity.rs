@@ -1,8 +1,8 @@
 //! This node's key and certificate, and the cloud's CA, as files.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use runtime::tls::{self, TlsError};
+use runtime::tls::{self, Clock, TlsError};
 use rustls::{
     ClientConfig,
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -23,8 +23,8 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub(super) fn client_config(self) -> Result<ClientConfig, TlsError> {
-        tls::client_config(&self.ca, self.chain, self.key)
+    pub(super) fn client_config(self, clock: &Arc<Clock>) -> Result<ClientConfig, TlsError> {
+        tls::client_config(&self.ca, self.chain, self.key, Arc::clone(clock))
     }
 }
 

@@ -20,6 +20,7 @@ use runtime::{
         queue::{Frames, queue},
         quic,
     },
+    tls::Clock,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -37,6 +38,10 @@ const MAX_QUESTIONS: usize = 256;
 /// Delays between attempts to store what the disk does not take. The session goes on: to end it would only have the cloud
 /// send all of it again over a line that may be metered.
 const STORE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// Where the newest time that the cloud has told is kept.
+const LATEST_TIME: &str = "clock";
+/// In seconds.
+const DAY: u64 = 86_400;
 /// Time for a goodbye before the link is dropped.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Of the reports in one frame.
@@ -62,6 +67,7 @@ pub enum SessionError {
 
 pub(super) struct Driver<'a> {
     pub(super) config: &'a HubConfig,
+    pub(super) clock: &'a Clock,
     pub(super) store: &'a Store,
     pub(super) asks: &'a mut mpsc::Receiver<Ask>,
     pub(super) state: &'a watch::Sender<HubState>,
@@ -266,8 +272,9 @@ impl Driver<'_> {
         event: EdgeEvent,
     ) -> Result<(), HubError> {
         match event {
-            EdgeEvent::Connected { software, unix_ms: _ } => {
+            EdgeEvent::Connected { software, unix_ms } => {
                 info!(software, "connected to the cloud");
+                self.note_time(unix_ms / 1000).await;
                 self.state.send_modify(|state| {
                     state.connected = true;
                     state.sessions += 1;
@@ -289,7 +296,7 @@ impl Driver<'_> {
                 if let Some(asker) = work.questions.remove(&id) {
                     let answer = match answer {
                         Answer::Refused(reason) => Err(reason),
-                        answered @ Answer::ServiceAccountToken(_) => Ok(answered),
+                        answered @ (Answer::ServiceAccountToken(_) | Answer::Certificate(_)) => Ok(answered),
                     };
                     // Whoever asked may have stopped waiting.
                     drop(asker.send(answer));
@@ -298,6 +305,17 @@ impl Driver<'_> {
             EdgeEvent::Goodbye { reason, detail } => return Err(HubError::Goodbye { reason, detail }),
         }
         Ok(())
+    }
+
+    /// What the cloud says of the time outlives a boot of a machine without a battery; once a day is enough for that.
+    async fn note_time(&self, seconds: u64) {
+        self.clock.raise(seconds);
+        if seconds < latest_time(self.store).saturating_add(DAY) {
+            return;
+        }
+        if let Err(error) = self.store.put_local(LATEST_TIME, seconds.to_string().into()).await {
+            debug!(error = %runtime::chain(&error), "the time was not kept");
+        }
     }
 
     /// One transaction for all that waits: a burst shares one sync.
@@ -399,6 +417,12 @@ impl Driver<'_> {
         }
         Ok(())
     }
+}
+
+/// The newest time that the cloud has told, in seconds since 1970.
+pub(super) fn latest_time(store: &Store) -> u64 {
+    let kept = store.local(LATEST_TIME).ok().flatten();
+    kept.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0)
 }
 
 /// Why a Node's status, as it is reported, is not Ready; `None` if it is.

@@ -55,7 +55,8 @@ impl Line {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let ca = CertificateAuthority::generate().unwrap();
         let (chain, key) = ca.issue_server(&["127.0.0.1".to_owned()]).unwrap();
-        let server = tls::server_config(chain, key, std::slice::from_ref(ca.certificate())).unwrap();
+        let server =
+            tls::server_config(chain, key, std::slice::from_ref(ca.certificate()), Duration::ZERO).unwrap();
         let config = HubConfig {
             node: NODE.to_owned(),
             server: listener.local_addr().unwrap().to_string(),

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -45,7 +47,7 @@ async fn another_ca_and_another_name_are_told_apart() {
     let ca = CertificateAuthority::generate().unwrap();
     let hash: [u8; 32] = Sha256::digest(ca.certificate()).into();
     let (chain, key) = ca.issue_server(&["cloud.example".to_owned()]).unwrap();
-    let config = Arc::new(server_config(chain, key, &[ca.certificate().clone()]).unwrap());
+    let config = Arc::new(server_config(chain, key, &[ca.certificate().clone()], Duration::ZERO).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = listener.local_addr().unwrap();
     let ask = async |name: &str, hash| {

@@ -46,10 +46,12 @@ impl Ends {
         tls::install_provider();
         let ca = CertificateAuthority::generate().unwrap();
         let (chain, key) = ca.issue_server(&["127.0.0.1".to_owned()]).unwrap();
-        let server = tls::server_config(chain, key, std::slice::from_ref(ca.certificate())).unwrap();
+        let server =
+            tls::server_config(chain, key, std::slice::from_ref(ca.certificate()), Duration::ZERO).unwrap();
         let (key, csr) = tls::node_csr(NODE).unwrap();
         let chain = vec![CertificateDer::from(ca.sign_node_csr(&csr, NODE, LONG).unwrap())];
-        let client = tls::client_config(&[ca.certificate().clone()], chain, tls::pkcs8(key)).unwrap();
+        let client =
+            tls::client_config(&[ca.certificate().clone()], chain, tls::pkcs8(key), Arc::default()).unwrap();
         Self { server, client: Arc::new(client), name: ServerName::try_from("127.0.0.1").unwrap() }
     }
 

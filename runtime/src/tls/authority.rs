@@ -10,14 +10,15 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 
-use super::{NODE_CN, NODES_ORGANIZATION, pkcs8};
+use super::{NODE_CN, NODES_ORGANIZATION, pkcs8, validity};
 
 /// The CA's own name: what has another is no cloudcore's.
 pub(super) const CA_NAME: &str = "Skerry";
 const DAY: Duration = Duration::from_hours(24);
 /// As KubeEdge's: rotating a CA is an operation of its own, never forced by a date.
 const CA_VALIDITY: Duration = DAY.saturating_mul(36_500);
-/// Issued anew at each start of cloudcore and kept in memory only.
+/// Issued anew at each start of cloudcore and kept in memory only. Valid from the CA's beginning: the newest time that an edge
+/// without a clock remembers may lie before the last start of cloudcore.
 const SERVER_VALIDITY: Duration = DAY.saturating_mul(365);
 /// Certificates are valid from an hour ago, for nodes whose clock is a little behind.
 const BACKDATE: Duration = Duration::from_hours(1);
@@ -40,6 +41,7 @@ pub enum CsrError {
 pub struct CertificateAuthority {
     certificate: CertificateDer<'static>,
     key_der: Vec<u8>,
+    begins: OffsetDateTime,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -64,7 +66,10 @@ impl CertificateAuthority {
         let certificate = CertificateDer::from(certificate);
         let pair = KeyPair::try_from(key.as_slice()).map_err(CsrError::Malformed)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, pair).map_err(CsrError::Malformed)?;
-        Ok(Self { certificate, key_der: key, issuer })
+        // What rcgen has read has a date.
+        let begins = validity(&certificate).map_or(0, |(begins, _)| begins);
+        let begins = OffsetDateTime::from_unix_timestamp(begins).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        Ok(Self { certificate, key_der: key, begins, issuer })
     }
 
     pub fn certificate(&self) -> &CertificateDer<'static> {
@@ -97,6 +102,7 @@ impl CertificateAuthority {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CsrError::Issue)?;
         let sans = CertificateParams::new(names.to_vec()).map_err(CsrError::Issue)?.subject_alt_names;
         let mut params = params("cloudcore", Some(CA_NAME), SERVER_VALIDITY)?;
+        params.not_before = self.begins;
         params.subject_alt_names = sans;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -110,6 +116,11 @@ pub fn node_csr(node: &str) -> Result<(Vec<u8>, Vec<u8>), CsrError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CsrError::Issue)?;
     let csr = node_csr_with_key(node, &key)?;
     Ok((key.serialize_der(), csr))
+}
+
+/// A CSR as [`node_csr`] makes it, for a key that is there: PKCS#8 DER.
+pub fn node_csr_for(node: &str, key: &[u8]) -> Result<Vec<u8>, CsrError> {
+    node_csr_with_key(node, &KeyPair::try_from(key).map_err(CsrError::Malformed)?)
 }
 
 fn node_csr_with_key(node: &str, key: &KeyPair) -> Result<Vec<u8>, CsrError> {
@@ -198,6 +209,8 @@ mod tests {
         let renewed = CertificateDer::from(ca.sign_node_csr(&csr, "edge-1", DAY).unwrap());
         assert_eq!(key_hash(&certificate).unwrap(), key_hash(&renewed).unwrap());
         assert_ne!(key_hash(&certificate).unwrap(), key_hash(ca.certificate()).unwrap());
+        let (chain, _) = ca.issue_server(&["cloud".to_owned()]).unwrap();
+        assert_eq!(validity(&chain[0]).unwrap().0, validity(ca.certificate()).unwrap().0);
         let error = ca.sign_node_csr(&csr, "edge-2", DAY).unwrap_err();
         assert!(matches!(error, CsrError::Forbidden { field: "subject", .. }), "{error}");
         assert!(matches!(ca.sign_node_csr(b"garbage", "edge-1", DAY), Err(CsrError::Malformed(_))));

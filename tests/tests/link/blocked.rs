@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use harness::{
     Bench, Site,
     product::{Life, Scene, pod, ready},
@@ -37,6 +37,10 @@ pub(crate) async fn run(bench: &Bench, scene: &Scene, site: &Site) -> Result<()>
     site.block_udp()?;
     wait::until("the link over the WebSocket", SOON, async || is_over(&edge, "websocket").await).await?;
     scene.run(SPACE, &pod("over-websocket", NODE, &spec)).await?;
+    let sessions: serde_json::Value = serde_json::from_str(&scene.cloud.admin("/sessions").await?.body)?;
+    let seen = &sessions[NODE];
+    let status = seen["receivedBytes"]["status"].as_u64().unwrap_or_default();
+    ensure!(seen["transport"] == "websocket" && status > 0, "cloudcore shows {seen}");
     wait::holds("the node Ready", WATCHED, async || ready(&scene.node(NODE).await?)).await?;
 
     site.unblock_udp()?;

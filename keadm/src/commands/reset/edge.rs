@@ -1,6 +1,9 @@
 //! The edge node: edgecore first, so that it brings nothing back; then its pods, their mounts, and its files.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Result;
 use crds::componentconfig::edgecore::{EdgeCoreConfig, EdgePaths};
@@ -86,7 +89,12 @@ async fn leave(args: &Reset, config: &EdgeCoreConfig) {
     }
     let credentials = || {
         let ca = tls::read_certificates(&paths.ca_file)?;
-        tls::client_config(&ca, tls::read_certificates(&paths.cert_file)?, tls::read_key(&paths.key_file)?)
+        tls::client_config(
+            &ca,
+            tls::read_certificates(&paths.cert_file)?,
+            tls::read_key(&paths.key_file)?,
+            Arc::default(),
+        )
     };
     let left = match credentials() {
         Ok(client) => {
