@@ -53,7 +53,8 @@ impl From<EdgeCoreConfig> for Config {
             tls_cert_file: _,
             tls_private_key_file: _,
             quic: EdgeHubQuic { enable: quic, server: quic_server },
-            websocket: EdgeHubWebSocket { enable: websocket, server, handshake_timeout, write_deadline },
+            websocket:
+                EdgeHubWebSocket { enable: websocket, server, proxy, handshake_timeout, write_deadline },
         } = edge_hub;
         let Edged {
             hostname_override,
@@ -105,6 +106,7 @@ impl From<EdgeCoreConfig> for Config {
                 quic_probes: QUIC_PROBES,
                 websocket,
                 server,
+                proxy: proxy.0,
                 heartbeat: seconds(heartbeat),
                 handshake_timeout: seconds(handshake_timeout),
                 write_deadline: seconds(write_deadline),

@@ -10,7 +10,10 @@ use proto::message::{Answer, GoodbyeReason, Question};
 use runtime::{
     backoff::Backoff,
     chain,
-    link::{Link, LinkError},
+    link::{
+        Link, LinkError,
+        proxy::{Proxy, ProxyError},
+    },
     tls::{Clock, TlsError},
 };
 use rustls::ClientConfig;
@@ -77,6 +80,8 @@ pub struct HubConfig {
     pub node: String,
     /// cloudcore's `HOST:PORT` for TCP: enrolment, and the WebSocket.
     pub server: String,
+    /// The URL of the HTTP proxy that leads there; empty for none.
+    pub proxy: String,
     /// Whether the link may use the WebSocket.
     pub websocket: bool,
     /// cloudcore's `HOST:PORT` for UDP, if the link may use QUIC.
@@ -99,6 +104,8 @@ pub struct HubConfig {
 pub enum HubError {
     #[error("modules.edgeHub.{key} {server:?} is not HOST:PORT")]
     Server { key: &'static str, server: String },
+    #[error("modules.edgeHub.websocket.proxy is no proxy's URL")]
+    Proxy(#[from] ProxyError),
     #[error("failed to use this node's certificate")]
     Identity(#[from] TlsError),
     #[error("enrolment failed")]
@@ -116,6 +123,7 @@ pub enum HubError {
 pub struct EdgeHub {
     config: HubConfig,
     server: Server,
+    proxy: Option<Proxy>,
     transports: Transports,
     clock: Arc<Clock>,
     store: Store,
@@ -130,10 +138,11 @@ impl EdgeHub {
         asks: mpsc::Receiver<Ask>,
     ) -> Result<(Self, watch::Receiver<HubState>), HubError> {
         let server = Server::parse("websocket.server", &config.server)?;
-        let transports = Transports::new(&config)?;
+        let proxy = Some(&config.proxy).filter(|url| !url.is_empty()).map(|url| url.parse()).transpose()?;
+        let transports = Transports::new(&config, proxy.clone())?;
         let clock = Arc::new(Clock::starting_at(session::latest_time(&store)));
         let (state, watching) = watch::channel(HubState::default());
-        Ok((Self { config, server, transports, clock, store, asks, state }, watching))
+        Ok((Self { config, server, proxy, transports, clock, store, asks, state }, watching))
     }
 
     /// The time, which the cloud corrects.
@@ -180,7 +189,7 @@ impl EdgeHub {
     async fn connect(&mut self) -> Result<(Link, Arc<ClientConfig>), HubError> {
         let identity = match identity::load(&self.config.identity, &self.config.node)? {
             Some(identity) => identity,
-            None => enrollment::enroll(&self.config, &self.server.name).await?,
+            None => enrollment::enroll(&self.config, &self.server.name, self.proxy.as_ref()).await?,
         };
         let tls = Arc::new(identity.client_config(&self.clock)?);
         match time::timeout(self.config.handshake_timeout, self.transports.connect(&tls)).await {

@@ -157,6 +157,7 @@ async fn nothing_that_the_cloud_sends_breaks_the_edge() -> Result<()> {
     let config = HubConfig {
         node: NODE.to_owned(),
         server: address.to_string(),
+        proxy: String::new(),
         websocket: true,
         quic: None,
         quic_probes: (LONG, LONG),

@@ -198,6 +198,9 @@ pub(crate) struct Join {
     /// Go on although preflight checks fail
     #[arg(long)]
     pub(crate) force: bool,
+    /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128 [default: that of an earlier join]
+    #[arg(long, value_name = "URL", env = "KEADM_PROXY", hide_env_values = true)]
+    pub(crate) proxy: Option<String>,
     /// What carries the link [default: quic, and the WebSocket where UDP does not get through]
     #[arg(long, value_name = "PROTOCOL", value_enum)]
     pub(crate) hub_protocol: Option<HubProtocol>,

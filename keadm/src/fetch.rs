@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use runtime::{
+    link::proxy::Proxy,
     tls::{PinError, pinned_client_config},
     token::Token,
 };
@@ -51,6 +52,8 @@ pub(crate) enum HubError {
     Silent(String),
     #[error("{0} cannot be reached")]
     Unreachable(String, #[source] io::Error),
+    #[error("the proxy leads nowhere")]
+    Proxy(#[source] io::Error),
     #[error("something other than cloudcore answers at {0}")]
     Other(String),
     #[error("the CA at {0} does not match the pin in the token: it is the cloudcore of another cluster")]
@@ -82,6 +85,10 @@ impl HubError {
             Self::Silent(_) | Self::Unreachable(..) => {
                 "check the route to cloudcore, and that firewalls let its TCP port through".to_owned()
             }
+            Self::Proxy(_) => {
+                "check the proxy's address, user and password, and that it lets CONNECT to cloudcore through"
+                    .to_owned()
+            }
             Self::Other(_) => "check address and port; keadm init printed them".to_owned(),
             Self::OtherCa(_) => {
                 "get a new token from the right cluster with keadm gettoken, or correct the address"
@@ -101,22 +108,26 @@ impl HubError {
     }
 }
 
-/// Asks cloudcore at `server` (`HOST:PORT`), connecting to `connect_to` if that is another address, whether it is well, and
-/// that its CA has this hash.
-pub(crate) async fn hub(server: &str, connect_to: Option<&str>, ca_hash: [u8; 32]) -> Result<(), HubError> {
+/// Asks cloudcore at `server` (`HOST:PORT`), through a proxy if there is one, whether it is well, and that its CA has this hash.
+pub(crate) async fn hub(server: &str, proxy: Option<&Proxy>, ca_hash: [u8; 32]) -> Result<(), HubError> {
     let request = Request::get("/healthz");
-    match ask(server, connect_to, pinned(server, ca_hash)?, request).await? {
+    match ask(server, proxy, pinned(server, ca_hash)?, request).await? {
         (StatusCode::OK, _) => Ok(()),
         _ => Err(HubError::Other(server.to_owned())),
     }
 }
 
 /// Asks cloudcore whether it would let `node` join with this token.
-pub(crate) async fn token(server: &str, token: &Token, node: &str) -> Result<(), HubError> {
+pub(crate) async fn token(
+    server: &str,
+    proxy: Option<&Proxy>,
+    token: &Token,
+    node: &str,
+) -> Result<(), HubError> {
     let request = Request::get("/edge.crt")
         .header(header::AUTHORIZATION, format!("Bearer {}", token.bearer))
         .header("NodeName", node);
-    let (status, body) = ask(server, None, pinned(server, token.ca_hash)?, request).await?;
+    let (status, body) = ask(server, proxy, pinned(server, token.ca_hash)?, request).await?;
     let reason = || String::from_utf8_lossy(&body).trim().to_owned();
     match status {
         StatusCode::OK => Ok(()),
@@ -126,8 +137,12 @@ pub(crate) async fn token(server: &str, token: &Token, node: &str) -> Result<(),
 }
 
 /// Tells cloudcore that the machine with this certificate leaves, so that its name is free.
-pub(crate) async fn release(server: &str, config: ClientConfig) -> Result<(), HubError> {
-    let (status, body) = ask(server, None, config, Request::delete("/edge.crt")).await?;
+pub(crate) async fn release(
+    server: &str,
+    proxy: Option<&Proxy>,
+    config: ClientConfig,
+) -> Result<(), HubError> {
+    let (status, body) = ask(server, proxy, config, Request::delete("/edge.crt")).await?;
     let reason = String::from_utf8_lossy(&body).trim().to_owned();
     match status {
         StatusCode::OK => Ok(()),
@@ -142,11 +157,18 @@ fn pinned(server: &str, ca_hash: [u8; 32]) -> Result<ClientConfig, HubError> {
 
 async fn ask(
     server: &str,
-    connect_to: Option<&str>,
+    proxy: Option<&Proxy>,
     config: ClientConfig,
     request: http::request::Builder,
 ) -> Result<(StatusCode, Bytes), HubError> {
-    let tcp = connect(connect_to.unwrap_or(server)).await?;
+    let mut tcp = connect(proxy.map_or(server, Proxy::address)).await?;
+    if let Some(proxy) = proxy {
+        tcp = match timeout(DEADLINE, proxy.tunnel(tcp, server)).await {
+            Ok(Ok(tunnel)) => tunnel,
+            Ok(Err(error)) => return Err(HubError::Proxy(error)),
+            Err(_) => return Err(HubError::Silent(format!("the proxy {}", proxy.address()))),
+        };
+    }
     let host = host_of(server);
     let name = ServerName::try_from(host.to_owned()).map_err(|_| HubError::Name(host.to_owned()))?;
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);

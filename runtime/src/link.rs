@@ -26,6 +26,7 @@ use tokio::{
     time::{self, Instant},
 };
 
+pub mod proxy;
 pub mod queue;
 pub mod quic;
 #[cfg(test)]

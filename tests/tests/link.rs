@@ -1,10 +1,11 @@
 //! What carries the link, at real sites: a line that swallows UDP for a while, a site that gets another address, one whose
-//! certificate has expired.
+//! certificate has expired, and one behind a proxy.
 
 mod link {
     pub(crate) mod blocked;
     pub(crate) mod expired;
     pub(crate) mod moved;
+    pub(crate) mod proxied;
 }
 
 use std::pin::Pin;
@@ -18,13 +19,14 @@ use harness::{
 #[tokio::test]
 async fn the_link_finds_its_way() -> Result<()> {
     bench::run(async |bench: &Bench| {
-        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 3).await?;
-        let (first, second, third) = (&sites[0], &sites[1], &sites[2]);
+        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 4).await?;
+        let [first, second, third, fourth] = &sites[..] else { unreachable!("four were asked for") };
         scene.namespace(SPACE).await?;
         tokio::try_join!(
             named("blocked", link::blocked::run(bench, &scene, first)),
             named("moved", link::moved::run(bench, &scene, second)),
             named("expired", link::expired::run(bench, &scene, third)),
+            named("proxied", link::proxied::run(bench, &scene, fourth)),
         )?;
         Ok(())
     })

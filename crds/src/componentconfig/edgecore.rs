@@ -157,6 +157,9 @@ pub struct EdgeHubWebSocket {
     pub enable: bool,
     /// cloudcore's HOST:PORT.
     pub server: String,
+    /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128; enrolment uses it, too. QUIC does not:
+    /// where a proxy is the only way out, the link is a WebSocket. Empty: none.
+    pub proxy: Secret,
     /// Seconds that connecting may take, TLS and all, before it is tried anew.
     pub handshake_timeout: u32,
     /// Seconds that one frame may take to be written before the line is given up.
@@ -165,7 +168,24 @@ pub struct EdgeHubWebSocket {
 
 impl Default for EdgeHubWebSocket {
     fn default() -> Self {
-        Self { enable: true, server: "127.0.0.1:10000".to_owned(), handshake_timeout: 30, write_deadline: 15 }
+        Self {
+            enable: true,
+            server: "127.0.0.1:10000".to_owned(),
+            proxy: Secret::default(),
+            handshake_timeout: 30,
+            write_deadline: 15,
+        }
+    }
+}
+
+/// A text that may hold a password, and is not shown in logs.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { "set" })
     }
 }
 
@@ -289,6 +309,10 @@ impl EdgeHub {
             faults.endpoint(&key("quic.server"), &self.quic.server);
         }
         faults.endpoint(&key("websocket.server"), &self.websocket.server);
+        let proxy = &self.websocket.proxy.0;
+        faults.check(proxy.is_empty() || proxy.starts_with("http://"), &key("websocket.proxy"), || {
+            "is not the URL of an HTTP proxy, as in http://192.0.2.1:3128".to_owned()
+        });
         let timeout = self.websocket.handshake_timeout.into();
         faults.at_least(&key("websocket.handshakeTimeout"), timeout, 1, "it is in seconds");
         let deadline = self.websocket.write_deadline.into();

@@ -8,6 +8,7 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use runtime::link::proxy::Proxy;
 use tokio::{
     net::{TcpStream, lookup_host},
     time,
@@ -27,11 +28,15 @@ pub(super) async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-/// Connects to `HOST:PORT`. Has no deadline of its own.
-pub(super) async fn tcp(address: &str) -> io::Result<TcpStream> {
+/// Connects to `HOST:PORT`, through a proxy if there is one; that looks the name up, then. Has no deadline of its own.
+pub(super) async fn tcp(address: &str, proxy: Option<&Proxy>) -> io::Result<TcpStream> {
     // Once for all attempts: a resolver that hangs cannot be cancelled.
-    let addresses = resolve(address).await?;
-    first(addresses, |all| async move { TcpStream::connect(&all[..]).await }).await
+    let addresses = resolve(proxy.map_or(address, Proxy::address)).await?;
+    let tcp = first(addresses, |all| async move { TcpStream::connect(&all[..]).await }).await?;
+    match proxy {
+        Some(proxy) => proxy.tunnel(tcp, address).await,
+        None => Ok(tcp),
+    }
 }
 
 /// The first answer that one of the attempts comes to. Each begins with another address than the one before it.
@@ -89,7 +94,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let error = tcp(&address.to_string()).await.unwrap_err();
+        let error = tcp(&address.to_string(), None).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -7,6 +7,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use runtime::{
+    link::proxy::Proxy,
     tls::{self, CsrError, TlsError},
     token::{Token, TokenError},
 };
@@ -15,7 +16,7 @@ use tokio::{net::TcpStream, time};
 use tracing::{info, warn};
 
 use super::{
-    HubConfig,
+    HubConfig, dialer,
     identity::{self, Identity},
 };
 
@@ -76,16 +77,24 @@ pub enum EnrollmentError {
 pub(super) async fn enroll(
     config: &HubConfig,
     server_name: &ServerName<'static>,
+    proxy: Option<&Proxy>,
 ) -> Result<Identity, EnrollmentError> {
-    let attempt = attempt(config, server_name);
+    let attempt = attempt(config, server_name, proxy);
     time::timeout(TIMEOUT, attempt).await.map_err(|_| EnrollmentError::TimedOut(TIMEOUT))?
 }
 
-async fn attempt(config: &HubConfig, server_name: &ServerName<'static>) -> Result<Identity, EnrollmentError> {
+async fn attempt(
+    config: &HubConfig,
+    server_name: &ServerName<'static>,
+    proxy: Option<&Proxy>,
+) -> Result<Identity, EnrollmentError> {
     let token = Token::parse(&token_text(config)?)?;
     let (key, csr) = tls::node_csr(&config.node)?;
     let (client, pinned) = tls::pinned_client_config(token.ca_hash)?;
-    let certificate = request(config, server_name, client, &token.bearer, csr).await?;
+    let connected = dialer::tcp(&config.server, proxy).await;
+    let tcp =
+        connected.map_err(|source| EnrollmentError::Connect { address: config.server.clone(), source })?;
+    let certificate = request(config, server_name, tcp, client, &token.bearer, csr).await?;
     // The handshake cannot have succeeded without it.
     let ca = pinned
         .get()
@@ -122,14 +131,12 @@ fn token_text(config: &HubConfig) -> Result<String, EnrollmentError> {
 async fn request(
     config: &HubConfig,
     server_name: &ServerName<'static>,
+    tcp: TcpStream,
     client: rustls::ClientConfig,
     bearer: &str,
     csr: Vec<u8>,
 ) -> Result<Bytes, EnrollmentError> {
     let address = || config.server.clone();
-    let tcp = TcpStream::connect(&config.server)
-        .await
-        .map_err(|source| EnrollmentError::Connect { address: address(), source })?;
     let stream = tokio_rustls::TlsConnector::from(Arc::new(client))
         .connect(server_name.clone(), tcp)
         .await

@@ -60,6 +60,7 @@ impl Line {
         let config = HubConfig {
             node: NODE.to_owned(),
             server: listener.local_addr().unwrap().to_string(),
+            proxy: String::new(),
             websocket: true,
             quic: None,
             quic_probes: (LONG, LONG),

@@ -8,7 +8,7 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnord
 use runtime::{
     backoff::Backoff,
     chain,
-    link::{Link, LinkError, quic, websocket},
+    link::{Link, LinkError, proxy::Proxy, quic, websocket},
 };
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::time;
@@ -46,18 +46,19 @@ impl Server {
 pub(super) struct Transports {
     quic: Option<Server>,
     websocket: Option<Server>,
+    proxy: Option<Proxy>,
     /// UDP did not get through when TCP did.
     quic_is_blocked: bool,
     probes: Backoff,
 }
 
 impl Transports {
-    pub(super) fn new(config: &HubConfig) -> Result<Self, HubError> {
+    pub(super) fn new(config: &HubConfig, proxy: Option<Proxy>) -> Result<Self, HubError> {
         let quic = config.quic.as_deref().map(|server| Server::parse("quic.server", server)).transpose()?;
         let websocket =
             config.websocket.then(|| Server::parse("websocket.server", &config.server)).transpose()?;
         let (shortest, longest) = config.quic_probes;
-        Ok(Self { quic, websocket, quic_is_blocked: false, probes: Backoff::new(shortest, longest) })
+        Ok(Self { quic, websocket, proxy, quic_is_blocked: false, probes: Backoff::new(shortest, longest) })
     }
 
     /// A link, up as far as can be said before the first frame. Has no deadline of its own.
@@ -66,7 +67,7 @@ impl Transports {
             (Some(quic), None) => return over_quic(quic, tls).await,
             (Some(quic), Some(websocket)) if !self.quic_is_blocked => (quic, websocket),
             (_, Some(websocket)) => {
-                let link = over_websocket(websocket, tls).await;
+                let link = over_websocket(websocket, self.proxy.as_ref(), tls).await;
                 // Perhaps it is TCP that does not get through now.
                 self.quic_is_blocked &= link.is_ok();
                 return link;
@@ -76,7 +77,7 @@ impl Transports {
         };
         let mut over_quic = over_quic(quic, tls);
         let early = time::timeout(HEAD_START, &mut over_quic).await;
-        let mut over_websocket = over_websocket(websocket, tls);
+        let mut over_websocket = over_websocket(websocket, self.proxy.as_ref(), tls);
         let link = match early {
             Ok(Ok(link)) => Ok(link),
             Ok(Err(error)) => {
@@ -135,12 +136,13 @@ impl Transports {
 /// On the heap: the handshake's buffers are to go with it.
 fn over_websocket<'a>(
     server: &'a Server,
+    proxy: Option<&'a Proxy>,
     tls: &'a Arc<ClientConfig>,
 ) -> BoxFuture<'a, Result<Link, LinkError>> {
     let Server { address, name } = server;
     let connect_error = |source| LinkError::Connect { address: address.clone(), source };
     async move {
-        let tcp = dialer::tcp(address).await.map_err(connect_error)?;
+        let tcp = dialer::tcp(address, proxy).await.map_err(connect_error)?;
         websocket::over(tcp, address, name.clone(), Arc::clone(tls)).await
     }
     .boxed()

@@ -118,7 +118,9 @@ async fn cannot(node: &Node) -> Result<()> {
     node.delete("Pod", "full").await
 }
 
-/// The shell stays, with what it has in its memory.
+/// The shell stays, with what it has in its memory, and is ready once it has it.
 fn sleeper_with(script: &str) -> Value {
-    crate::node::shell(&format!("{script}; while :; do sleep 1; done"))
+    let mut shell = crate::node::shell(&format!("{script}; touch /tmp/has-it; while :; do sleep 1; done"));
+    shell["readinessProbe"] = json!({"exec": {"command": ["test", "-e", "/tmp/has-it"]}, "periodSeconds": 1});
+    shell
 }

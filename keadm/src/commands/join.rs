@@ -123,7 +123,14 @@ async fn check(args: &Join) -> Result<Found> {
         is_enrolled = joined.is_some_and(|ca| ca.is_some());
         let server = &args.cloudcore_ipport;
         if let Some(joined) = joined {
-            let hub = checks::hub(server, args.token.as_deref(), node, joined).await;
+            let hub = checks::hub(
+                server,
+                &config.modules.edge_hub.websocket.proxy.0,
+                args.token.as_deref(),
+                node,
+                joined,
+            )
+            .await;
             preflight.say(hub, |()| format!("cloudcore answers at {server}, and its CA is the expected one"));
         }
     }

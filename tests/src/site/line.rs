@@ -34,6 +34,7 @@ pub struct Impairment {
 }
 
 const TABLE: &str = "skerry_line";
+const WAY_OUT_TABLE: &str = "skerry_way_out";
 const UDP_TABLE: &str = "skerry_udp";
 const LOSS_TABLE: &str = "skerry_loss";
 /// What may pass at once: a packet, and a little.
@@ -100,6 +101,17 @@ impl Site {
     /// UDP gets through again.
     pub fn unblock_udp(&self) -> Result<()> {
         self.rules(&format!("delete table inet {UDP_TABLE}\n"))
+    }
+
+    /// Of what begins at the site, only connections to this TCP port get out, until a power cut.
+    pub fn allow_only_tcp(&self, port: u16) -> Result<()> {
+        let interface = &self.address.site_interface;
+        self.rules(&format!(
+            "table inet {WAY_OUT_TABLE} {{\n\
+             chain out {{ type filter hook postrouting priority 313; oifname \"{interface}\" tcp dport != {port} drop; \
+             oifname \"{interface}\" meta l4proto udp drop; }}\n\
+             }}\n"
+        ))
     }
 
     /// Gives the site another address, `second` or the one that it began with, and takes the one before away. The host is

@@ -56,6 +56,7 @@ impl Port {
         let config = HubConfig {
             node: NODE.to_owned(),
             server: self.address.clone(),
+            proxy: String::new(),
             websocket,
             quic: quic.then(|| self.address.clone()),
             quic_probes: (Duration::from_millis(20), Duration::from_millis(100)),
@@ -66,7 +67,7 @@ impl Port {
             token_file: file,
             token: String::new(),
         };
-        Transports::new(&config).unwrap()
+        Transports::new(&config, None).unwrap()
     }
 
     /// From now on UDP gets through.

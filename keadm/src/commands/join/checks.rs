@@ -5,6 +5,7 @@ use std::path::Path;
 use crds::componentconfig::edgecore::{CgroupDriver, EdgePaths};
 use proto::cri::v1;
 use runtime::{
+    link::proxy::Proxy,
     tls::{node_of, read_certificates},
     token::{Token, TokenError},
 };
@@ -137,10 +138,19 @@ pub(super) fn disk_space(root: &Path) -> Check<()> {
 /// `joined` is what [`joined_ca`] found.
 pub(super) async fn hub(
     server: &str,
+    proxy: &str,
     token: Option<&str>,
     node: &str,
     joined: Option<[u8; 32]>,
 ) -> Check<()> {
+    let proxy = Some(proxy).filter(|url| !url.is_empty()).map(str::parse::<Proxy>).transpose();
+    let proxy = proxy.map_err(|error| {
+        Problem::new(
+            format!("the proxy's URL cannot be used: {error}"),
+            "give it as in --proxy=http://USER:PASSWORD@192.0.2.1:3128",
+        )
+    })?;
+    let proxy = proxy.as_ref();
     let problem = |error: HubError| Problem::new(runtime::chain(&error).to_string(), error.fix());
     let ca_hash = match (joined, token) {
         // Enrolled: the token has done its work, and may have expired since.
@@ -156,8 +166,8 @@ pub(super) async fn hub(
         }
         (None, Some(token)) => {
             let token = fresh(parse(token)?)?;
-            fetch::hub(server, None, token.ca_hash).await.map_err(problem)?;
-            return fetch::token(server, &token, node).await.map_err(problem);
+            fetch::hub(server, proxy, token.ca_hash).await.map_err(problem)?;
+            return fetch::token(server, proxy, &token, node).await.map_err(problem);
         }
         (None, None) => {
             return Err(Problem::new(
@@ -166,7 +176,7 @@ pub(super) async fn hub(
             ));
         }
     };
-    fetch::hub(server, None, ca_hash).await.map_err(problem)
+    fetch::hub(server, proxy, ca_hash).await.map_err(problem)
 }
 
 /// The hash of the CA of the cluster that this machine has joined. As edgecore sees it, which enrols anew, and needs a
@@ -284,13 +294,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_malformed_and_an_expired_token_are_told_before_anything_is_asked() {
-        let problem = hub("127.0.0.1:1", Some("a.b.c.d"), "n", None).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", "", Some("a.b.c.d"), "n", None).await.unwrap_err();
         assert_eq!(problem.cause, "the token is not one that keadm gettoken prints");
         let keys = SigningKeys::generate(1000).unwrap();
         let old = keys.sign(b"ca", Duration::from_mins(1), 1000).unwrap();
-        let problem = hub("127.0.0.1:1", Some(&old), "n", None).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", "", Some(&old), "n", None).await.unwrap_err();
         assert!(problem.cause.starts_with("the token expired "), "{}", problem.cause);
-        let problem = hub("127.0.0.1:1", None, "n", None).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", "proxy:3128", None, "n", None).await.unwrap_err();
+        assert!(
+            problem.cause.starts_with("the proxy's URL cannot be used: it is no URL"),
+            "{}",
+            problem.cause
+        );
+        let problem = hub("127.0.0.1:1", "", None, "n", None).await.unwrap_err();
         assert_eq!(problem.cause, "no token was given");
     }
 

@@ -46,6 +46,9 @@ pub(super) fn configure(
 ) -> Check<EdgeCoreConfig> {
     config.root_directory = args.root_dir.to_string_lossy().into_owned();
     config.modules.edge_hub.websocket.server.clone_from(&args.cloudcore_ipport);
+    if let Some(proxy) = &args.proxy {
+        config.modules.edge_hub.websocket.proxy.0.clone_from(proxy);
+    }
     if let Some(protocol) = args.hub_protocol {
         config.modules.edge_hub.quic.enable = protocol == HubProtocol::Quic;
     }

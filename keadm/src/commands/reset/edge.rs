@@ -80,6 +80,8 @@ fn configuration(args: &Reset) -> EdgeCoreConfig {
 async fn leave(args: &Reset, config: &EdgeCoreConfig) {
     let paths = config.paths();
     let server = &config.modules.edge_hub.websocket.server;
+    // One that cannot be read is none that the node has joined through.
+    let proxy = config.modules.edge_hub.websocket.proxy.0.parse().ok();
     if !paths.cert_file.exists() {
         return;
     }
@@ -97,9 +99,9 @@ async fn leave(args: &Reset, config: &EdgeCoreConfig) {
         )
     };
     let left = match credentials() {
-        Ok(client) => {
-            fetch::release(server, client).await.map_err(|error| runtime::chain(&error).to_string())
-        }
+        Ok(client) => fetch::release(server, proxy.as_ref(), client)
+            .await
+            .map_err(|error| runtime::chain(&error).to_string()),
         Err(error) => Err(runtime::chain(&error).to_string()),
     };
     match left {
