@@ -33,7 +33,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-pub use cri::{BarePod, Container};
+pub use cri::{Asking, BarePod, Container};
 pub use line::{Impairment, LineCut};
 pub use namespaces::Namespaces;
 

@@ -12,6 +12,7 @@ use harness::{
     Bench, ClusterOptions, HeartbeatNodes, Impairment, LineCut, Site, SiteOptions, bench,
     run::processes_below,
     setup::{AGNHOST, BUSYBOX},
+    site::Asking,
     wait,
 };
 use k8s_openapi::api::core::v1::Node;
@@ -56,6 +57,7 @@ async fn a_site_runs_containers_behind_a_line_that_can_be_cut() -> Result<()> {
             AGNHOST,
             &["netexec", "--http-port=8080", "--udp-port=-1"],
             Some((8081, 8080)),
+            Asking::Least,
         );
         let web = web.await?;
         let addresses = [(site.pod_ip("web-uid").await?, 8080).into(), (site.address(), 8081).into()];
@@ -108,7 +110,8 @@ async fn a_site_runs_containers_behind_a_line_that_can_be_cut() -> Result<()> {
         ensure!(reaches_host(&site).await.is_err(), "a power cut restores no line");
         ensure!(running(&site).await?.is_empty(), "something survived a power cut");
         // The disk is as it was: the images are there.
-        site.run_bare_pod("again", BUSYBOX, &["/bin/bash", "-c", "sleep 1000"], None).await?;
+        site.run_bare_pod("again", BUSYBOX, &["/bin/bash", "-c", "sleep 1000"], None, Asking::AsKubelet)
+            .await?;
         Ok(())
     })
     .await?;

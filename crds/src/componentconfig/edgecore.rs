@@ -90,7 +90,7 @@ pub struct EdgeHub {
     /// Seconds between the signs of life that edgecore sends on a line where nothing else is sent. Either side gives a
     /// line up after two of them, and the cloud calls the node unreachable soon after. 70, because metered lines pay for every
     /// beat: a quiet line then carries less than 12 KB an hour. On a line that costs nothing, 10 notices its end sooner. Over
-    /// QUIC it is 35 at most, at the same cost: what translates addresses on the way (NAT) forgets UDP soon.
+    /// QUIC it is 40 at most, at the same cost: what translates addresses on the way (NAT) forgets UDP soon.
     pub heartbeat: u32,
     /// The join token, used once, to enrol. keadm join writes it to a file of its own (bootstrap-token under
     /// rootDirectory, /etc/kubeedge/bootstrap-edgecore.conf by default), which edgecore removes after enrolment and

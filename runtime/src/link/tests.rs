@@ -4,7 +4,11 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::SinkExt;
-use proto::{Lane, limits::MAX_FRAME};
+use proto::{
+    Lane, codec,
+    limits::MAX_FRAME,
+    message::{Body, Ping},
+};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::duplex,
@@ -32,6 +36,8 @@ const TRANSPORTS: [&str; 2] = ["quic", "websocket"];
 const LONG: Duration = Duration::from_secs(20);
 const NODE: &str = "edge-1";
 const HELLO: &[u8] = b"hello";
+/// Of a datagram: UDP's and IPv4's.
+const HEADERS: u64 = 8 + 20;
 /// As many whole pieces of a WebSocket as fill it.
 const PIECES: usize = 64 << 10;
 
@@ -312,6 +318,8 @@ async fn who_is_refused_over_quic_is_told_why() {
 struct Relay {
     address: SocketAddr,
     cloud: watch::Sender<SocketAddr>,
+    /// What has gone through, with the headers of UDP and IPv4.
+    bytes: Arc<AtomicU64>,
     _task: JoinSet<()>,
 }
 
@@ -320,11 +328,14 @@ impl Relay {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = socket.local_addr().unwrap();
         let (cloud, current) = watch::channel(cloud);
+        let bytes = Arc::<AtomicU64>::default();
+        let counted = Arc::clone(&bytes);
         let mut task = JoinSet::new();
         task.spawn(async move {
             let (mut edge, mut datagram) = (None, [0; 2048]);
             loop {
                 let (length, from) = socket.recv_from(&mut datagram).await.unwrap();
+                counted.fetch_add(length as u64 + HEADERS, Ordering::Relaxed);
                 let cloud = *current.borrow();
                 let to = match edge {
                     _ if from == cloud => edge,
@@ -339,17 +350,28 @@ impl Relay {
                 }
             }
         });
-        Self { address, cloud, _task: task }
+        Self { address, cloud, bytes, _task: task }
+    }
+
+    /// The bytes so far, once nothing goes through any more.
+    async fn settled(&self) -> u64 {
+        let mut before = u64::MAX;
+        loop {
+            let now = self.bytes.load(Ordering::Relaxed);
+            if now == before {
+                return now;
+            }
+            before = now;
+            // Longer than an acknowledgement is put off.
+            time::sleep(Duration::from_millis(200)).await;
+        }
     }
 }
 
-/// As after `kill -9` and a start: nothing is known there of the connection.
-#[tokio::test]
-async fn a_cloud_that_knows_no_such_connection_says_so_to_the_next_ping() {
-    let ends = Ends::new();
-    let (before, after) = (ends.quic_port(), ends.quic_port());
-    let line = Relay::to(before.local_addr().unwrap()).await;
-    let cloud = async { quic::accept(before.accept().await.unwrap().await.unwrap()).await.unwrap() };
+/// An edge and a cloud over QUIC, with a relay between them.
+async fn over_a_relay(ends: &Ends, port: &quinn::Endpoint) -> (End, End, Relay) {
+    let line = Relay::to(port.local_addr().unwrap()).await;
+    let cloud = async { quic::accept(port.accept().await.unwrap().await.unwrap()).await.unwrap() };
     let edge = async {
         let address = line.address;
         let link = quic::connect(address, &address.to_string(), &ends.name, &ends.client).await.unwrap();
@@ -357,7 +379,39 @@ async fn a_cloud_that_knows_no_such_connection_says_so_to_the_next_ping() {
         edge.frames.push(Lane::Control, Bytes::from_static(HELLO));
         edge
     };
-    let (mut edge, _cloud) = tokio::join!(edge, cloud);
+    let (edge, cloud) = tokio::join!(edge, cloud);
+    let mut cloud = End::of(cloud);
+    assert_eq!(cloud.next().await.unwrap().as_deref(), Some(HELLO));
+    (edge, cloud, line)
+}
+
+/// On metered lines each beat is paid for.
+#[tokio::test]
+async fn a_quiet_line_carries_less_than_twelve_kilobytes_an_hour() {
+    const PINGS: u64 = 5;
+    let ends = Ends::new();
+    let port = ends.quic_port();
+    let (edge, mut cloud, line) = over_a_relay(&ends, &port).await;
+    let opened = line.settled().await;
+    assert!(opened < 8_000, "opening the link took {opened} bytes");
+    for _ in 0..PINGS {
+        let ping = codec::encode(Body::Ping(Ping {})).unwrap();
+        edge.frames.push(Lane::Control, ping.clone());
+        assert_eq!(cloud.next().await.unwrap(), Some(ping));
+        line.settled().await;
+    }
+    let a_beat = (line.settled().await - opened) / PINGS;
+    let an_hour = a_beat * 3600 / quic::HEARTBEAT.as_secs();
+    assert!(an_hour < 12_000, "{a_beat} bytes a beat, {an_hour} an hour");
+    eprintln!("opening a link over QUIC: {opened} bytes; a beat: {a_beat} bytes, {an_hour} an hour");
+}
+
+/// As after `kill -9` and a start: nothing is known there of the connection.
+#[tokio::test]
+async fn a_cloud_that_knows_no_such_connection_says_so_to_the_next_ping() {
+    let ends = Ends::new();
+    let (before, after) = (ends.quic_port(), ends.quic_port());
+    let (mut edge, _cloud, line) = over_a_relay(&ends, &before).await;
     line.cloud.send(after.local_addr().unwrap()).unwrap();
     edge.frames.push(Lane::Control, Bytes::from_static(b"ping"));
     let error = edge.next().await.unwrap_err();

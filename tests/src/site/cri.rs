@@ -11,6 +11,23 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::Site;
 
 /// As kubelet's.
+const MASKED: [&str; 12] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+/// As kubelet's.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// As kubelet's.
 const MAX_MESSAGE: usize = 16 << 20;
 
 /// A container or a sandbox that the runtime has.
@@ -27,6 +44,16 @@ pub struct Container {
     /// As the pod names it; empty for a sandbox.
     pub image: String,
     pub running: bool,
+}
+
+/// How much bare CRI calls ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asking {
+    /// The least that makes a container.
+    Least,
+    /// What a kubelet asks for beside: the runtime's seccomp profile for the sandbox, and the paths of /proc and /sys that a
+    /// container must not see or change.
+    AsKubelet,
 }
 
 /// A pod made by bare CRI calls.
@@ -111,6 +138,7 @@ impl Site {
         image: &str,
         args: &[&str],
         host_port: Option<(u16, u16)>,
+        asking: Asking,
     ) -> Result<BarePod> {
         let mut runtime = self.runtime().await?;
         let ports = host_port.map(|(host, container)| v1::PortMapping {
@@ -130,6 +158,13 @@ impl Site {
             port_mappings: ports.into_iter().collect(),
             linux: Some(v1::LinuxPodSandboxConfig {
                 cgroup_parent: format!("/kubepods/pod{name}-uid"),
+                security_context: (asking == Asking::AsKubelet).then(|| v1::LinuxSandboxSecurityContext {
+                    seccomp: Some(v1::SecurityProfile {
+                        profile_type: v1::security_profile::ProfileType::RuntimeDefault.into(),
+                        localhost_ref: String::new(),
+                    }),
+                    ..Default::default()
+                }),
                 ..Default::default()
             }),
             ..Default::default()
@@ -142,6 +177,14 @@ impl Site {
             image: Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() }),
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             log_path: format!("{name}/0.log"),
+            linux: (asking == Asking::AsKubelet).then(|| v1::LinuxContainerConfig {
+                security_context: Some(v1::LinuxContainerSecurityContext {
+                    masked_paths: MASKED.map(str::to_owned).to_vec(),
+                    readonly_paths: READ_ONLY.map(str::to_owned).to_vec(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let request = v1::CreateContainerRequest {

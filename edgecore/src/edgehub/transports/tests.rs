@@ -1,5 +1,5 @@
 use std::{
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     path::PathBuf,
 };
 
@@ -25,16 +25,20 @@ struct Port {
 
 impl Port {
     async fn open() -> Self {
+        Self::at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    async fn at(ip: IpAddr) -> Self {
         tls::install_provider();
         let ca = CertificateAuthority::generate().unwrap();
-        let (chain, key) = ca.issue_server(&["127.0.0.1".to_owned()]).unwrap();
+        let (chain, key) = ca.issue_server(&[ip.to_string()]).unwrap();
         let server =
             tls::server_config(chain, key, std::slice::from_ref(ca.certificate()), Duration::ZERO).unwrap();
         let (key, csr) = tls::node_csr(NODE).unwrap();
         let chain = vec![CertificateDer::from(ca.sign_node_csr(&csr, NODE, LONG).unwrap())];
         let client =
             tls::client_config(&[ca.certificate().clone()], chain, tls::pkcs8(key), Arc::default()).unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let udp = UdpSocket::bind(address).unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(server.clone()));
@@ -113,6 +117,16 @@ async fn where_udp_is_swallowed_the_websocket_is_up_soon_and_quic_comes_back() {
     // Up, but of no use.
     transports.quic_failed();
     assert_eq!(port.connect(&mut transports).await.0, "websocket");
+}
+
+#[tokio::test]
+async fn either_transport_speaks_ipv6() {
+    let port = Port::at(Ipv6Addr::LOCALHOST.into()).await;
+    let _answering = port.answer_udp();
+    for (websocket, quic, wanted) in [(true, false, "websocket"), (false, true, "quic")] {
+        let mut transports = port.transports(websocket, quic);
+        assert_eq!(port.connect(&mut transports).await.0, wanted);
+    }
 }
 
 #[tokio::test]

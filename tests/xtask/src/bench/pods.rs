@@ -4,7 +4,14 @@ use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use harness::{Assets, LineCut, Site, product::Edge, progress::during, setup::PAUSE, site::BarePod, wait};
+use harness::{
+    Assets, LineCut, Site,
+    product::Edge,
+    progress::during,
+    setup::PAUSE,
+    site::{Asking, BarePod},
+    wait,
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -20,6 +27,8 @@ use super::{
 const CLIENTS: usize = 12;
 /// Of each kind; bare and edgecore's take turns, so that both see the same machine.
 const ROUNDS: usize = 5;
+/// The numbers of those rounds of bare calls that ask for more begin here.
+const ALIKE: usize = 100;
 /// Those in which the CRI calls are traced.
 const TRACED_ROUNDS: usize = 3;
 const PODS: usize = 36;
@@ -71,17 +80,23 @@ async fn rates(world: &World, edge: &Edge) -> Result<Vec<Figure>> {
     let plain = workload::plain();
     // Programs and images are in memory then, as in every later round.
     during("a first round, not counted", place.round("warm", &plain)).await?;
-    let (mut bare, mut rounds) = (Vec::new(), Vec::new());
+    let (mut bare, mut alike, mut rounds) = (Vec::new(), Vec::new(), Vec::new());
     for number in 1..=ROUNDS {
         let doing = format!("bare CRI calls, round {number}");
-        bare.push(during(&doing, bare_round(place.site, number)).await?);
+        bare.push(during(&doing, bare_round(place.site, number, Asking::Least)).await?);
+        let doing = format!("bare CRI calls that ask for what a kubelet does, round {number}");
+        alike.push(during(&doing, bare_round(place.site, ALIKE + number, Asking::AsKubelet)).await?);
         let name = format!("burst-{number}");
         let doing = format!("pods by edgecore, round {number}");
         rounds.push(during(&doing, place.round(&name, &plain)).await?);
     }
-    let ratios = rounds.iter().zip(&bare).map(|(round, bare)| round.per_minute / bare.per_minute).collect();
+    let beside = |bare: &[BareRound]| {
+        rounds.iter().zip(bare).map(|(round, bare)| round.per_minute / bare.per_minute).collect()
+    };
     let sum = |read: fn(&Round) -> Duration| rounds.iter().map(read).sum::<Duration>();
-    let sum_bare = |read: fn(&BareRound) -> Duration| bare.iter().map(read).sum::<Duration>();
+    let sum_bare =
+        |bare: &[BareRound], read: fn(&BareRound) -> Duration| bare.iter().map(read).sum::<Duration>();
+    let rates = |bare: &[BareRound]| bare.iter().map(|round| round.per_minute).collect();
     Ok(vec![
         Figure::median("pods a minute", "/min", rounds.iter().map(|round| round.per_minute).collect())
             .cpu("edgecore", sum(|round| round.edgecore))
@@ -89,11 +104,19 @@ async fn rates(world: &World, edge: &Edge) -> Result<Vec<Figure>> {
             .cpu("containerd", sum(|round| round.runtime))
             .cpu("machine", sum(|round| round.machine))
             .note("from the first creation until the last is Running in the API; control plane on the same cores"),
-        Figure::median("pods a minute, bare CRI calls", "/min", bare.iter().map(|round| round.per_minute).collect())
-            .cpu("containerd", sum_bare(|round| round.runtime))
-            .cpu("machine", sum_bare(|round| round.machine))
+        Figure::median("pods a minute, bare CRI calls", "/min", rates(&bare))
+            .cpu("containerd", sum_bare(&bare, |round| round.runtime))
+            .cpu("machine", sum_bare(&bare, |round| round.machine))
             .note("RunPodSandbox, CreateContainer, StartContainer"),
-        Figure::median("pods a minute beside bare CRI calls", "of them", ratios).goal(Goal::AtLeast(0.9)),
+        Figure::median("pods a minute beside bare CRI calls", "of them", beside(&bare)).goal(Goal::AtLeast(0.9)),
+        Figure::median("pods a minute, bare CRI calls as a kubelet's", "/min", rates(&alike))
+            .cpu("containerd", sum_bare(&alike, |round| round.runtime))
+            .cpu("machine", sum_bare(&alike, |round| round.machine))
+            .note(
+                "the same calls, which ask for the sandbox's seccomp profile and the containers' masked paths, as \
+                 edgecore's do",
+            ),
+        Figure::median("pods a minute beside bare CRI calls as a kubelet's", "of them", beside(&alike)),
     ])
 }
 
@@ -113,7 +136,7 @@ async fn recovery(world: &mut World, edge: &Edge) -> Result<Vec<Figure>> {
     for number in 1..=ROUNDS {
         clear(site).await?;
         let doing = format!("bare CRI calls beside recovery, round {number}");
-        let bare = during(&doing, bare_round(site, ROUNDS + number)).await?;
+        let bare = during(&doing, bare_round(site, ROUNDS + number, Asking::Least)).await?;
         let runtime = site.runtime_pid()?;
         let (runtime_before, before) = (reading::cpu(runtime)?, reading::machine_busy()?);
         let doing = format!("pods from the store, round {number}");
@@ -251,18 +274,17 @@ impl Place<'_> {
 }
 
 /// The same pods by bare CRI calls.
-async fn bare_round(site: &Site, round: usize) -> Result<BareRound> {
+async fn bare_round(site: &Site, round: usize, asking: Asking) -> Result<BareRound> {
     let runtime = site.runtime_pid()?;
     let (runtime_before, before) = (reading::cpu(runtime)?, reading::machine_busy()?);
     let begun = Instant::now();
-    let pods: Vec<BarePod> =
-        stream::iter(0..PODS)
-            .map(|number| async move {
-                site.run_bare_pod(&format!("bare-{round}-{number}"), PAUSE, &[], None).await
-            })
-            .buffer_unordered(CLIENTS)
-            .try_collect()
-            .await?;
+    let pods: Vec<BarePod> = stream::iter(0..PODS)
+        .map(|number| async move {
+            site.run_bare_pod(&format!("bare-{round}-{number}"), PAUSE, &[], None, asking).await
+        })
+        .buffer_unordered(CLIENTS)
+        .try_collect()
+        .await?;
     let round = BareRound {
         per_minute: PODS as f64 * 60.0 / begun.elapsed().as_secs_f64(),
         runtime: reading::cpu(runtime)?.saturating_sub(runtime_before),
