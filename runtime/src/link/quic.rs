@@ -24,6 +24,7 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 use rustls_pki_types::{CertificateDer, ServerName};
+use socket2::SockRef;
 
 use super::{
     FrameReceiver, FrameSender, Link, LinkError, Progress, patiently, queue::FrameQueue, udp::WatchedUdp,
@@ -42,6 +43,8 @@ pub const HEARTBEAT: Duration = Duration::from_secs(40);
 const CLOUD_NAME: usize = 8;
 /// Between stateless resets. A whole fleet may have lost the same cloudcore, and a reset is shorter than what it answers.
 const RESET_INTERVAL: Duration = Duration::from_micros(50);
+/// Of the cloud's socket, each way: a whole fleet speaks to it. The kernel gives no more than net.core.rmem_max and wmem_max.
+const BUFFER: usize = 4 << 20;
 /// Read at once.
 const CHUNK: usize = 64 << 10;
 /// Why a connection ends when nothing is wrong.
@@ -81,6 +84,12 @@ pub fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfi
 /// `secret` is the same after a restart, and at all replicas: who speaks to one that does not know it is told so at once
 /// (stateless reset), where TCP would be by the kernel.
 pub fn listen(socket: UdpSocket, config: quinn::ServerConfig, secret: &[u8]) -> io::Result<Endpoint> {
+    let buffers = SockRef::from(&socket);
+    for enlarged in [buffers.set_recv_buffer_size(BUFFER), buffers.set_send_buffer_size(BUFFER)] {
+        if let Err(error) = enlarged {
+            tracing::debug!(%error, "the buffers of the UDP port stay as they are");
+        }
+    }
     let reset_key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"skerry QUIC stateless reset");
     let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key.as_ref())));
     endpoint.cid_generator(|| Box::new(Names(CLOUD_NAME))).min_reset_interval(RESET_INTERVAL);
