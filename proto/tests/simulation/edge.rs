@@ -55,6 +55,8 @@ pub(crate) struct Link {
     begun: u64,
     /// Once all that was on its way to the disk is there.
     session: Option<EdgeSession>,
+    /// When it began to count the silence.
+    session_begun: u64,
     queued: VecDeque<(u64, Vec<Desired>)>,
     commit: Option<Commit>,
     undone: Vec<u64>,
@@ -95,6 +97,12 @@ type Step = Result<(), Stop<End>>;
 impl Edge {
     pub(crate) fn connection(&self) -> Option<usize> {
         self.link.as_ref().map(|link| link.connection)
+    }
+
+    /// The connection whose silence it counts, and since when; there is none while it waits for its disk.
+    pub(crate) fn listens(&self) -> Option<(usize, u64)> {
+        let link = self.link.as_ref().filter(|link| link.session.is_some())?;
+        Some((link.connection, link.session_begun))
     }
 
     pub(crate) fn is_synced(&self) -> bool {
@@ -188,6 +196,7 @@ impl World {
             connection,
             begun: self.now,
             session: None,
+            session_begun: 0,
             queued: VecDeque::new(),
             commit: None,
             undone: Vec::new(),
@@ -213,6 +222,7 @@ impl World {
             let digest = world.edges[node].disk.digest(world.options.fault);
             let heartbeat = Duration::from_micros(world.heartbeat);
             let now = world.instant(world.now);
+            link.session_begun = world.now;
             link.session = Some(EdgeSession::new(&format!("n{node}"), "edge", digest, heartbeat, now));
             Ok(())
         })

@@ -675,17 +675,18 @@ impl World {
             self.check_replica(replica)?;
         }
         for node in 0..self.edges.len() {
-            if let Some(connection) = self.edges[node].connection() {
-                self.check_silence(connection, Side::Edge, self.edges[node].paused_until)?;
+            if let Some((connection, since)) = self.edges[node].listens() {
+                self.check_silence(connection, Side::Edge, self.edges[node].paused_until.max(since))?;
             }
         }
         Ok(())
     }
 
-    pub(crate) fn check_silence(&self, connection: usize, side: Side, paused_until: u64) -> Outcome {
+    /// Before `not_before` the side did not look.
+    pub(crate) fn check_silence(&self, connection: usize, side: Side, not_before: u64) -> Outcome {
         let link = &self.connections[connection];
         let Some(dead_since) = link.dead_since else { return Ok(()) };
-        let heard = link.last_byte(side.peer(), self.now).max(dead_since).max(paused_until);
+        let heard = link.last_byte(side.peer(), self.now).max(dead_since).max(not_before);
         if self.now > heard + 2 * self.heartbeat + LATE {
             let detail = format!("c{connection}: {side:?} holds on to it since {}", dead_since / SECOND);
             return Err(Failure::new(Invariant::SilenceIsNoticed, detail));
