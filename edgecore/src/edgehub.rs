@@ -13,6 +13,7 @@ use runtime::{
     link::{
         Link, LinkError,
         proxy::{Proxy, ProxyError},
+        quic,
     },
     tls::{Clock, TlsError},
 };
@@ -24,7 +25,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::metamanager::Store;
 use session::SessionError;
 use transports::{Server, Transports};
 
@@ -33,12 +33,16 @@ mod enrollment;
 mod identity;
 mod renewal;
 mod session;
+mod store;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod transports;
 
 pub use identity::IdentityPaths;
 pub use renewal::Renewal;
+pub use store::HubStore;
+pub use traffic::Traffic;
 
 /// Delays between attempts to reach the cloud: short, because a site waits for its line and a dead line carries nothing;
 /// jittered, because a whole fleet may wait for the same cloudcore.
@@ -120,21 +124,22 @@ pub enum HubError {
     Session(#[from] session::SessionError),
 }
 
-pub struct EdgeHub {
+pub struct EdgeHub<S> {
     config: HubConfig,
     server: Server,
     proxy: Option<Proxy>,
     transports: Transports,
     clock: Arc<Clock>,
-    store: Store,
+    store: S,
+    traffic: Arc<Traffic>,
     asks: mpsc::Receiver<Ask>,
     state: watch::Sender<HubState>,
 }
 
-impl EdgeHub {
+impl<S: HubStore> EdgeHub<S> {
     pub fn new(
         config: HubConfig,
-        store: Store,
+        store: S,
         asks: mpsc::Receiver<Ask>,
     ) -> Result<(Self, watch::Receiver<HubState>), HubError> {
         let server = Server::parse("websocket.server", &config.server)?;
@@ -142,7 +147,20 @@ impl EdgeHub {
         let transports = Transports::new(&config, proxy.clone())?;
         let clock = Arc::new(Clock::starting_at(session::latest_time(&store)));
         let (state, watching) = watch::channel(HubState::default());
-        Ok((Self { config, server, proxy, transports, clock, store, asks, state }, watching))
+        let traffic = Arc::default();
+        Ok((Self { config, server, proxy, transports, clock, store, traffic, asks, state }, watching))
+    }
+
+    /// Has connections over QUIC made by `dialer`, which many hubs may share.
+    #[must_use]
+    pub fn dialing_with(mut self, dialer: quic::Dialer) -> Self {
+        self.transports.dial_with(dialer);
+        self
+    }
+
+    /// What goes over the link, from now on.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 
     /// The time, which the cloud corrects.
@@ -214,6 +232,7 @@ impl EdgeHub {
                 config: &self.config,
                 clock: &self.clock,
                 store: &self.store,
+                traffic: &self.traffic,
                 asks: &mut self.asks,
                 state: &self.state,
             };

@@ -61,6 +61,7 @@ mod error;
 mod files;
 mod index;
 mod journal;
+mod memory;
 mod outbox;
 mod record;
 mod recovery;
@@ -98,6 +99,7 @@ use self::{
 pub use self::{
     error::{OpenError, StoreError},
     index::IndexError,
+    memory::MemoryStore,
 };
 
 /// Requests that wait for the writer. Each asking task has one or two; more only hides a slow disk.

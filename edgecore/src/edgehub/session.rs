@@ -30,8 +30,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Ask, HubConfig, HubError, HubState};
-use crate::metamanager::{DesiredChange, Store, StoreError};
+use super::{Ask, HubConfig, HubError, HubState, HubStore, Traffic};
+use crate::metamanager::{DesiredChange, StoreError};
 
 /// Questions under way: one a pod that starts.
 const MAX_QUESTIONS: usize = 256;
@@ -65,10 +65,11 @@ pub enum SessionError {
     Store(#[from] StoreError),
 }
 
-pub(super) struct Driver<'a> {
+pub(super) struct Driver<'a, S> {
     pub(super) config: &'a HubConfig,
     pub(super) clock: &'a Clock,
-    pub(super) store: &'a Store,
+    pub(super) store: &'a S,
+    pub(super) traffic: &'a Traffic,
     pub(super) asks: &'a mut mpsc::Receiver<Ask>,
     pub(super) state: &'a watch::Sender<HubState>,
 }
@@ -102,19 +103,19 @@ struct Commit {
 }
 
 impl Commit {
-    fn start(store: &Store, seq: u64, changes: Vec<DesiredChange>) -> Self {
+    fn start(store: &impl HubStore, seq: u64, changes: Vec<DesiredChange>) -> Self {
         let storing = store_after(Duration::ZERO, store, &changes);
         Self { seq, changes, storing, backoff: Backoff::new(STORE_RETRY.0, STORE_RETRY.1) }
     }
 
-    fn retry(&mut self, store: &Store) {
+    fn retry(&mut self, store: &impl HubStore) {
         self.storing = store_after(self.backoff.next_delay(), store, &self.changes);
     }
 }
 
 fn store_after(
     delay: Duration,
-    store: &Store,
+    store: &impl HubStore,
     changes: &[DesiredChange],
 ) -> BoxFuture<'static, Result<(), StoreError>> {
     let (store, changes) = (store.clone(), changes.to_vec());
@@ -125,7 +126,7 @@ fn store_after(
     .boxed()
 }
 
-impl Driver<'_> {
+impl<S: HubStore> Driver<'_, S> {
     /// Returns `Ok` only when `stop` was cancelled.
     pub(super) async fn run(mut self, link: Link, stop: &CancellationToken) -> Result<(), HubError> {
         let Link { sender, mut receiver, progress, confirms, .. } = link;
@@ -163,7 +164,10 @@ impl Driver<'_> {
                 // Safe to cancel by contract. What lies in the socket is read before the deadline counts: it came in
                 // time, however long we were busy.
                 received = time::timeout_at(deadline, receiver.receive()) => match received {
-                    Ok(Ok(Some(frame))) => self.handle_frame(&mut session, frame),
+                    Ok(Ok(Some(frame))) => {
+                        self.traffic.note_received(frame.len());
+                        self.handle_frame(&mut session, frame)
+                    }
                     Ok(Ok(None)) => Err(SessionError::Closed.into()),
                     Ok(Err(error)) => Err(SessionError::from(error).into()),
                     Err(_) => {
@@ -259,7 +263,9 @@ impl Driver<'_> {
             while frames.has_room(lane)
                 && let Some(body) = session.poll_lane(lane)
             {
-                frames.push(lane, codec::encode(body).map_err(SessionError::from)?);
+                let frame = codec::encode(body).map_err(SessionError::from)?;
+                self.traffic.note_sent(frame.len());
+                frames.push(lane, frame);
             }
         }
         Ok(())
@@ -420,7 +426,7 @@ impl Driver<'_> {
 }
 
 /// The newest time that the cloud has told, in seconds since 1970.
-pub(super) fn latest_time(store: &Store) -> u64 {
+pub(super) fn latest_time(store: &impl HubStore) -> u64 {
     let kept = store.local(LATEST_TIME).ok().flatten();
     kept.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0)
 }

@@ -47,6 +47,7 @@ pub(super) struct Transports {
     quic: Option<Server>,
     websocket: Option<Server>,
     proxy: Option<Proxy>,
+    dialer: quic::Dialer,
     /// UDP did not get through when TCP did.
     quic_is_blocked: bool,
     probes: Backoff,
@@ -58,13 +59,18 @@ impl Transports {
         let websocket =
             config.websocket.then(|| Server::parse("websocket.server", &config.server)).transpose()?;
         let (shortest, longest) = config.quic_probes;
-        Ok(Self { quic, websocket, proxy, quic_is_blocked: false, probes: Backoff::new(shortest, longest) })
+        let (dialer, probes) = (quic::Dialer::default(), Backoff::new(shortest, longest));
+        Ok(Self { quic, websocket, proxy, dialer, quic_is_blocked: false, probes })
+    }
+
+    pub(super) fn dial_with(&mut self, dialer: quic::Dialer) {
+        self.dialer = dialer;
     }
 
     /// A link, up as far as can be said before the first frame. Has no deadline of its own.
     pub(super) async fn connect(&mut self, tls: &Arc<ClientConfig>) -> Result<Link, LinkError> {
         let (quic, websocket) = match (&self.quic, &self.websocket) {
-            (Some(quic), None) => return over_quic(quic, tls).await,
+            (Some(quic), None) => return over_quic(&self.dialer, quic, tls).await,
             (Some(quic), Some(websocket)) if !self.quic_is_blocked => (quic, websocket),
             (_, Some(websocket)) => {
                 let link = over_websocket(websocket, self.proxy.as_ref(), tls).await;
@@ -75,7 +81,7 @@ impl Transports {
             // The configuration's check has seen to it that there is one.
             (None, None) => return Err(LinkError::NoTransport),
         };
-        let mut over_quic = over_quic(quic, tls);
+        let mut over_quic = over_quic(&self.dialer, quic, tls);
         let early = time::timeout(HEAD_START, &mut over_quic).await;
         let mut over_websocket = over_websocket(websocket, self.proxy.as_ref(), tls);
         let link = match early {
@@ -114,7 +120,7 @@ impl Transports {
         let Some(quic) = &self.quic else { return std::future::pending().await };
         loop {
             time::sleep(self.probes.next_delay()).await;
-            match time::timeout(PROBE, over_quic(quic, tls)).await {
+            match time::timeout(PROBE, over_quic(&self.dialer, quic, tls)).await {
                 Ok(Ok(link)) => {
                     self.quic_is_blocked = false;
                     self.probes.reset();
@@ -149,18 +155,23 @@ fn over_websocket<'a>(
 }
 
 /// As well.
-fn over_quic<'a>(server: &'a Server, tls: &'a ClientConfig) -> BoxFuture<'a, Result<Link, LinkError>> {
+fn over_quic<'a>(
+    dialer: &'a quic::Dialer,
+    server: &'a Server,
+    tls: &'a ClientConfig,
+) -> BoxFuture<'a, Result<Link, LinkError>> {
     let Server { address, name } = server;
     let connect_error = |source| LinkError::Connect { address: address.clone(), source };
     async move {
         let addresses = dialer::resolve(address).await.map_err(connect_error)?;
-        dialer::first(addresses, |all| any_over_quic(all, address, name, tls)).await
+        dialer::first(addresses, |all| any_over_quic(dialer, all, address, name, tls)).await
     }
     .boxed()
 }
 
 /// The first of some addresses that answers; else what went wrong with the last one.
 async fn any_over_quic(
+    dialer: &quic::Dialer,
     addresses: Vec<SocketAddr>,
     address: &str,
     name: &ServerName<'static>,
@@ -170,7 +181,7 @@ async fn any_over_quic(
         .zip(addresses.into_iter().take(ADDRESSES))
         .map(|(number, peer)| async move {
             time::sleep(number * NEXT_ADDRESS).await;
-            quic::connect(peer, address, name, tls).await
+            dialer.connect(peer, address, name, tls).await
         })
         .collect();
     let mut failure = LinkError::NoTransport;

@@ -122,29 +122,65 @@ pub async fn connect(
     server_name: &ServerName<'_>,
     tls: &rustls::ClientConfig,
 ) -> Result<Link, LinkError> {
-    let failed = |source| LinkError::Connect { address: address.to_owned(), source };
-    let mut tls = tls.clone();
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    let crypto = QuicClientConfig::try_from(tls).map_err(|error| failed(io::Error::other(error)))?;
-    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport()));
+    Dialer::default().connect(peer, address, server_name, tls).await
+}
+
+/// From which socket connections are made.
+#[derive(Clone, Debug, Default)]
+pub struct Dialer(Option<Endpoint>);
+
+impl Dialer {
+    /// One socket for any number of connections: a process that plays many edges has fewer file handles than these. To be
+    /// called within a runtime.
+    pub fn shared(socket: UdpSocket) -> io::Result<Self> {
+        // Here the name is what tells one connection's packets from another's.
+        let mut config = EndpointConfig::default();
+        config.cid_generator(|| Box::new(Names(CLOUD_NAME)));
+        Endpoint::new(config, None, socket, Arc::new(TokioRuntime)).map(Some).map(Self)
+    }
+
+    /// As [`connect`].
+    pub async fn connect(
+        &self,
+        peer: SocketAddr,
+        address: &str,
+        server_name: &ServerName<'_>,
+        tls: &rustls::ClientConfig,
+    ) -> Result<Link, LinkError> {
+        let failed = |source| LinkError::Connect { address: address.to_owned(), source };
+        let mut tls = tls.clone();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let crypto = QuicClientConfig::try_from(tls).map_err(|error| failed(io::Error::other(error)))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport()));
+        let (endpoint, progress) = match &self.0 {
+            Some(endpoint) => (endpoint.clone(), None),
+            None => {
+                own_endpoint(peer).map(|(endpoint, progress)| (endpoint, Some(progress))).map_err(failed)?
+            }
+        };
+        let connecting = endpoint
+            .connect_with(config, peer, &server_name.to_str())
+            .map_err(|error| failed(io::Error::other(error)))?;
+        let connection = connecting.await.map_err(|error| lost(address, error))?;
+        let progress = progress.unwrap_or_else(|| Progress::counted_by(connection.clone()));
+        link(connection, None, address.to_owned(), progress).await
+    }
+}
+
+/// An endpoint for one connection, with what is heard on it.
+fn own_endpoint(peer: SocketAddr) -> io::Result<(Endpoint, Progress)> {
     let any: IpAddr = match peer {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let socket = UdpSocket::bind((any, 0)).map_err(failed)?;
     let progress = Progress::new();
-    let socket = Arc::new(WatchedUdp::new(socket, peer, progress.clone()).map_err(failed)?);
+    let socket = Arc::new(WatchedUdp::new(UdpSocket::bind((any, 0))?, peer, progress.clone())?);
     // One connection a socket needs no name for it, and a quiet line counts bytes.
-    let mut endpoint = EndpointConfig::default();
-    endpoint.cid_generator(|| Box::new(Names(0)));
-    let endpoint =
-        Endpoint::new_with_abstract_socket(endpoint, None, socket, Arc::new(TokioRuntime)).map_err(failed)?;
-    let connecting = endpoint
-        .connect_with(config, peer, &server_name.to_str())
-        .map_err(|error| failed(io::Error::other(error)))?;
-    let connection = connecting.await.map_err(|error| lost(address, error))?;
-    link(connection, None, address.to_owned(), progress).await
+    let mut config = EndpointConfig::default();
+    config.cid_generator(|| Box::new(Names(0)));
+    let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
+    Ok((endpoint, progress))
 }
 
 /// Random names of connections, of so many bytes. Any could be ours, so that those of a cloudcore that is no more are answered,

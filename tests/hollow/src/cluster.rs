@@ -1,0 +1,124 @@
+//! What the nodes have of the cluster: the CA that signs their certificates, and the pods that they are to run.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
+use kube::{Api, Client, api::PostParams};
+use proto::ResourceKey;
+use runtime::tls::CertificateAuthority;
+use serde_json::json;
+use tokio::{task::JoinSet, time};
+
+use crate::fleet::name;
+
+/// Objects made at a time.
+const AT_ONCE: usize = 32;
+/// The controller manager makes a namespace's service account within a moment.
+const SOON: Duration = Duration::from_secs(30);
+
+/// The CA that cloudcore has made.
+pub async fn authority(client: &Client) -> Result<CertificateAuthority> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "kubeedge");
+    let secret = secrets.get("casecret").await.context(
+        "failed to read Secret kubeedge/casecret; has this cluster a cloudcore, and may the user read it?",
+    )?;
+    let data = secret.data.unwrap_or_default();
+    let part = |key: &str| {
+        data.get(key)
+            .map(|part| part.0.clone())
+            .with_context(|| format!("Secret kubeedge/casecret has no {key}"))
+    };
+    Ok(CertificateAuthority::from_der(part("cadata")?, part("cakeydata")?)?)
+}
+
+/// Makes `pods` pods for each of the nodes, in the namespace `PREFIX`; the first one of each refers to a ConfigMap of its
+/// own, which is answered. What is there already stays.
+pub async fn populate(client: &Client, prefix: &str, nodes: usize, pods: usize) -> Result<Vec<ResourceKey>> {
+    namespace(client, prefix).await?;
+    let mut configs = Vec::new();
+    let mut making = JoinSet::new();
+    for number in 0..nodes {
+        let node = name(prefix, number);
+        configs.push(ResourceKey::new("ConfigMap", prefix, &node)?);
+        let (client, prefix) = (client.clone(), prefix.to_owned());
+        making.spawn(async move {
+            let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &prefix);
+            create(&maps, &serde_json::from_value(config(&node))?).await?;
+            let all: Api<Pod> = Api::namespaced(client, &prefix);
+            for pod in 0..pods {
+                create(&all, &serde_json::from_value(pod_of(&node, pod))?).await?;
+            }
+            anyhow::Ok(())
+        });
+        while making.len() >= AT_ONCE {
+            settle(&mut making).await?;
+        }
+    }
+    while !making.is_empty() {
+        settle(&mut making).await?;
+    }
+    Ok(configs)
+}
+
+async fn settle(making: &mut JoinSet<Result<()>>) -> Result<()> {
+    making.join_next().await.unwrap_or(Ok(Ok(()))).context("a task that made objects has died")?
+}
+
+async fn namespace(client: &Client, name: &str) -> Result<()> {
+    let namespace = serde_json::from_value(json!({ "metadata": { "name": name } }))?;
+    create(&Api::<Namespace>::all(client.clone()), &namespace).await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
+    let made = async {
+        while accounts.get_opt("default").await?.is_none() {
+            time::sleep(Duration::from_millis(100)).await;
+        }
+        anyhow::Ok(())
+    };
+    match time::timeout(SOON, made).await {
+        Ok(made) => made,
+        Err(_) => {
+            bail!("namespace {name} gets no default service account; does kube-controller-manager run?")
+        }
+    }
+}
+
+/// Of the size of a usual one.
+fn config(node: &str) -> serde_json::Value {
+    let lines: BTreeMap<String, String> = (0..8)
+        .map(|line| (format!("key-{line}"), format!("the value of line {line}, as configured for {node}")))
+        .collect();
+    json!({ "metadata": { "name": node }, "data": lines })
+}
+
+fn pod_of(node: &str, number: usize) -> serde_json::Value {
+    let mut container = json!({
+        "name": "main", "image": "registry.k8s.io/pause:3.10",
+        "resources": { "requests": { "cpu": "1m", "memory": "1Mi" } },
+    });
+    if number == 0 {
+        container["envFrom"] = json!([{ "configMapRef": { "name": node } }]);
+    }
+    json!({
+        "metadata": { "name": format!("{node}-{number}"), "labels": { "app": "hollow" } },
+        "spec": {
+            "nodeName": node,
+            "automountServiceAccountToken": false,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [container],
+        },
+    })
+}
+
+async fn create<K>(api: &Api<K>, object: &K) -> Result<()>
+where
+    K: Clone + serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug + kube::Resource,
+{
+    match api.create(&PostParams::default(), object).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        made => {
+            let name = object.meta().name.as_deref().unwrap_or_default();
+            made.map(drop).with_context(|| format!("failed to create {name}"))
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The command line of the hollow nodes.
+
+use std::{
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, ValueEnum};
+use hollow::{Fleet, FleetConfig, Identities, Snapshot, Transport, changes::Outcome, cluster};
+use kube::{
+    Client,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use runtime::tls;
+use serde::Serialize;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+    time::{self, Instant, MissedTickBehavior},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  A thousand idle nodes for ten minutes, with certificates signed by the cluster's CA:
+    hollow --server 10.0.0.1:10000 --kubeconfig /etc/kubernetes/admin.conf --nodes 1000 --duration 600
+  Over the WebSocket alone, a pod on each, and 500 changes a second once all are live:
+    hollow --server 10.0.0.1:10000 --kubeconfig admin.conf --nodes 1000 --transport websocket \\
+           --pods 1 --changes 500 --duration 60
+  With a join token instead of the CA:
+    hollow --server 10.0.0.1:10000 --token \"$(keadm gettoken)\" --nodes 50
+  What it leaves in the cluster is taken away with:
+    kubectl delete namespace hollow; kubectl delete nodes -l skerry.io/hollow=hollow";
+
+/// Hollow edge nodes by the thousand, to load a cloudcore with.
+///
+/// Each holds a session with edgecore's own code, over the real transports, and keeps in memory what edgecore keeps on a disk.
+/// There is no container runtime: pods that are bound to a hollow node are said to run.
+#[derive(Parser)]
+#[command(name = "hollow", version, after_help = EXAMPLES, max_term_width = 110)]
+struct Args {
+    /// cloudcore's address
+    #[arg(long, value_name = "HOST:PORT")]
+    server: String,
+    /// A cluster administrator's kubeconfig: for the CA that signs the nodes' certificates, and for --pods
+    #[arg(long, value_name = "PATH", required_unless_present = "token")]
+    kubeconfig: Option<PathBuf>,
+    /// A join token, with which each node enrolls for itself
+    #[arg(long, conflicts_with = "kubeconfig")]
+    token: Option<String>,
+    /// How many nodes
+    #[arg(long, default_value_t = 100)]
+    nodes: usize,
+    /// The nodes are PREFIX-0 and on, their pods are in the namespace PREFIX
+    #[arg(long, default_value = "hollow")]
+    prefix: String,
+    /// What carries the links
+    #[arg(long, value_enum, default_value_t = Transport::Auto)]
+    transport: Transport,
+    /// Seconds between the heartbeats of a node
+    #[arg(long, value_name = "SECONDS", default_value_t = 70.0)]
+    heartbeat: f64,
+    /// Nodes to start in a second
+    #[arg(long, value_name = "NODES", default_value_t = 200.0)]
+    ramp: f64,
+    /// When to end, after the start; 0: at SIGINT or SIGTERM alone
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    duration: f64,
+    /// Pods to make for each node, once all nodes are Ready
+    #[arg(long, default_value_t = 0)]
+    pods: usize,
+    /// Changes of the nodes' ConfigMaps to make in a second, from when their pods run until the end
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, requires = "pods", requires = "kubeconfig")]
+    changes: f64,
+    /// Where the nodes' keys are kept: a Node remembers its machine's key, so another run needs the same
+    /// [default: $SKERRY_CACHE/hollow, or ~/.cache/skerry/hollow]
+    #[arg(long, value_name = "PATH")]
+    dir: Option<PathBuf>,
+    /// Seconds between lines of progress
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    every: f64,
+    /// How progress and summary are printed
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    /// An object a line; the last one is the summary
+    Json,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    /// Seconds until all nodes were Ready for the first time.
+    all_ready: Option<f64>,
+    changes: Option<Outcome>,
+    #[serde(flatten)]
+    last: Snapshot,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tls::install_provider();
+    let run = async {
+        let _level = runtime::telemetry::init("error", runtime::telemetry::LogFormat::Text)?;
+        run(&args).await
+    };
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match built.map_err(anyhow::Error::from).and_then(|executor| executor.block_on(run)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&format!("hollow: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let directory = match &args.dir {
+        Some(dir) => dir.clone(),
+        None => default_dir().context("neither SKERRY_CACHE nor HOME is set; name a directory with --dir")?,
+    };
+    let client = match &args.kubeconfig {
+        Some(path) => Some(client_of(path).await?),
+        None => None,
+    };
+    let identities = match (&client, &args.token) {
+        (Some(client), _) => Identities::Signed { ca: cluster::authority(client).await?, directory },
+        (None, Some(token)) => Identities::Enrolled { token: token.clone(), directory },
+        (None, None) => bail!("the nodes need certificates: give --kubeconfig or --token"),
+    };
+    let mut fleet = Fleet::start(&FleetConfig {
+        server: args.server.clone(),
+        nodes: args.nodes,
+        prefix: args.prefix.clone(),
+        transport: args.transport,
+        heartbeat: seconds("heartbeat", args.heartbeat)?,
+        ramp: args.ramp,
+        identities,
+    })?;
+    let (length, every) = (seconds("duration", args.duration)?, seconds("every", args.every)?);
+    let end = (length > Duration::ZERO).then(|| Instant::now() + length);
+    let (changes, moments) = (fleet.changes().clone(), Moments::default());
+    let work = async {
+        let Some(client) = client.filter(|_| args.pods > 0) else { return Ok(None) };
+        // Not before the nodes are there: pods of a node that is not are collected as garbage.
+        moments.all_ready.notified().await;
+        tell(&format!("hollow: making {} pods in namespace {}", args.nodes * args.pods, args.prefix));
+        let configs = cluster::populate(&client, &args.prefix, args.nodes, args.pods).await?;
+        if args.changes <= 0.0 {
+            return Ok(None);
+        }
+        moments.all_running.notified().await;
+        let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+        // What is under way at the end still gets its time.
+        let length = left.saturating_sub(LATECOMERS);
+        changes.run(&client, &configs, args.changes, length, LATECOMERS - MARGIN).await.map(Some)
+    };
+    let mut summary = Summary { all_ready: None, changes: None, last: Snapshot::default() };
+    let ended = watch(args, &mut fleet, &mut summary, every, end, &moments, work).await;
+    summary.last = fleet.snapshot();
+    print(args, &summary)?;
+    fleet.stop().await;
+    ended
+}
+
+/// For changes that are under way at the end.
+const LATECOMERS: Duration = Duration::from_secs(3);
+/// Of it, for their sum.
+const MARGIN: Duration = Duration::from_millis(200);
+
+/// What the fleet is waited for.
+#[derive(Default)]
+struct Moments {
+    all_ready: Notify,
+    all_running: Notify,
+}
+
+/// Until the end, a signal, or a failure.
+async fn watch(
+    args: &Args,
+    fleet: &mut Fleet,
+    summary: &mut Summary,
+    every: Duration,
+    end: Option<Instant>,
+    moments: &Moments,
+    work: impl Future<Output = Result<Option<Outcome>>>,
+) -> Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut ticks = time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let over = async {
+        match end {
+            Some(end) => time::sleep_until(end).await,
+            None => std::future::pending().await,
+        }
+    };
+    let (mut over, mut work) = (std::pin::pin!(over), std::pin::pin!(work));
+    let mut working = true;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                let now = fleet.snapshot();
+                if summary.all_ready.is_none() && now.ready == now.nodes && now.synced == now.nodes {
+                    summary.all_ready = Some(now.seconds);
+                    moments.all_ready.notify_one();
+                }
+                if now.pods >= now.nodes * args.pods {
+                    moments.all_running.notify_one();
+                }
+                print_progress(args, &now)?;
+            }
+            outcome = &mut work, if working => {
+                working = false;
+                summary.changes = outcome?;
+            }
+            error = fleet.failed() => return Err(error),
+            () = &mut over => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+        }
+    }
+}
+
+fn print_progress(args: &Args, now: &Snapshot) -> Result<()> {
+    match args.output {
+        Output::Json => say(&serde_json::to_string(now)?),
+        Output::Text => say(&format!(
+            "{:7.1} s  connected {:5}  synced {:5}  ready {:5} of {}  sessions {}  deltas {}  errors {}",
+            now.seconds,
+            now.connected,
+            now.synced,
+            now.ready,
+            now.nodes,
+            now.sessions,
+            now.deltas,
+            now.errors.values().sum::<u64>()
+        )),
+    }
+}
+
+fn print(args: &Args, summary: &Summary) -> Result<()> {
+    if args.output == Output::Json {
+        return say(&serde_json::to_string(summary)?);
+    }
+    let Summary { all_ready, changes, last } = summary;
+    let mut text = match all_ready {
+        Some(seconds) => format!("all {} nodes Ready after {seconds:.1} s\n", last.nodes),
+        None => format!("not all nodes were Ready at once: at the end {} of {}\n", last.ready, last.nodes),
+    };
+    text += &format!("live at the end: {} over QUIC, {} over the WebSocket\n", last.quic, last.websocket);
+    for (transport, bytes) in &last.bytes {
+        text += &format!("{transport}: {} bytes up, {} down, as frames\n", bytes.up, bytes.down);
+    }
+    text += &format!("{} deltas, {} pods said to run\n", last.deltas, last.pods);
+    if let Some(changes) = changes {
+        text += &format!(
+            "changes: {} asked in {:.1} s, {} failed, {} arrived; from the API's answer to the commit \
+             p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms; from the request p50 {:.1} ms, p99 {:.1} ms\n",
+            changes.asked,
+            changes.seconds,
+            changes.failed,
+            changes.arrived,
+            changes.p50,
+            changes.p99,
+            changes.longest,
+            changes.whole_p50,
+            changes.whole_p99
+        );
+    }
+    for (reason, count) in &last.errors {
+        text += &format!("{count} times: {reason}\n");
+    }
+    say(text.trim_end())
+}
+
+async fn client_of(path: &Path) -> Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(path)
+        .with_context(|| format!("failed to read the kubeconfig {}", path.display()))?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+fn default_dir() -> Option<PathBuf> {
+    let cache = std::env::var_os("SKERRY_CACHE").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/skerry")));
+    Some(cache?.join("hollow"))
+}
+
+fn seconds(flag: &str, seconds: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .with_context(|| format!("--{flag} {seconds} is no number of seconds"))
+}
+
+fn say(line: &str) -> Result<()> {
+    Ok(writeln!(io::stdout().lock(), "{line}")?)
+}
+
+fn tell(line: &str) {
+    // Nobody is left to be told.
+    drop(writeln!(io::stderr().lock(), "{line}"));
+}

@@ -1,0 +1,162 @@
+//! A hollow node's store. What edged would do about a change is done here, where it is committed: a pod that came runs, and
+//! one that is to go is gone.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use edgecore::{
+    edgehub::HubStore,
+    metamanager::{DesiredChange, MemoryStore, StoreError},
+};
+use proto::{Digest, Object, Report, ResourceKey, Version, message::ReportKind};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::{
+    changes::Changes,
+    reports::{self, Pod},
+};
+
+/// A handle; clones share the store.
+#[derive(Clone)]
+pub(crate) struct NodeStore {
+    memory: MemoryStore,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Each pod's last report, by which it is told again whether it is the same pod.
+    pods: Mutex<HashMap<ResourceKey, Told>>,
+    /// Changes that were committed.
+    deltas: AtomicU64,
+    changes: Arc<Changes>,
+}
+
+struct Told {
+    uid: String,
+    kind: ReportKind,
+    report: Bytes,
+}
+
+impl NodeStore {
+    pub(crate) fn new(changes: Arc<Changes>) -> Self {
+        let inner = Inner { pods: Mutex::default(), deltas: AtomicU64::new(0), changes };
+        Self { memory: MemoryStore::default(), inner: Arc::new(inner) }
+    }
+
+    pub(crate) fn deltas(&self) -> u64 {
+        self.inner.deltas.load(Relaxed)
+    }
+
+    pub(crate) fn pods(&self) -> usize {
+        self.told().len()
+    }
+
+    pub(crate) fn report_node(&self, key: &ResourceKey, payload: Bytes) -> Result<(), StoreError> {
+        self.memory.report(ReportKind::NodeStatus, key, payload).map(drop)
+    }
+
+    /// As edged does in each session: the cloud may have forgotten, or given the node up.
+    pub(crate) fn report_pods_again(&self) -> Result<(), StoreError> {
+        for (key, told) in &*self.told() {
+            self.memory.report(told.kind, key, told.report.clone())?;
+        }
+        Ok(())
+    }
+
+    fn told(&self) -> MutexGuard<'_, HashMap<ResourceKey, Told>> {
+        // Nothing below panics while it holds this.
+        self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn react(&self, change: &DesiredChange) -> Result<(), StoreError> {
+        match change {
+            DesiredChange::Put(object) if object.key.kind() == "Pod" => self.pod(object),
+            DesiredChange::Delete(key) => {
+                self.told().remove(key);
+                Ok(())
+            }
+            DesiredChange::Put(_) => Ok(()),
+        }
+    }
+
+    fn pod(&self, object: &Object) -> Result<(), StoreError> {
+        let pod: Pod = match serde_json::from_slice(&object.bytes) {
+            Ok(pod) => pod,
+            Err(error) => {
+                warn!(key = %object.key, %error, "cloudcore sent a pod that is none");
+                return Ok(());
+            }
+        };
+        if pod.has_ended() {
+            return Ok(());
+        }
+        let kind = match pod.metadata.deletion_timestamp {
+            Some(_) => ReportKind::PodTerminated,
+            None => ReportKind::PodStatus,
+        };
+        let mut told = self.told();
+        if told.get(&object.key).is_some_and(|told| told.uid == pod.metadata.uid && told.kind == kind) {
+            return Ok(());
+        }
+        let report = match kind {
+            ReportKind::PodTerminated => reports::terminated(&pod),
+            _ => reports::running(&pod),
+        };
+        self.memory.report(kind, &object.key, report.clone())?;
+        told.insert(object.key.clone(), Told { uid: pod.metadata.uid, kind, report });
+        Ok(())
+    }
+}
+
+impl HubStore for NodeStore {
+    async fn apply(&self, changes: Vec<DesiredChange>) -> Result<(), StoreError> {
+        self.memory.apply(changes.clone()).await?;
+        self.inner.deltas.fetch_add(changes.len() as u64, Relaxed);
+        for change in &changes {
+            if let DesiredChange::Put(object) = change {
+                self.inner.changes.committed(object);
+            }
+            self.react(change)?;
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &ResourceKey) -> Result<Option<Object>, StoreError> {
+        self.memory.get(key)
+    }
+
+    fn digest(&self) -> Digest {
+        self.memory.digest()
+    }
+
+    fn inventory(&self) -> Result<Vec<(ResourceKey, Version)>, StoreError> {
+        self.memory.inventory()
+    }
+
+    fn pending_reports(&self, after: u64, limit: usize) -> Result<Vec<Report>, StoreError> {
+        self.memory.pending_reports(after, limit)
+    }
+
+    async fn reports_done(&self, ids: Vec<u64>) -> Result<(), StoreError> {
+        self.memory.reports_done(ids).await
+    }
+
+    fn outbox_changes(&self) -> watch::Receiver<u64> {
+        self.memory.outbox_changes()
+    }
+
+    async fn put_local(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
+        self.memory.put_local(key, value).await
+    }
+
+    fn local(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
+        self.memory.local(key)
+    }
+}
