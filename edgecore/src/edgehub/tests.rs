@@ -23,7 +23,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
 use super::*;
-use crate::metamanager::Options;
+use crate::metamanager::{Options, Store};
 
 const NODE: &str = "edge-1";
 const BEAT: Duration = Duration::from_secs(10);

@@ -110,13 +110,13 @@ impl Changes {
     fn answered(&self, key: &ResourceKey, number: u64, taken: bool) {
         let now = Instant::now();
         let mut state = self.lock();
-        let changes = state.under_way.get_mut(key);
+        let changes = state.under_way.entry(key.clone()).or_default();
         if taken {
-            changes.into_iter().flatten().filter(|change| change.number == number).for_each(|change| {
+            for change in changes.iter_mut().filter(|change| change.number == number) {
                 change.answered = Some(now);
-            });
+            }
         } else {
-            changes.into_iter().for_each(|changes| changes.retain(|change| change.number != number));
+            changes.retain(|change| change.number != number);
             state.failed += 1;
         }
         state.settle(key);

@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use edgecore::edgehub::HubConfig;
+use bytes::Bytes;
+use edgecore::edgehub::{HubConfig, HubStore as _};
+use proto::ResourceKey;
 use runtime::link::quic::Dialer;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -67,6 +69,7 @@ pub(crate) fn name(prefix: &str, number: usize) -> String {
 
 /// A running fleet. Dropped, it is gone without a word; see [`Fleet::stop`].
 pub struct Fleet {
+    prefix: String,
     nodes: Vec<View>,
     /// Of each node: what was counted already, and over what it went.
     counted: Vec<(u64, u64, &'static str)>,
@@ -153,7 +156,17 @@ impl Fleet {
         }
         let counted = vec![(0, 0, ""); nodes.len()];
         let carried = BTreeMap::new();
-        Ok(Self { nodes, counted, carried, errors, changes, begun: Instant::now(), stop, tasks })
+        Ok(Self {
+            prefix: config.prefix.clone(),
+            nodes,
+            counted,
+            carried,
+            errors,
+            changes,
+            begun: Instant::now(),
+            stop,
+            tasks,
+        })
     }
 
     /// What [`crate::changes`] counts for these nodes.
@@ -189,6 +202,18 @@ impl Fleet {
         snapshot.bytes = named.map(|(over, carried)| ((*over).to_owned(), *carried)).collect();
         snapshot.errors = self.errors.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         snapshot
+    }
+
+    /// Of what each node holds, as on cloudcore's page `/digestz`.
+    pub fn digests(&self) -> BTreeMap<String, String> {
+        let digests = self.nodes.iter().enumerate();
+        digests.map(|(number, node)| (name(&self.prefix, number), node.store.digest().to_string())).collect()
+    }
+
+    /// What the node with this number holds, as JSON.
+    pub fn object(&self, node: usize, key: &ResourceKey) -> Option<Bytes> {
+        let held = self.nodes.get(node)?.store.get(key);
+        held.ok().flatten().map(|object| object.bytes)
     }
 
     /// Waits for a node to end, which none does by itself.

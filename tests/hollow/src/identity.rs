@@ -13,34 +13,47 @@ use runtime::tls::{self, CertificateAuthority};
 
 const VALIDITY: Duration = Duration::from_hours(24 * 30);
 
-/// Where the nodes have their certificates from.
-pub enum Identities {
-    /// The CA signs all of them, for one key: a Node remembers its machine's key, so the directory is to be kept for as
-    /// long as the Nodes are.
-    Signed { ca: CertificateAuthority, directory: PathBuf },
-    /// Each node enrolls for itself.
-    Enrolled { token: String, directory: PathBuf },
+/// Where the nodes have their certificates from, and where they are kept.
+pub struct Identities {
+    directory: PathBuf,
+    issuer: Issuer,
+}
+
+enum Issuer {
+    Authority(Box<CertificateAuthority>),
+    /// cloudcore, for this token.
+    Cloud(String),
 }
 
 impl Identities {
+    /// The CA signs all of them, for one key: a Node remembers its machine's key, so the directory is to be kept for as
+    /// long as the Nodes are.
+    pub fn signed(ca: CertificateAuthority, directory: PathBuf) -> Self {
+        Self { directory, issuer: Issuer::Authority(Box::new(ca)) }
+    }
+
+    /// Each node enrolls for itself.
+    pub fn enrolled(token: String, directory: PathBuf) -> Self {
+        Self { directory, issuer: Issuer::Cloud(token) }
+    }
+
     pub(crate) fn token(&self) -> &str {
-        match self {
-            Self::Signed { .. } => "",
-            Self::Enrolled { token, .. } => token,
+        match &self.issuer {
+            Issuer::Authority(_) => "",
+            Issuer::Cloud(token) => token,
         }
     }
 
     pub(crate) fn paths(&self, node: &str) -> IdentityPaths {
-        let (Self::Signed { directory, .. } | Self::Enrolled { directory, .. }) = self;
-        let path = |what: &str| directory.join(format!("{node}.{what}"));
+        let path = |what: &str| self.directory.join(format!("{node}.{what}"));
         IdentityPaths { ca: path("ca"), certificate: path("crt"), key: path("key") }
     }
 
     /// Makes what is to be there before the nodes start. Not synced: what a power cut loses is made again.
     pub(crate) fn prepare(&self, nodes: &[String]) -> Result<()> {
-        let (Self::Signed { directory, .. } | Self::Enrolled { directory, .. }) = self;
+        let directory = &self.directory;
         fs::create_dir_all(directory).with_context(|| format!("failed to make {}", directory.display()))?;
-        let Self::Signed { ca, .. } = self else { return Ok(()) };
+        let Issuer::Authority(ca) = &self.issuer else { return Ok(()) };
         let key = key(&directory.join("hollow.der"))?;
         let (ca_pem, key_pem) = (tls::pem("CERTIFICATE", ca.certificate()), tls::pem("PRIVATE KEY", &key));
         for node in nodes {

@@ -8,19 +8,21 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use hollow::{Fleet, FleetConfig, Identities, Snapshot, Transport, changes::Outcome, cluster};
 use kube::{
     Client,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use output::{Output, Summary};
 use runtime::tls;
-use serde::Serialize;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
     time::{self, Instant, MissedTickBehavior},
 };
+
+mod output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,9 +73,12 @@ struct Args {
     /// Pods to make for each node, once all nodes are Ready
     #[arg(long, default_value_t = 0)]
     pods: usize,
-    /// Changes of the nodes' ConfigMaps to make in a second, from when their pods run until the end
+    /// Changes of the nodes' ConfigMaps to make in a second, from when their pods run
     #[arg(long, value_name = "RATE", default_value_t = 0.0, requires = "pods", requires = "kubeconfig")]
     changes: f64,
+    /// How long to make changes, at most
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    changing: f64,
     /// Where the nodes' keys are kept: a Node remembers its machine's key, so another run needs the same
     /// [default: $SKERRY_CACHE/hollow, or ~/.cache/skerry/hollow]
     #[arg(long, value_name = "PATH")]
@@ -84,23 +89,6 @@ struct Args {
     /// How progress and summary are printed
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Text,
-    /// An object a line; the last one is the summary
-    Json,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Summary {
-    /// Seconds until all nodes were Ready for the first time.
-    all_ready: Option<f64>,
-    changes: Option<Outcome>,
-    #[serde(flatten)]
-    last: Snapshot,
 }
 
 fn main() -> ExitCode {
@@ -130,8 +118,8 @@ async fn run(args: &Args) -> Result<()> {
         None => None,
     };
     let identities = match (&client, &args.token) {
-        (Some(client), _) => Identities::Signed { ca: cluster::authority(client).await?, directory },
-        (None, Some(token)) => Identities::Enrolled { token: token.clone(), directory },
+        (Some(client), _) => Identities::signed(cluster::authority(client).await?, directory),
+        (None, Some(token)) => Identities::enrolled(token.clone(), directory),
         (None, None) => bail!("the nodes need certificates: give --kubeconfig or --token"),
     };
     let mut fleet = Fleet::start(&FleetConfig {
@@ -158,21 +146,24 @@ async fn run(args: &Args) -> Result<()> {
         moments.all_running.notified().await;
         let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
         // What is under way at the end still gets its time.
-        let length = left.saturating_sub(LATECOMERS);
-        changes.run(&client, &configs, args.changes, length, LATECOMERS - MARGIN).await.map(Some)
+        let length = seconds("changing", args.changing)?.min(left.saturating_sub(LATECOMERS));
+        tell(&format!("hollow: changing ConfigMaps for {:.0} s", length.as_secs_f64()));
+        let outcome = changes.run(&client, &configs, args.changes, length, PATIENCE).await?;
+        tell(&format!("hollow: changed {} times", outcome.asked));
+        Ok(Some(outcome))
     };
     let mut summary = Summary { all_ready: None, changes: None, last: Snapshot::default() };
     let ended = watch(args, &mut fleet, &mut summary, every, end, &moments, work).await;
     summary.last = fleet.snapshot();
-    print(args, &summary)?;
+    output::summary(args.output, &summary)?;
     fleet.stop().await;
     ended
 }
 
 /// For changes that are under way at the end.
+const PATIENCE: Duration = Duration::from_millis(2800);
+/// The same, with the time for their sum.
 const LATECOMERS: Duration = Duration::from_secs(3);
-/// Of it, for their sum.
-const MARGIN: Duration = Duration::from_millis(200);
 
 /// What the fleet is waited for.
 #[derive(Default)]
@@ -213,7 +204,7 @@ async fn watch(
                 if now.pods >= now.nodes * args.pods {
                     moments.all_running.notify_one();
                 }
-                print_progress(args, &now)?;
+                output::progress(args.output, &now)?;
             }
             outcome = &mut work, if working => {
                 working = false;
@@ -225,58 +216,6 @@ async fn watch(
             _ = terminate.recv() => return Ok(()),
         }
     }
-}
-
-fn print_progress(args: &Args, now: &Snapshot) -> Result<()> {
-    match args.output {
-        Output::Json => say(&serde_json::to_string(now)?),
-        Output::Text => say(&format!(
-            "{:7.1} s  connected {:5}  synced {:5}  ready {:5} of {}  sessions {}  deltas {}  errors {}",
-            now.seconds,
-            now.connected,
-            now.synced,
-            now.ready,
-            now.nodes,
-            now.sessions,
-            now.deltas,
-            now.errors.values().sum::<u64>()
-        )),
-    }
-}
-
-fn print(args: &Args, summary: &Summary) -> Result<()> {
-    if args.output == Output::Json {
-        return say(&serde_json::to_string(summary)?);
-    }
-    let Summary { all_ready, changes, last } = summary;
-    let mut text = match all_ready {
-        Some(seconds) => format!("all {} nodes Ready after {seconds:.1} s\n", last.nodes),
-        None => format!("not all nodes were Ready at once: at the end {} of {}\n", last.ready, last.nodes),
-    };
-    text += &format!("live at the end: {} over QUIC, {} over the WebSocket\n", last.quic, last.websocket);
-    for (transport, bytes) in &last.bytes {
-        text += &format!("{transport}: {} bytes up, {} down, as frames\n", bytes.up, bytes.down);
-    }
-    text += &format!("{} deltas, {} pods said to run\n", last.deltas, last.pods);
-    if let Some(changes) = changes {
-        text += &format!(
-            "changes: {} asked in {:.1} s, {} failed, {} arrived; from the API's answer to the commit \
-             p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms; from the request p50 {:.1} ms, p99 {:.1} ms\n",
-            changes.asked,
-            changes.seconds,
-            changes.failed,
-            changes.arrived,
-            changes.p50,
-            changes.p99,
-            changes.longest,
-            changes.whole_p50,
-            changes.whole_p99
-        );
-    }
-    for (reason, count) in &last.errors {
-        text += &format!("{count} times: {reason}\n");
-    }
-    say(text.trim_end())
 }
 
 async fn client_of(path: &Path) -> Result<Client> {
@@ -295,10 +234,6 @@ fn default_dir() -> Option<PathBuf> {
 fn seconds(flag: &str, seconds: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(seconds)
         .with_context(|| format!("--{flag} {seconds} is no number of seconds"))
-}
-
-fn say(line: &str) -> Result<()> {
-    Ok(writeln!(io::stdout().lock(), "{line}")?)
 }
 
 fn tell(line: &str) {

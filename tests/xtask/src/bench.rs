@@ -11,6 +11,7 @@ mod adopt;
 mod cuts;
 mod delta;
 mod figure;
+mod hollow;
 mod idle;
 mod node;
 mod pods;
@@ -41,7 +42,7 @@ const REST: Duration = Duration::from_mins(1);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; everything, if nothing is named
+    /// What to measure; everything but what takes long (hollow), if nothing is named
     names: Vec<Measure>,
     /// How the figures are printed
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -49,6 +50,9 @@ pub(crate) struct Args {
     /// Measure nothing; print what was measured last
     #[arg(long, conflicts_with = "names")]
     last: bool,
+    /// For hollow: how many nodes
+    #[arg(long, value_name = "NODES", default_value_t = 1000)]
+    hollow_nodes: usize,
     /// Put the table into docs/benchmarks.md, too
     #[arg(long)]
     docs: bool,
@@ -76,6 +80,8 @@ pub(crate) enum Measure {
     Adopt,
     /// The line restored: until the node is Ready and a change has arrived
     Cuts,
+    /// Thousands of hollow nodes over either transport: cost at rest, reconnect storm, 1,000 changes a second
+    Hollow,
 }
 
 impl Measure {
@@ -88,10 +94,11 @@ impl Measure {
             Self::Restart => "restart",
             Self::Adopt => "adopt",
             Self::Cuts => "cuts",
+            Self::Hollow => "hollow",
         }
     }
 
-    async fn take(self, assets: &Assets) -> Result<Vec<Figure>> {
+    async fn take(self, assets: &Assets, hollow_nodes: usize) -> Result<Vec<Figure>> {
         match self {
             Self::Size => size::take(assets),
             Self::Idle => idle::take(assets).await,
@@ -100,6 +107,7 @@ impl Measure {
             Self::Restart => restart::take(assets).await,
             Self::Adopt => adopt::take(assets).await,
             Self::Cuts => cuts::take(assets).await,
+            Self::Hollow => hollow::take(assets, hollow_nodes).await,
         }
     }
 }
@@ -125,6 +133,8 @@ async fn measure(args: &Args) -> Result<()> {
         let mut measures = args.names.clone();
         if measures.is_empty() {
             measures = Measure::value_variants().to_vec();
+            // It takes longer than most of the others together.
+            measures.retain(|measure| *measure != Measure::Hollow);
         }
         measures.sort_unstable();
         measures.dedup();
@@ -135,7 +145,7 @@ async fn measure(args: &Args) -> Result<()> {
             tell(&format!("{}: begun", measure.name()));
             let before = Conditions::note()?;
             let begun = Instant::now();
-            match measure.take(&assets).await {
+            match measure.take(&assets, args.hollow_nodes).await {
                 Ok(figures) => report.put(measure, &before.to_now()?, figures),
                 Err(error) => {
                     tell(&format!("{}: FAILED: {error:#}", measure.name()));

@@ -15,6 +15,7 @@ pub(crate) struct Memory {
     pub(crate) pss: f64,
     pub(crate) private_dirty: f64,
     pub(crate) threads: f64,
+    pub(crate) rss: f64,
 }
 
 impl Memory {
@@ -25,8 +26,14 @@ impl Memory {
             pss: number(&rollup, "Pss:")? as f64,
             private_dirty: number(&rollup, "Private_Dirty:")? as f64,
             threads: number(&status, "Threads:")? as f64,
+            rss: number(&status, "VmRSS:")? as f64,
         })
     }
+}
+
+/// The most that a process ever held, in KiB.
+pub(crate) fn peak(pid: u32) -> Result<f64> {
+    Ok(number(&read(&format!("/proc/{pid}/status"))?, "VmHWM:")? as f64)
 }
 
 /// What a process has used since its start.

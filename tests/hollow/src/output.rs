@@ -1,0 +1,78 @@
+//! What is printed, for people or for programs.
+
+use std::io::{self, Write as _};
+
+use anyhow::Result;
+use clap::ValueEnum;
+use hollow::{Snapshot, changes::Outcome};
+use serde::Serialize;
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Text,
+    /// An object a line; the last one is the summary
+    Json,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Summary {
+    /// Seconds until all nodes were Ready for the first time.
+    pub(crate) all_ready: Option<f64>,
+    pub(crate) changes: Option<Outcome>,
+    #[serde(flatten)]
+    pub(crate) last: Snapshot,
+}
+
+pub(crate) fn progress(output: Output, now: &Snapshot) -> Result<()> {
+    match output {
+        Output::Json => say(&serde_json::to_string(now)?),
+        Output::Text => say(&format!(
+            "{:7.1} s  connected {:5}  synced {:5}  ready {:5} of {}  sessions {}  deltas {}  errors {}",
+            now.seconds,
+            now.connected,
+            now.synced,
+            now.ready,
+            now.nodes,
+            now.sessions,
+            now.deltas,
+            now.errors.values().sum::<u64>()
+        )),
+    }
+}
+
+pub(crate) fn summary(output: Output, summary: &Summary) -> Result<()> {
+    if output == Output::Json {
+        return say(&serde_json::to_string(summary)?);
+    }
+    let Summary { all_ready, changes, last } = summary;
+    let mut lines = vec![match all_ready {
+        Some(seconds) => format!("all {} nodes Ready after {seconds:.1} s", last.nodes),
+        None => format!("not all nodes were Ready at once: at the end {} of {}", last.ready, last.nodes),
+    }];
+    lines.push(format!("live at the end: {} over QUIC, {} over the WebSocket", last.quic, last.websocket));
+    for (transport, bytes) in &last.bytes {
+        lines.push(format!("{transport}: {} bytes up, {} down, as frames", bytes.up, bytes.down));
+    }
+    lines.push(format!("{} deltas, {} pods said to run", last.deltas, last.pods));
+    if let Some(changes) = changes {
+        lines.push(format!(
+            "changes: {} in {:.1} s, of which {} failed and {} arrived",
+            changes.asked, changes.seconds, changes.failed, changes.arrived
+        ));
+        lines.push(format!(
+            "from the API's answer to the commit: p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms",
+            changes.p50, changes.p99, changes.longest
+        ));
+        lines.push(format!(
+            "from the request to the commit: p50 {:.1} ms, p99 {:.1} ms",
+            changes.whole_p50, changes.whole_p99
+        ));
+    }
+    lines.extend(last.errors.iter().map(|(reason, count)| format!("{count} times: {reason}")));
+    lines.iter().try_for_each(|line| say(line))
+}
+
+fn say(line: &str) -> Result<()> {
+    Ok(writeln!(io::stdout().lock(), "{line}")?)
+}

@@ -1,0 +1,250 @@
+//! Hollow nodes by the thousand on one cloudcore, over each transport: what they cost connected and idle, how long until all
+//! are back after cloudcore was killed, and how fast changes arrive.
+//!
+//! The nodes live at a site, so that what is on their line can be counted. They share two cores with the whole control plane:
+//! who spent how much of them stands beside each figure.
+
+mod stage;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use harness::{Assets, progress::during};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    figure::{Figure, Goal},
+    reading::{Memory, peak},
+    workload,
+};
+use stage::{Calls, Carried, Fleet, Spent, Stage};
+
+const TRANSPORTS: [&str; 2] = ["websocket", "quic"];
+const SETTLE: Duration = Duration::from_secs(15);
+const REST: Duration = Duration::from_mins(1);
+/// How long all nodes may take, for each.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Changes asked for in a second, and for how long.
+const RATE: u32 = 1000;
+const CHANGING: Duration = Duration::from_secs(20);
+
+pub(super) async fn take(assets: &Assets, nodes: usize) -> Result<Vec<Figure>> {
+    let program = during("building hollow as it would ship, which takes minutes", stage::build()).await?;
+    let mut figures = Vec::new();
+    for transport in TRANSPORTS {
+        let stage = Stage::start(assets, &program, transport, nodes).await?;
+        let measured = Turn { stage: &stage, transport, nodes, figures: Vec::new() }.take().await;
+        figures.extend(stage.end(measured)?);
+    }
+    Ok(figures)
+}
+
+/// All figures of one transport, on a control plane of its own.
+struct Turn<'a> {
+    stage: &'a Stage,
+    transport: &'static str,
+    nodes: usize,
+    figures: Vec<Figure>,
+}
+
+impl Turn<'_> {
+    async fn take(mut self) -> Result<Vec<Figure>> {
+        self.join().await?;
+        let empty = self.without_nodes().await?;
+        let fleet = self.stage.fleet(&[])?;
+        self.live(&fleet, 0).await?;
+        self.idle(&empty).await?;
+        self.storm(&fleet).await?;
+        fleet.end()?;
+        self.changes().await?;
+        Ok(self.figures)
+    }
+
+    fn name(&self, what: &str) -> String {
+        format!("{} nodes, {}: {what}", self.nodes, self.transport)
+    }
+
+    fn put(&mut self, figure: Figure, spent: &Spent) {
+        self.figures.push(spent.of.iter().fold(figure, |figure, (whose, time)| figure.cpu(whose, *time)));
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_mins(1) + PATIENCE * u32::try_from(self.nodes).unwrap_or(u32::MAX)
+    }
+
+    /// Waits until all nodes are Ready again, in so many sessions; the seconds of the fleet's clock.
+    async fn live(&self, fleet: &Fleet, sessions: u64) -> Result<f64> {
+        let all = self.nodes as u64;
+        fleet
+            .until("all nodes Ready", self.limit(), |now| {
+                now["ready"] == all
+                    && now["synced"] == all
+                    && now["sessions"].as_u64() >= Some(sessions + all)
+            })
+            .await
+    }
+
+    /// New nodes, each with a pod.
+    async fn join(&mut self) -> Result<()> {
+        let (calls, before) = (self.stage.calls().await?, self.stage.usage()?);
+        let fleet = self.stage.fleet(&["--pods=1"])?;
+        let seconds = during("new nodes join", self.live(&fleet, 0)).await?;
+        let spent = self.stage.spent(&before, &fleet)?;
+        let called = self.stage.calls().await?.since(&calls);
+        let note = format!("{:.1} API calls a node, the leases' included", called.all / self.nodes as f64);
+        let figure = Figure::whole(&self.name("start to all Ready, new to the cluster"), "s", seconds);
+        self.put(figure.note(&note), &spent);
+        let all = self.nodes as u64;
+        let running = fleet.until("a pod on each node", self.limit(), |now| now["pods"] == all);
+        during("pods start", running).await?;
+        during("letting it come to rest", sleep(SETTLE)).await;
+        fleet.end()
+    }
+
+    /// A cloudcore with the same objects in its caches and no node connected.
+    async fn without_nodes(&self) -> Result<Memory> {
+        self.stage.restart_cloud().await?;
+        workload::settle(SETTLE).await;
+        Memory::of(self.stage.cloud.pid()?)
+    }
+
+    async fn idle(&mut self, empty: &Memory) -> Result<()> {
+        workload::settle(SETTLE).await;
+        let fleet_calls = self.stage.calls().await?;
+        let before = self.stage.usage()?;
+        let begun = Instant::now();
+        during("watching all nodes at rest for a minute", sleep(REST)).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        let spent = self.stage.spent_alone(&before)?;
+        let called = self.stage.calls().await?.since(&fleet_calls);
+        let full = Memory::of(self.stage.cloud.pid()?)?;
+        let each = |full: f64, empty: f64| (full - empty) / self.nodes as f64;
+        let note = format!("{:.1} MiB with none, {:.1} MiB with all", empty.pss / 1024.0, full.pss / 1024.0);
+        let pss = Figure::whole(
+            &self.name("cloudcore, PSS a connected idle node"),
+            "KiB",
+            each(full.pss, empty.pss),
+        );
+        let dirty = Figure::whole(
+            &self.name("cloudcore, Private_Dirty a connected idle node"),
+            "KiB",
+            each(full.private_dirty, empty.private_dirty),
+        );
+        self.figures.push(pss.goal(Goal::AtMost(32.0)).note(&note));
+        self.figures.push(dirty.goal(Goal::AtMost(32.0)));
+        for (whose, time) in &spent.of {
+            let percent = 100.0 * time.as_secs_f64() / seconds;
+            let name = self.name(&format!("at rest: CPU of {whose}"));
+            self.figures.push(Figure::whole(&name, "% of a core", percent));
+        }
+        let name = self.name("at rest: API calls");
+        self.figures.push(Figure::whole(&name, "/s", called.all / seconds));
+        Ok(())
+    }
+
+    /// cloudcore is killed, and comes back.
+    async fn storm(&mut self, fleet: &Fleet) -> Result<()> {
+        let steady = Memory::of(self.stage.cloud.pid()?)?;
+        let (calls, line, before) =
+            (self.stage.calls().await?, self.stage.line()?, self.stage.usage_beside_cloud()?);
+        let begun = fleet.now()?;
+        let start = begun["seconds"].as_f64().unwrap_or_default();
+        let sessions = begun["sessions"].as_u64().unwrap_or_default();
+        let deltas = begun["deltas"].clone();
+        let restarted = self.stage.restart_cloud().await?;
+        let last = during("all nodes come back", self.live(fleet, sessions)).await?;
+        let mut spent = self.stage.spent(&before, fleet)?;
+        spent.of.insert(0, ("cloudcore".to_owned(), super::reading::cpu(self.stage.cloud.pid()?)?));
+        let high = peak(self.stage.cloud.pid()?)?;
+        let called = self.stage.calls().await?.since(&calls);
+        let line = self.stage.line()?.since(&line);
+        let nodes = self.nodes as f64;
+        let back =
+            |share: f64| fleet.first(|now| now["sessions"].as_f64() >= Some(sessions as f64 + share * nodes));
+        let note = format!(
+            "from the kill; cloudcore answers /readyz after {:.1} s; {:.1} API calls a node",
+            restarted.as_secs_f64(),
+            called.all / self.nodes as f64
+        );
+        for (percent, share) in [(50, 0.5), (90, 0.9), (99, 0.99), (100, 1.0)] {
+            let name = self.name(&format!("cloudcore killed: until {percent} % have a session"));
+            let figure = Figure::whole(&name, "s", back(share)? - start).note(&note);
+            let figure = if percent == 99 { figure.goal(Goal::AtMost(30.0)) } else { figure };
+            self.put(figure, &spent);
+        }
+        self.put(
+            Figure::whole(&self.name("cloudcore killed: until all are Ready"), "s", last - start),
+            &spent,
+        );
+        let name = self.name("cloudcore killed: its peak of memory beside what it held before");
+        self.figures.push(
+            Figure::whole(&name, "times", high / steady.rss).goal(Goal::AtMost(1.5)).note(&format!(
+                "VmHWM {:.1} MiB, VmRSS was {:.1} MiB",
+                high / 1024.0,
+                steady.rss / 1024.0
+            )),
+        );
+        self.resync(&begun, &fleet.now()?, &line);
+        let again = fleet.now()?["deltas"].as_f64().unwrap_or_default() - deltas.as_f64().unwrap_or_default();
+        self.figures.push(
+            Figure::whole(&self.name("cloudcore killed: objects sent again"), "objects", again)
+                .goal(Goal::AtMost(0.0))
+                .note("what the control plane wrote to Nodes meanwhile is among them"),
+        );
+        Ok(())
+    }
+
+    /// What it takes to find that nothing has changed.
+    fn resync(&mut self, before: &serde_json::Value, after: &serde_json::Value, line: &Carried) {
+        let nodes = self.nodes as f64;
+        let frames = |end: &serde_json::Value, way: &str| {
+            end["bytes"][self.transport][way].as_f64().unwrap_or_default() / nodes
+        };
+        let [up, down] = ["up", "down"].map(|way| frames(after, way) - frames(before, way));
+        let name = self.name("cloudcore killed: frames a node until all are Ready");
+        let note = format!("{up:.0} up, {down:.0} down, reports of node and pod included; before TLS");
+        self.figures.push(Figure::whole(&name, "bytes", up + down).goal(Goal::AtMost(1000.0)).note(&note));
+        let name = self.name("cloudcore killed: on the line a node until all are Ready");
+        let note = format!(
+            "IP packets with TLS handshakes and attempts that failed: {:.0} up, {:.0} down",
+            line.up / nodes,
+            line.down / nodes
+        );
+        self.figures.push(Figure::whole(&name, "bytes", (line.up + line.down) / nodes).note(&note));
+    }
+
+    async fn changes(&mut self) -> Result<()> {
+        let fleet = self.stage.fleet(&[
+            "--pods=1",
+            &format!("--changes={RATE}"),
+            &format!("--changing={}", CHANGING.as_secs()),
+        ])?;
+        self.live(&fleet, 0).await?;
+        fleet.until_told("changing", self.limit()).await?;
+        let (calls, before) = (self.stage.calls().await?, self.stage.usage()?);
+        during("changing ConfigMaps", fleet.until_told("changed", CHANGING + self.limit())).await?;
+        let (spent, called) = (self.stage.spent(&before, &fleet)?, self.stage.calls().await?.since(&calls));
+        fleet.end()?;
+        let summary = fleet.now()?;
+        let outcome = &summary["changes"];
+        let number = |field: &str| outcome[field].as_f64().unwrap_or_default();
+        let (asked, arrived) = (number("asked"), number("arrived"));
+        ensure!(arrived > 0.0, "no change arrived: {summary}");
+        let name = self.name(&format!("{RATE} changes a second: made"));
+        let note = format!("{arrived} of {asked} arrived, {} failed", number("failed"));
+        self.put(Figure::whole(&name, "/s", asked / number("seconds")).note(&note), &spent);
+        for (what, field) in [("p50", "p50"), ("p99", "p99"), ("longest", "longest")] {
+            let name = self.name(&format!("{RATE} changes a second: API's answer to commit, {what}"));
+            let figure = Figure::whole(&name, "ms", number(field));
+            self.figures.push(if field == "p99" { figure.goal(Goal::AtMost(20.0)) } else { figure });
+        }
+        let name = self.name(&format!("{RATE} changes a second: request to commit, p99"));
+        self.figures.push(Figure::whole(&name, "ms", number("whole_p99")));
+        let Calls { all, leases } = called;
+        let name = self.name(&format!("{RATE} changes a second: API calls a delta"));
+        let note = format!("{all:.0} calls, without {asked:.0} changes and {leases:.0} of leases");
+        let calls = (all - leases - asked).max(0.0) / arrived;
+        self.figures.push(Figure::whole(&name, "calls", calls).goal(Goal::AtMost(0.05)).note(&note));
+        Ok(())
+    }
+}

@@ -1,0 +1,320 @@
+//! What hollow nodes play in: a control plane, cloudcore, a site that all of them are at, and what is counted there.
+
+use std::{
+    cell::{Cell, RefCell},
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::{
+    Assets, Cluster, ClusterOptions, Run, Site, SiteOptions,
+    process::{self, Daemon, kill9, output_async},
+    product::Cloud,
+    progress::during,
+    setup, wait,
+};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::super::reading;
+
+const SOON: Duration = Duration::from_mins(2);
+/// Nodes that start in a second: more than a control plane on this machine takes in.
+const RAMP: usize = 1000;
+
+/// In the order in which it is to go.
+pub(super) struct Stage {
+    pub(super) cloud: Cloud,
+    site: Site,
+    cluster: Cluster,
+    kubeconfig: PathBuf,
+    program: PathBuf,
+    transport: &'static str,
+    nodes: usize,
+    /// Started until now: each has a log of its own.
+    fleets: Cell<u32>,
+    run: Arc<Run>,
+}
+
+/// The load tool as it would ship.
+pub(super) async fn build() -> Result<PathBuf> {
+    let build =
+        setup::cargo(&["build", "--release", "-p", "hollow", "--message-format=json-render-diagnostics"]);
+    let messages = output_async(build).await?;
+    let path = messages.lines().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        message["executable"].as_str().map(PathBuf::from)
+    });
+    path.context("cargo built no hollow")
+}
+
+impl Stage {
+    pub(super) async fn start(
+        assets: &Assets,
+        program: &Path,
+        transport: &'static str,
+        nodes: usize,
+    ) -> Result<Self> {
+        let run = Run::start()?;
+        let built = Self::build(&run, assets, program, transport, nodes);
+        let stage = during("starting control plane, cloudcore and a site", built).await;
+        run.end(stage)
+    }
+
+    async fn build(
+        run: &Arc<Run>,
+        assets: &Assets,
+        program: &Path,
+        transport: &'static str,
+        nodes: usize,
+    ) -> Result<Self> {
+        let site = Site::start(run, assets, &SiteOptions { images: false, ..SiteOptions::default() }).await?;
+        let options = ClusterOptions {
+            // As it is by default elsewhere.
+            node_monitor_grace_period: Duration::from_secs(50),
+            node_monitor_period: Duration::from_secs(5),
+            reachable_from_sites: true,
+            addresses: vec![IpAddr::from(site.host_address())],
+            ..ClusterOptions::default()
+        };
+        let cluster = Cluster::start(run, assets, &options).await?;
+        let kubeconfig = cluster.kubeconfig_at(site.host_address(), "hollow", &["system:masters"])?;
+        let cloud = Cloud::init(run, assets, &cluster, &[site.host_address()]).await?;
+        let endpoint = cloud.endpoint(&site);
+        let (_, port) = endpoint.rsplit_once(':').context("cloudcore's endpoint has a port")?;
+        let rules = format!(
+            "table inet bench {{\n counter up {{ }}\n counter down {{ }}\n\
+             chain in {{ type filter hook input priority 0;\n\
+             tcp sport {port} counter name down; udp sport {port} counter name down; }}\n\
+             chain out {{ type filter hook output priority 0;\n\
+             tcp dport {port} counter name up; udp dport {port} counter name up; }}\n}}\n"
+        );
+        let file = site.dir().join("bench.nft");
+        fs::write(&file, rules)?;
+        process::output(site.command("nft", ["-f".as_ref(), file.as_os_str()])?)?;
+        Ok(Self {
+            cloud,
+            site,
+            cluster,
+            kubeconfig,
+            program: program.to_owned(),
+            transport,
+            nodes,
+            fleets: Cell::new(0),
+            run: Arc::clone(run),
+        })
+    }
+
+    /// Has the logs printed, and the directory left there, if `result` is a failure.
+    pub(super) fn end<T>(self, result: Result<T>) -> Result<T> {
+        self.run.end(result)
+    }
+
+    /// Starts the nodes.
+    pub(super) fn fleet(&self, options: &[&str]) -> Result<Fleet> {
+        let mut args = vec![
+            format!("--server={}", self.cloud.endpoint(&self.site)),
+            format!("--kubeconfig={}", self.kubeconfig.display()),
+            format!("--dir={}", self.site.dir().join("hollow").display()),
+            format!("--transport={}", self.transport),
+            format!("--nodes={}", self.nodes),
+            format!("--ramp={RAMP}"),
+            "--duration=0".to_owned(),
+            "--every=0.1".to_owned(),
+            "--output=json".to_owned(),
+        ];
+        args.extend(options.iter().map(|&option| option.to_owned()));
+        self.fleets.set(self.fleets.get() + 1);
+        let log = format!("hollow-{}", self.fleets.get());
+        let daemon = self.site.spawn(&self.program, args, &log)?;
+        Ok(Fleet { log: daemon.log().to_owned(), pid: daemon.pid(), daemon: RefCell::new(daemon) })
+    }
+
+    /// Kills cloudcore and waits for its supervisor to start another; how long until that one is ready.
+    pub(super) async fn restart_cloud(&self) -> Result<Duration> {
+        let old = self.cloud.pid()?;
+        let begun = Instant::now();
+        kill9(old)?;
+        wait::until("another cloudcore ready", SOON, async || {
+            ensure!(self.cloud.pid()? != old, "its supervisor has not started another");
+            let answer = self.cloud.admin("/readyz").await?;
+            ensure!(answer.status == 200, "/readyz answers {}", answer.status);
+            anyhow::Ok(())
+        })
+        .await?;
+        Ok(begun.elapsed())
+    }
+
+    /// What the API server has answered until now.
+    pub(super) async fn calls(&self) -> Result<Calls> {
+        let text = self.cluster.kubectl(&["get", "--raw=/metrics"]).await?;
+        let mut calls = Calls { all: 0.0, leases: 0.0 };
+        for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
+            let count: f64 = line.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or_default();
+            // What watches is answered once, whatever it sees; and this very request is nobody's load.
+            if line.contains("verb=\"WATCH\"") || line.contains("/metrics") {
+                continue;
+            }
+            calls.all += count;
+            if line.contains("resource=\"leases\"") {
+                calls.leases += count;
+            }
+        }
+        Ok(calls)
+    }
+
+    /// What the nodes' links have carried until now.
+    pub(super) fn line(&self) -> Result<Carried> {
+        let text = process::output(self.site.command("nft", ["list", "counters"])?)?;
+        let counter = |name: &str| {
+            let (_, rest) = text.split_once(&format!("counter {name} {{")).context("nft lacks a counter")?;
+            let (_, rest) = rest.split_once("bytes ").context("nft counts no bytes")?;
+            anyhow::Ok(rest.split_whitespace().next().unwrap_or_default().parse::<f64>()?)
+        };
+        Ok(Carried { up: counter("up")?, down: counter("down")? })
+    }
+
+    /// Of each of the processes that are there all the time, what it has used.
+    pub(super) fn usage(&self) -> Result<Spent> {
+        let mut spent = self.usage_beside_cloud()?;
+        spent.of.insert(0, ("cloudcore".to_owned(), reading::cpu(self.cloud.pid()?)?));
+        Ok(spent)
+    }
+
+    /// For as long as cloudcore is not the same.
+    pub(super) fn usage_beside_cloud(&self) -> Result<Spent> {
+        let of = ["kube-apiserver", "etcd", "kube-controller-manager"]
+            .iter()
+            .map(|name| Ok(((*name).to_owned(), reading::cpu(self.pid(name)?)?)))
+            .collect::<Result<_>>()?;
+        Ok(Spent { of })
+    }
+
+    /// What was used since, also by the nodes since their start.
+    pub(super) fn spent(&self, before: &Spent, fleet: &Fleet) -> Result<Spent> {
+        let mut spent = self.spent_alone(before)?;
+        spent.of.push(("hollow since its start".to_owned(), reading::cpu(fleet.pid())?));
+        Ok(spent)
+    }
+
+    pub(super) fn spent_alone(&self, before: &Spent) -> Result<Spent> {
+        let now = self.usage()?;
+        let since = |(whose, time): &(String, Duration)| {
+            let now = now.of.iter().find(|(name, _)| name == whose).map_or(Duration::ZERO, |(_, now)| *now);
+            (whose.clone(), now.saturating_sub(*time))
+        };
+        Ok(Spent { of: before.of.iter().map(since).collect() })
+    }
+
+    /// Of a component of this control plane: what it is told is in the cluster's directory.
+    fn pid(&self, program: &str) -> Result<u32> {
+        let dir = self.cluster.dir().display().to_string();
+        for entry in fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            let name = line.split('\0').next().unwrap_or_default();
+            if name.ends_with(&format!("/{program}")) && line.contains(&dir) {
+                return Ok(pid);
+            }
+        }
+        bail!("{program} does not run")
+    }
+}
+
+/// CPU time, and whose.
+pub(super) struct Spent {
+    pub(super) of: Vec<(String, Duration)>,
+}
+
+/// Requests that the API server has answered.
+pub(super) struct Calls {
+    pub(super) all: f64,
+    pub(super) leases: f64,
+}
+
+impl Calls {
+    pub(super) fn since(&self, before: &Self) -> Self {
+        Self { all: self.all - before.all, leases: self.leases - before.leases }
+    }
+}
+
+/// Bytes of IP packets.
+pub(super) struct Carried {
+    pub(super) up: f64,
+    pub(super) down: f64,
+}
+
+impl Carried {
+    pub(super) fn since(&self, before: &Self) -> Self {
+        Self { up: self.up - before.up, down: self.down - before.down }
+    }
+}
+
+/// The nodes' process, which tells how they are ten times a second.
+pub(super) struct Fleet {
+    daemon: RefCell<Daemon>,
+    log: PathBuf,
+    pid: u32,
+}
+
+impl Fleet {
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn lines(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(&self.log)
+            .with_context(|| format!("failed to read {}", self.log.display()))?;
+        // The last line may be half written.
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// The newest line.
+    pub(super) fn now(&self) -> Result<Value> {
+        self.lines()?.pop().context("the fleet has not said anything yet")
+    }
+
+    /// When it was so for the first time, in seconds after the fleet's start.
+    pub(super) fn first(&self, wanted: impl Fn(&Value) -> bool) -> Result<f64> {
+        let lines = self.lines()?;
+        let first = lines.iter().find(|line| wanted(line)).and_then(|line| line["seconds"].as_f64());
+        first.context("the fleet has never been so")
+    }
+
+    /// As [`Fleet::first`], once it is so.
+    pub(super) async fn until(
+        &self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<f64> {
+        wait::until(what, limit, async || {
+            self.daemon.borrow_mut().check_alive()?;
+            self.first(&wanted).with_context(|| format!("now {}", self.now().unwrap_or_default()))
+        })
+        .await
+    }
+
+    /// Waits for a word on standard error.
+    pub(super) async fn until_told(&self, word: &str, limit: Duration) -> Result<()> {
+        wait::until(&format!("the fleet saying {word}"), limit, async || {
+            self.daemon.borrow_mut().check_alive()?;
+            let text = fs::read_to_string(&self.log)?;
+            ensure!(text.contains(&format!("hollow: {word}")), "it has not");
+            anyhow::Ok(())
+        })
+        .await
+    }
+
+    /// Has all nodes say goodbye.
+    pub(super) fn end(&self) -> Result<()> {
+        let status = self.daemon.borrow_mut().terminate(SOON)?;
+        ensure!(status.success(), "the fleet ended with {status}: {}", process::tail(&self.log));
+        Ok(())
+    }
+}
