@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// For hollow: how many nodes
     #[arg(long, value_name = "NODES", default_value_t = 1000)]
     hollow_nodes: usize,
+    /// For hollow: what carries the links; either, one after the other, if nothing is said
+    #[arg(long, value_enum, value_name = "TRANSPORT")]
+    hollow_transport: Option<hollow::Transport>,
     /// Put the table into docs/benchmarks.md, too
     #[arg(long)]
     docs: bool,
@@ -98,7 +101,7 @@ impl Measure {
         }
     }
 
-    async fn take(self, assets: &Assets, hollow_nodes: usize) -> Result<Vec<Figure>> {
+    async fn take(self, assets: &Assets, args: &Args) -> Result<Vec<Figure>> {
         match self {
             Self::Size => size::take(assets),
             Self::Idle => idle::take(assets).await,
@@ -107,7 +110,7 @@ impl Measure {
             Self::Restart => restart::take(assets).await,
             Self::Adopt => adopt::take(assets).await,
             Self::Cuts => cuts::take(assets).await,
-            Self::Hollow => hollow::take(assets, hollow_nodes).await,
+            Self::Hollow => hollow::take(assets, args.hollow_nodes, args.hollow_transport).await,
         }
     }
 }
@@ -145,7 +148,7 @@ async fn measure(args: &Args) -> Result<()> {
             tell(&format!("{}: begun", measure.name()));
             let before = Conditions::note()?;
             let begun = Instant::now();
-            match measure.take(&assets, args.hollow_nodes).await {
+            match measure.take(&assets, args).await {
                 Ok(figures) => report.put(measure, &before.to_now()?, figures),
                 Err(error) => {
                     tell(&format!("{}: FAILED: {error:#}", measure.name()));

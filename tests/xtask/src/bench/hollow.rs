@@ -19,19 +19,29 @@ use super::{
 };
 use stage::{Calls, Carried, Fleet, Spent, Stage};
 
-const TRANSPORTS: [&str; 2] = ["websocket", "quic"];
 const SETTLE: Duration = Duration::from_secs(15);
 const REST: Duration = Duration::from_mins(1);
-/// How long all nodes may take, for each.
+/// How long all nodes may take, for each of them.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Changes asked for in a second, and for how long.
 const RATE: u32 = 1000;
 const CHANGING: Duration = Duration::from_secs(20);
 
-pub(super) async fn take(assets: &Assets, nodes: usize) -> Result<Vec<Figure>> {
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Transport {
+    Websocket,
+    Quic,
+}
+
+pub(super) async fn take(assets: &Assets, nodes: usize, only: Option<Transport>) -> Result<Vec<Figure>> {
     let program = during("building hollow as it would ship, which takes minutes", stage::build()).await?;
     let mut figures = Vec::new();
-    for transport in TRANSPORTS {
+    let transports = only.map_or(vec![Transport::Websocket, Transport::Quic], |only| vec![only]);
+    for transport in transports {
+        let transport = match transport {
+            Transport::Websocket => "websocket",
+            Transport::Quic => "quic",
+        };
         let stage = Stage::start(assets, &program, transport, nodes).await?;
         let measured = Turn { stage: &stage, transport, nodes, figures: Vec::new() }.take().await;
         figures.extend(stage.end(measured)?);
