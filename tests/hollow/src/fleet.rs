@@ -236,6 +236,7 @@ impl Fleet {
 
 fn hub_config(config: &FleetConfig, node: String) -> HubConfig {
     HubConfig {
+        proxy: String::new(),
         identity: config.identities.paths(&node),
         node,
         server: config.server.clone(),
