@@ -96,7 +96,7 @@ impl Stage {
         let file = site.dir().join("bench.nft");
         fs::write(&file, rules)?;
         process::output(site.command("nft", ["-f".as_ref(), file.as_os_str()])?)?;
-        Ok(Self {
+        let stage = Self {
             cloud,
             site,
             cluster,
@@ -106,7 +106,22 @@ impl Stage {
             nodes,
             fleets: Cell::new(0),
             run: Arc::clone(run),
-        })
+        };
+        stage.admit_all()?;
+        stage.restart_cloud().await?;
+        Ok(stage)
+    }
+
+    /// Raises cloudcore's limit of nodes, which is 1000 by default, for its next start.
+    fn admit_all(&self) -> Result<()> {
+        let path = self.cloud.dir().join("config/cloudcore.yaml");
+        let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
+        let place = text.lines().find(|line| line.trim() == "cloudHub:");
+        let place = place.with_context(|| format!("{} has no cloudHub", path.display()))?;
+        let indent = place.len() - place.trim_start().len();
+        let limit = format!("{place}\n{:indent$}  nodeLimit: {}", "", 2 * self.nodes);
+        let kept: Vec<&str> = text.lines().filter(|line| !line.trim().starts_with("nodeLimit:")).collect();
+        Ok(fs::write(&path, kept.join("\n").replacen(place, &limit, 1) + "\n")?)
     }
 
     /// Has the logs printed, and the directory left there, if `result` is a failure.
