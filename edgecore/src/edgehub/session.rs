@@ -84,8 +84,7 @@ struct Work {
     questions: HashMap<u64, oneshot::Sender<Result<Answer, String>>>,
     /// The newest report sent in this session.
     reported: u64,
-    /// The newest node status sent and not yet acked.
-    /// The last one that was sent, and why it says that the node is not Ready.
+    /// The last node status that was sent, and why it says that the node is not Ready.
     node_report: Option<(u64, Option<String>)>,
     outbox_changed: bool,
     /// Synced came; true once what it covers is stored.

@@ -154,7 +154,7 @@ fn over_websocket<'a>(
     .boxed()
 }
 
-/// As well.
+/// On the heap, for the same reason.
 fn over_quic<'a>(
     dialer: &'a quic::Dialer,
     server: &'a Server,

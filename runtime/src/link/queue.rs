@@ -55,7 +55,8 @@ impl Frames {
         self.0.lock().lanes[lane as usize].len() < ROOM
     }
 
-    pub fn is_empty(&self, lane: Lane) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self, lane: Lane) -> bool {
         self.0.lock().lanes[lane as usize].is_empty()
     }
 
