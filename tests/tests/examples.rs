@@ -33,6 +33,12 @@ async fn the_examples_run_on_an_edge_node() -> Result<()> {
 
         let pods: Api<Pod> = Api::default_namespaced(cluster.client());
         let pods = pods.list(&ListParams::default().labels("app=greeting")).await?;
+        // Debian's containerd does not tell it.
+        let user = pods.items[0]
+            .status
+            .as_ref()
+            .and_then(|status| status.container_statuses.as_ref()?.first()?.user.as_ref()?.linux.as_ref());
+        ensure!(user.is_some_and(|user| (user.uid, user.gid) == (1000, 3000)), "{user:?}");
         let address = SocketAddr::from((site.pod_ip(&pods.items[0].uid().unwrap_or_default()).await?, 8080));
         let text = page(&site, address, "/pages/").await?;
         ensure!(text.contains("warehouse A"), "{text}");

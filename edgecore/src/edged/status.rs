@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-        ContainerStatus, HostIP, PodCondition, PodIP, PodStatus, VolumeMount, VolumeMountStatus,
+        ContainerStatus, ContainerUser, HostIP, PodCondition, PodIP, PodStatus, VolumeMount,
+        VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -128,6 +129,9 @@ impl View<'_> {
             restart_count: latest.map_or(0, |latest| i32::try_from(latest.attempt).unwrap_or(i32::MAX)),
             started: Some(started),
             state: Some(state),
+            user: named
+                .and_then(|container| container.user.clone())
+                .map(|user| ContainerUser { linux: Some(user) }),
             volume_mounts: spec.volume_mounts.as_ref().map(|mounts| mounts.iter().map(mount).collect()),
             ..Default::default()
         }

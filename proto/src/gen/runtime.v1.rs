@@ -669,6 +669,24 @@ pub struct ContainerStatus {
     pub log_path: ::prost::alloc::string::String,
     #[prost(string, tag = "17")]
     pub image_id: ::prost::alloc::string::String,
+    /// Of containerd from 2.0.
+    #[prost(message, optional, tag = "18")]
+    pub user: ::core::option::Option<ContainerUser>,
+}
+/// Whom the container's first process ran as.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContainerUser {
+    #[prost(message, optional, tag = "1")]
+    pub linux: ::core::option::Option<LinuxContainerUser>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LinuxContainerUser {
+    #[prost(int64, tag = "1")]
+    pub uid: i64,
+    #[prost(int64, tag = "2")]
+    pub gid: i64,
+    #[prost(int64, repeated, tag = "3")]
+    pub supplemental_groups: ::prost::alloc::vec::Vec<i64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateContainerResourcesRequest {

@@ -1,6 +1,7 @@
 //! What the runtime has of a pod: all that survives a restart of edgecore, a reboot or a power cut.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::LinuxContainerUser;
 
 /// What the runtime has of a pod.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +32,8 @@ pub struct ContainerView {
     pub resources: Option<String>,
     pub image: String,
     pub image_id: String,
+    /// Whom its first process ran as, where the runtime tells it: containerd from 2.0.
+    pub user: Option<LinuxContainerUser>,
     pub state: State,
 }
 

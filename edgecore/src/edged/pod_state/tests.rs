@@ -39,6 +39,7 @@ pub(crate) fn view(pod: &DesiredPod, name: &str, attempt: u32, sandbox: &str, st
         resources: pod.container(name).map(|(_, spec)| resources::resizable(spec)),
         image: "i:1".to_owned(),
         image_id: "sha256:1".to_owned(),
+        user: None,
         state,
     }
 }

@@ -2,6 +2,7 @@
 
 use futures_util::future;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::LinuxContainerUser;
 use proto::cri::v1;
 
 use super::{PodWorker, WorkError};
@@ -110,6 +111,7 @@ impl PodWorker {
             image: self.image_name(&metadata.name, image),
             image_id: status.map_or_else(|| container.image_ref.clone(), |status| status.image_ref.clone()),
             name: metadata.name,
+            user: status.and_then(|status| status.user.as_ref()?.linux.as_ref()).map(user),
             state,
         }
     }
@@ -177,6 +179,15 @@ fn never_began(status: &v1::ContainerStatus) -> bool {
     status.reason == "StartError"
         && status.message.starts_with("failed to create containerd task")
         && status.message.contains("context canceled")
+}
+
+fn user(user: &v1::LinuxContainerUser) -> LinuxContainerUser {
+    let groups = &user.supplemental_groups;
+    LinuxContainerUser {
+        uid: user.uid,
+        gid: user.gid,
+        supplemental_groups: (!groups.is_empty()).then(|| groups.clone()),
+    }
 }
 
 fn time(nanos: i64) -> Timestamp {
