@@ -1,13 +1,14 @@
-//! The edge's side of cloudcore: one TCP port for HTTPS (enrollment, health) and for the link.
+//! The edge's side of cloudcore: one port, TCP for HTTPS (enrollment, health) and the link, UDP for the link over QUIC.
 //!
-//! [`listener`] accepts, [`enrollment`] signs certificates for holders of a join token, [`session`] drives one node's
-//! session, [`traffic`] counts its bytes, [`registry`] sees to it that a node has one session, [`holder`] says which machine a node's name belongs to,
-//! [`authz`] what a node may see and write.
+//! [`listener`] accepts, `roll_call` calls those that were connected before a restart, [`enrollment`] signs certificates for
+//! holders of a join token, [`session`] drives one node's session, [`traffic`] counts its bytes, [`registry`] sees to it that a
+//! node has one session, [`holder`] says which machine a node's name belongs to, [`authz`] what a node may see and write.
 
 pub mod authz;
 pub mod enrollment;
 pub mod holder;
 pub mod listener;
 pub mod registry;
+mod roll_call;
 pub mod session;
 pub mod traffic;

@@ -82,7 +82,7 @@ use std::{
 
 use bytes::Bytes;
 use proto::{
-    Digest, Object, Report, ResourceKey, Version,
+    Digest, Object, Report, ResourceKey, Seen, Version,
     limits::{MAX_FRAME, MAX_KEY, MAX_REPORT},
     message::ReportKind,
 };
@@ -111,6 +111,9 @@ const HEAL_LIMIT: Duration = Duration::from_mins(1);
 /// Bytes that an operation takes in a record beside its key and value, at most.
 const OPERATION_BYTES: usize = 64;
 
+/// The local value that holds [`Store::seen`].
+const SEEN: &str = "seen";
+
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Bound of the outbox. The oldest events go first; state is never dropped.
@@ -127,11 +130,13 @@ impl Default for Options {
     }
 }
 
-/// A change of the desired objects.
+/// A change of the desired objects, or of what is known about them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DesiredChange {
     Put(Object),
     Delete(ResourceKey),
+    /// How new the cloud's caches were that all of them come from.
+    Seen(Seen),
 }
 
 impl DesiredChange {
@@ -140,6 +145,7 @@ impl DesiredChange {
             + match self {
                 Self::Put(object) => object.key.as_str().len() + object.bytes.len(),
                 Self::Delete(key) => key.as_str().len(),
+                Self::Seen(seen) => seen.to_bytes().len(),
             }
     }
 }
@@ -225,6 +231,11 @@ impl Store {
     /// Of the desired objects.
     pub fn digest(&self) -> Digest {
         self.inner.shared.read().digest
+    }
+
+    /// The newest [`DesiredChange::Seen`].
+    pub fn seen(&self) -> Result<Seen, StoreError> {
+        Ok(self.local(SEEN)?.and_then(Seen::from_bytes).unwrap_or_default())
     }
 
     /// Every desired object's version.

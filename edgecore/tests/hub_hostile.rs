@@ -93,7 +93,8 @@ fn frame(body: Body) -> Result<Message> {
 }
 
 fn batch(seq: u64, key: &str, action: impl Into<Option<Action>>) -> Body {
-    Body::Batch(Batch { seq, changes: vec![Change { key: key.to_owned(), action: action.into() }] })
+    let changes = vec![Change { key: key.to_owned(), action: action.into() }];
+    Body::Batch(Batch { seq, changes })
 }
 
 fn put(bytes: &'static [u8]) -> Action {
@@ -219,7 +220,7 @@ async fn provoke(cloud: &Cloud, store: &Store, mut state: watch::Receiver<HubSta
 
     // And now a good one again.
     let mut socket = cloud.welcome().await?;
-    socket.send(frame(batch(1, KEY, Action::Delete(Delete {})))?).await?;
+    socket.send(frame(batch(1, KEY, Action::Delete(Delete { resource_version: 7 })))?).await?;
     let acked = async {
         loop {
             let Some(message) = socket.next().await else { bail!("the edge left") };

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 use bytes::Bytes;
 use edgecore::metamanager::{DesiredChange, OpenError, Options, Store, StoreError};
 use proptest::prelude::*;
-use proto::{Digest, Object, ResourceKey, message::ReportKind};
+use proto::{Digest, Object, ResourceKey, Seen, message::ReportKind};
 use tokio::runtime::Runtime;
 
 fn open(dir: &Path) -> Store {
@@ -45,7 +45,18 @@ async fn what_goes_in_comes_out() {
         [(node.key.clone(), node.version), (web.key.clone(), web.version)]
     );
     let small = object("Pod/default/web-0", 9, 3);
-    store.apply(vec![DesiredChange::Put(small.clone()), DesiredChange::Delete(node.key)]).await.unwrap();
+    let mut seen = Seen::default();
+    assert_eq!(store.seen().unwrap(), seen);
+    seen.raise("Pod", 9);
+    store
+        .apply(vec![
+            DesiredChange::Put(small.clone()),
+            DesiredChange::Delete(node.key),
+            DesiredChange::Seen(seen.clone()),
+        ])
+        .await
+        .unwrap();
+    assert_eq!(store.seen().unwrap(), seen);
     assert_eq!(store.list("Pod").unwrap(), std::slice::from_ref(&small));
     assert_eq!(store.digest(), [(&small.key, small.version.hash)].into_iter().collect::<Digest>());
 
@@ -229,6 +240,7 @@ impl Model {
                     match change {
                         DesiredChange::Put(object) => drop(self.objects.insert(object.key.clone(), object)),
                         DesiredChange::Delete(key) => drop(self.objects.remove(&key)),
+                        DesiredChange::Seen(_) => {}
                     }
                 }
             }

@@ -32,6 +32,7 @@ pub(crate) enum Command {
     #[command(name = "gettoken")]
     GetToken(GetToken),
     Join(Box<Join>),
+    Revoke(Revoke),
     Reset(Reset),
     Config(Config),
     Version(Version),
@@ -206,6 +207,26 @@ pub(crate) struct Join {
     pub(crate) hub_protocol: Option<HubProtocol>,
     #[command(flatten)]
     _foreign: foreign::DownloadFlags,
+}
+
+/// Shut a machine out: cloudcore cuts its link at once, and takes no new one.
+///
+/// For a machine that was stolen or broken into. It keeps the certificate and what it holds; change the Secrets that its pods
+/// used. Its Node stays, since that is what shuts it out: a machine whose Node was deleted may come back. The name goes to
+/// another machine, or back to this one after keadm reset there, with a token from `keadm gettoken --node=NAME`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  keadm revoke pump-7
+  keadm revoke pump-7 pump-8 --kube-config=/root/.kube/config")]
+pub(crate) struct Revoke {
+    /// The edge nodes whose machines are shut out
+    #[arg(value_name = "NAME", required = true, value_parser = dns_name)]
+    pub(crate) nodes: Vec<String>,
+    #[command(flatten)]
+    pub(crate) kube: KubeConfig,
+    /// Only print what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Take this machine's edge node away, or with --kube-config the cloud side.

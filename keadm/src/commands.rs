@@ -13,6 +13,7 @@ mod gettoken;
 mod init;
 mod join;
 mod reset;
+mod revoke;
 mod supervise;
 mod version;
 
@@ -21,6 +22,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Init(args) => init::run(args).await,
         Command::GetToken(args) => gettoken::run(args).await,
         Command::Join(args) => join::run(*args).await,
+        Command::Revoke(args) => revoke::run(args).await,
         Command::Reset(args) => reset::run(args).await,
         Command::Config(args) => config::run(args),
         Command::Version(args) => version::run(&args),

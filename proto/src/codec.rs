@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(encode(report(long.clone())).unwrap()[0], DICTIONARY_1);
         // The peer may be of any version.
         assert_eq!(encode(Body::Goodbye(Goodbye { reason: 3, detail: long })).unwrap()[0], PLAIN);
-        let action = Some(Action::Delete(Delete {}));
+        let action = Some(Action::Delete(Delete { resource_version: 7 }));
         let changes = vec![Change { key: "ConfigMap/default/web-config-7b9f".to_owned(), action }];
         let delete = encode(Body::Batch(Batch { seq: 9, changes })).unwrap();
         assert!(delete.len() < 48, "{} bytes", delete.len());

@@ -14,8 +14,10 @@ pub mod lane;
 pub mod limits;
 pub mod message;
 pub mod resource;
+mod seen;
 pub mod session;
 
 pub use lane::Lane;
 pub use message::{Change, Frame, Report};
 pub use resource::{Digest, Object, ResourceKey, Version};
+pub use seen::{Seen, TooManyKinds};

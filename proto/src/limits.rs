@@ -23,6 +23,9 @@ pub const INVENTORY_CHUNK: usize = 2_000;
 /// replica is willing to hold for one node that it does not know yet.
 pub const INVENTORY_ENTRIES: usize = 200_000;
 
+/// Kinds of objects that an edge is told of: far above what the cloud watches.
+pub const MAX_KINDS: usize = 64;
+
 /// Reports sent and not yet acked.
 pub const WINDOW_REPORTS: usize = 64;
 

@@ -80,6 +80,25 @@ pub struct Hello {
     /// How often the edge pings, in milliseconds. Either side gives the link up after two of these in silence.
     #[prost(uint32, tag = "8")]
     pub heartbeat_ms: u32,
+    /// By kind, the newest version that the edge has been told of in an earlier session. A cloud whose caches are older
+    /// concludes nothing from them.
+    #[prost(message, repeated, tag = "9")]
+    pub seen: Vec<Position>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Position {
+    #[prost(string, tag = "1")]
+    pub kind: String,
+    #[prost(uint64, tag = "2")]
+    pub resource_version: u64,
+}
+
+/// Not sent alone: what an edge keeps for [`Hello::seen`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Positions {
+    #[prost(message, repeated, tag = "1")]
+    pub positions: Vec<Position>,
 }
 
 /// First frame of the cloud, if the edge may come in.
@@ -124,7 +143,11 @@ pub enum GoodbyeReason {
 
 /// The cloud asks for the edge's inventory: the digests differ.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct InventoryRequest {}
+pub struct InventoryRequest {
+    /// The API server itself has gone back, as after a restored backup: what the edge has been told of before does not count.
+    #[prost(bool, tag = "1")]
+    pub forget: bool,
+}
 
 /// What the edge holds, in chunks; the last one says so.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -141,8 +164,6 @@ pub struct InventoryEntry {
     pub key: String,
     #[prost(fixed64, tag = "2")]
     pub hash: u64,
-    #[prost(uint64, tag = "3")]
-    pub resource_version: u64,
 }
 
 /// Changes that the edge commits in one transaction.
@@ -201,7 +222,11 @@ pub struct Patch {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Delete {}
+pub struct Delete {
+    /// When the object was seen to be gone: the cloud had looked at every change of its kind up to this version.
+    #[prost(uint64, tag = "1")]
+    pub resource_version: u64,
+}
 
 /// The edge now holds all that the cloud wants it to hold, as of the batches before this frame.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -99,8 +99,7 @@ impl fmt::Debug for ResourceKey {
 /// Which content of an object this is.
 ///
 /// `hash` decides equality: a write that changes nothing the edge can see (managedFields, a status that the edge
-/// itself reported) costs no byte on the line. `resource_version` decides age, so that a cloud cache that lags
-/// behind another replica's neither overwrites nor deletes what it has not seen yet.
+/// itself reported) costs no byte on the line. `resource_version` tells age, see [`crate::Seen`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Version {
     /// First eight bytes, big-endian, of the SHA-256 of the object's bytes.

@@ -11,7 +11,7 @@ pub mod timers;
 #[cfg(test)]
 mod tests;
 
-pub use cloud::{CloudEvent, CloudSession, View};
+pub use cloud::{CloudEvent, CloudSession, Freshness, View};
 pub use edge::{EdgeEvent, EdgeSession};
 
 /// The peer broke the protocol; the link is to be closed.

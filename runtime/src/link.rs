@@ -23,9 +23,11 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::watch,
     time::{self, Instant},
 };
 
+mod knock;
 pub mod proxy;
 pub mod queue;
 pub mod quic;
@@ -33,6 +35,8 @@ pub mod quic;
 mod tests;
 mod udp;
 pub mod websocket;
+
+pub use knock::knock;
 
 /// Bytes that the kernel takes before it has sent those before them.
 const UNSENT: u32 = 4 << 10;
@@ -65,6 +69,11 @@ impl Progress {
         Self { counting: Some((connection, Arc::default())), ..Self::new() }
     }
 
+    /// Where the peer is now, if its address may change.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.counting.as_ref().map(|(connection, _)| connection.remote_address())
+    }
+
     pub fn last(&self) -> Instant {
         if let Some((connection, seen)) = &self.counting {
             let now = connection.stats().udp_rx.datagrams;
@@ -91,6 +100,24 @@ pub struct Link {
     pub transport: &'static str,
     /// The transport tells the edge itself when a ping has arrived, as progress: there is no need to answer it.
     pub confirms: bool,
+    /// Somebody who says to be the peer asks for a ping, see [`knock()`].
+    pub knocks: Knocks,
+}
+
+/// A transport that has none never hears one.
+#[derive(Clone, Debug, Default)]
+pub struct Knocks(Option<watch::Receiver<()>>);
+
+impl Knocks {
+    /// The next one. Safe to cancel: none is lost, but several may be told as one.
+    pub async fn heard(&mut self) {
+        if let Some(knocks) = &mut self.0
+            && knocks.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending::<()>().await;
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

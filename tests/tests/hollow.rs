@@ -25,8 +25,6 @@ const NODES: usize = 200;
 /// Changes a second.
 const RATE: u32 = 200;
 const SOON: Duration = Duration::from_secs(30);
-/// In a cluster of 100 nodes and more, kube-controller-manager writes it to each Node when that is next changed.
-const TTL: (&str, &str) = ("node.alpha.kubernetes.io/ttl", "15");
 /// For all of it, once the cluster is there.
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -102,13 +100,12 @@ async fn live(bench: &Bench, cluster: &Cluster, cloud: &Cloud, transport: Transp
 
     let of_prefix = format!("--selector=skerry.io/hollow={prefix}");
     cluster.kubectl(&["label", "nodes", &of_prefix, "site=north"]).await?;
-    wait::until("the label, and what follows from the size of the cluster, at each node", SOON, async || {
+    wait::until("the label at each node", SOON, async || {
         for (number, name) in config.names().iter().enumerate() {
             let object = fleet.object(number, &ResourceKey::new("Node", "", name)?);
             let node: Node = serde_json::from_slice(&object.context("no Node")?)?;
-            let (site, ttl) = (node.labels().get("site"), node.annotations().get(TTL.0));
+            let site = node.labels().get("site");
             ensure!(site.is_some_and(|site| site == "north"), "{name} is at {site:?}");
-            ensure!(ttl.is_some_and(|ttl| ttl == TTL.1), "{name} is told {ttl:?}");
         }
         anyhow::Ok(())
     })

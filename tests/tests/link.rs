@@ -1,11 +1,12 @@
 //! What carries the link, at real sites: a line that swallows UDP for a while, a site that gets another address, one whose
-//! certificate has expired, and one behind a proxy.
+//! certificate has expired, one behind a proxy, and one whose cloudcore is killed.
 
 mod link {
     pub(crate) mod blocked;
     pub(crate) mod expired;
     pub(crate) mod moved;
     pub(crate) mod proxied;
+    pub(crate) mod restarted;
 }
 
 use std::pin::Pin;
@@ -19,8 +20,8 @@ use harness::{
 #[tokio::test]
 async fn the_link_finds_its_way() -> Result<()> {
     bench::run(async |bench: &Bench| {
-        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 4).await?;
-        let [first, second, third, fourth] = &sites[..] else { unreachable!("four were asked for") };
+        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 5).await?;
+        let [first, second, third, fourth, fifth] = &sites[..] else { unreachable!("five were asked for") };
         scene.namespace(SPACE).await?;
         tokio::try_join!(
             named("blocked", link::blocked::run(bench, &scene, first)),
@@ -28,7 +29,8 @@ async fn the_link_finds_its_way() -> Result<()> {
             named("expired", link::expired::run(bench, &scene, third)),
             named("proxied", link::proxied::run(bench, &scene, fourth)),
         )?;
-        Ok(())
+        // Which the others would not take for granted.
+        named("restarted", link::restarted::run(bench, &scene, fifth)).await
     })
     .await
 }

@@ -40,7 +40,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     enrollment::Enrollment,
-    holder,
+    holder, roll_call,
     session::{self, SessionContext},
 };
 use crate::{
@@ -112,6 +112,13 @@ impl CloudHub {
         let Self { listener, udp, hub } = self;
         let (mut acceptor, config) = hub.configurations()?;
         let secret = hub.enrollment.ca().key_der();
+        // Ends with this.
+        let mut roll_call = JoinSet::new();
+        if let Some(socket) = &udp {
+            let (client, registry) = (hub.context.client.clone(), Arc::clone(&hub.context.registry));
+            let socket = socket.try_clone().map_err(HubError::Listen)?;
+            roll_call.spawn(roll_call::run(client, registry, socket));
+        }
         let endpoint =
             udp.map(|udp| quic::listen(udp, config, secret)).transpose().map_err(HubError::Listen)?;
         let mut reissue = time::interval(REISSUE);

@@ -22,7 +22,7 @@ use proto::{
     session::{CloudEvent, CloudSession, Dead, Violation},
 };
 use runtime::link::{
-    Link, LinkError,
+    Link, LinkError, Progress,
     queue::{Frames, queue},
 };
 use tokio::{
@@ -166,6 +166,7 @@ struct Driver<'a> {
     writer: JoinSet<Result<(), LinkError>>,
     attempts: Arc<Semaphore>,
     frames: Frames,
+    progress: Progress,
     traffic: Arc<Traffic>,
     lanes: Lanes<Work>,
     healing: bool,
@@ -209,7 +210,7 @@ async fn drive(
     stop: CancellationToken,
 ) -> End {
     let traffic = Traffic::of(&link, &context.metrics);
-    let Link { sender, mut receiver, progress, peer: _, transport: _, confirms } = link;
+    let Link { sender, mut receiver, progress, confirms, .. } = link;
     let (frames, queue) = queue();
     let mut writer = JoinSet::new();
     writer.spawn(sender.run(queue, context.hub.write_timeout));
@@ -227,6 +228,7 @@ async fn drive(
         writer,
         attempts: Arc::new(Semaphore::new(REPORTS_AT_ONCE)),
         frames,
+        progress,
         traffic,
         lanes: Lanes::new(WINDOW_REPORTS),
         healing: false,
@@ -251,7 +253,7 @@ async fn drive(
                 Ok(Ok(None)) => Err(End::Closed),
                 Ok(Err(error)) => Err(End::Link(error)),
                 Err(_) => {
-                    driver.session.handle_progress(progress.last().into_std());
+                    driver.session.handle_progress(driver.progress.last().into_std());
                     driver.session.handle_deadline(Instant::now().into_std()).map_err(End::Dead)
                 }
             },
@@ -268,9 +270,8 @@ async fn drive(
             // Only a hint that there is room again.
             () = driver.frames.taken(), if !Lane::ALL.iter().all(|lane| driver.frames.has_room(*lane)) => Ok(()),
             _ = heal.tick() => {
-                driver.session.handle_progress(progress.last().into_std());
+                driver.session.handle_progress(driver.progress.last().into_std());
                 driver.heal();
-                driver.view.recheck();
                 Ok(())
             }
             () = superseded(driver.registration.as_ref()) => Err(End::Superseded),
@@ -338,11 +339,6 @@ impl Driver<'_> {
                 let limit = u32::try_from(self.context.hub.keepalive.as_millis()).unwrap_or(u32::MAX);
                 hello.heartbeat_ms = hello.heartbeat_ms.min(limit);
             }
-            Body::Inventory(inventory) => {
-                for entry in &inventory.entries {
-                    self.view.edge_holds(&entry.key, entry.resource_version);
-                }
-            }
             Body::Ack(ack) => trace!(seq = ack.seq, "batch acked"),
             _ => {}
         }
@@ -401,13 +397,14 @@ impl Driver<'_> {
     fn keep_lease(&mut self) {
         let index = Arc::clone(&self.context.index);
         let (client, config) = (self.context.client.clone(), self.context.lease);
-        let node = Arc::clone(&self.peer.node);
+        let (node, progress) = (Arc::clone(&self.peer.node), self.progress.clone());
         self.tasks.spawn(async move {
             let uid = {
                 let node = Arc::clone(&node);
                 move || index.node(&node).map(|node| node.uid.into())
             };
-            match lease::keep(client, node.to_string(), uid, config).await {}
+            let address = move || progress.address();
+            match lease::keep(client, node.to_string(), uid, address, config).await {}
         });
     }
 

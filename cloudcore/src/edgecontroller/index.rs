@@ -6,14 +6,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use proto::{Digest, Object, ResourceKey, session::View};
+use proto::{
+    Digest, Object, ResourceKey, Seen,
+    session::{Freshness, View},
+};
+use tracing::warn;
 
 use super::{
     key_set::KeySet,
@@ -24,6 +26,10 @@ use super::{
 /// Keys that changed while a session was busy. A node that falls further behind is better served by a new session,
 /// which compares inventories.
 const MAX_DIRTY: usize = 50_000;
+
+/// How long a session waits for caches that are older than what its edge has been told of. A cache that lags has caught up
+/// by then: bookmarks come every minute. One that has not is the API server's newest, which was restored from a backup.
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// The shared index.
 pub struct Index {
@@ -43,13 +49,18 @@ struct State {
     nodes: HashMap<Arc<str>, NodeView>,
     /// The nodes of `nodes` that need a key.
     holders: HashMap<ResourceKey, HashSet<Arc<str>>>,
+    /// Sessions that wait for a cache to come further.
+    waiting: HashMap<u64, Arc<KeySet>>,
     next_session: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
 struct KindState {
     listed: bool,
+    /// Every change up to this version has been looked at.
     newest: u64,
+    /// None since this one, that we know of. What other replicas need not wait for: they hear of no more either.
+    changed: u64,
 }
 
 #[derive(Default)]
@@ -84,6 +95,7 @@ impl Index {
             pods: HashMap::new(),
             nodes: HashMap::new(),
             holders: HashMap::new(),
+            waiting: HashMap::new(),
             next_session: 1,
         };
         Self { state: RwLock::new(state), unguarded: Arc::new(KeySet::default()) }
@@ -100,50 +112,44 @@ impl Index {
     ) {
         let mut state = self.write();
         let state = &mut *state;
-        state.unreadable.retain(|key| key.kind() != kind.key);
-        state.unreadable.extend(unreadable);
         let kept: HashSet<ResourceKey> =
-            objects.iter().map(|cached| &cached.object.key).chain(&state.unreadable).cloned().collect();
-        let gone: Vec<ResourceKey> = state
-            .objects
-            .keys()
-            .filter(|key| key.kind() == kind.key && !kept.contains(key))
-            .cloned()
-            .collect();
+            objects.iter().map(|cached| &cached.object.key).chain(&unreadable).cloned().collect();
+        let known = state.objects.keys().chain(&state.unreadable);
+        let gone: Vec<ResourceKey> =
+            known.filter(|key| key.kind() == kind.key && !kept.contains(key)).cloned().collect();
+        let listed = state.kinds.get(kind.key).is_some_and(|kind| kind.listed);
+        // What went before the list, and when, it does not say.
+        let newest = objects.iter().map(|cached| cached.object.version.resource_version).max();
+        let changed = if listed && gone.is_empty() { newest.unwrap_or_default() } else { resource_version };
         for key in gone {
             state.remove(&key, &self.unguarded);
         }
+        state.unreadable.extend(unreadable);
         for cached in objects {
             state.put(cached, &self.unguarded);
         }
-        let was_complete = state.is_complete();
-        let entry = state.kinds.entry(kind.key).or_default();
-        entry.listed = true;
-        entry.newest = entry.newest.max(resource_version);
-        if !was_complete && state.is_complete() {
-            for dirty in state.nodes.values().flat_map(|view| view.sessions.values()) {
-                dirty.wake();
-            }
-        }
+        state.kinds.entry(kind.key).or_default().listed = true;
+        state.changed(kind, changed);
+        state.saw(kind, resource_version);
     }
 
     pub fn apply(&self, kind: &Kind, cached: Cached) {
         let mut state = self.write();
-        state.saw(kind, cached.object.version.resource_version);
+        state.changed(kind, cached.object.version.resource_version);
         state.put(cached, &self.unguarded);
     }
 
     /// An object that cannot be passed on has this version now; nodes keep what they have of it.
     pub fn withhold(&self, kind: &Kind, key: ResourceKey, resource_version: u64) {
         let mut state = self.write();
-        state.saw(kind, resource_version);
+        state.changed(kind, resource_version);
         state.unreadable.insert(key);
     }
 
     /// `resource_version` is that of the deletion.
     pub fn delete(&self, kind: &Kind, key: &ResourceKey, resource_version: u64) {
         let mut state = self.write();
-        state.saw(kind, resource_version);
+        state.changed(kind, resource_version);
         state.remove(key, &self.unguarded);
     }
 
@@ -220,18 +226,12 @@ impl Index {
             }
             state.guard_all(&node, &self.unguarded);
         }
-        NodeSubscription {
-            index: Arc::clone(self),
-            node,
-            id,
-            dirty,
-            newest_pod: AtomicU64::new(0),
-            withheld: Mutex::default(),
-        }
+        NodeSubscription { index: Arc::clone(self), node, id, dirty, behind_since: OnceLock::new() }
     }
 
     fn unsubscribe(&self, node: &Arc<str>, id: u64) {
         let mut state = self.write();
+        state.waiting.remove(&id);
         let Some(view) = state.nodes.get_mut(node) else { return };
         view.sessions.remove(&id);
         if view.sessions.is_empty()
@@ -261,6 +261,24 @@ impl State {
     fn saw(&mut self, kind: &Kind, resource_version: u64) {
         let entry = self.kinds.entry(kind.key).or_default();
         entry.newest = entry.newest.max(resource_version);
+        for (_, dirty) in self.waiting.drain() {
+            dirty.wake();
+        }
+    }
+
+    fn changed(&mut self, kind: &Kind, resource_version: u64) {
+        let entry = self.kinds.entry(kind.key).or_default();
+        entry.changed = entry.changed.max(resource_version);
+        self.saw(kind, resource_version);
+    }
+
+    /// A cache that is older than what the edge has been told of: its kind, its version, the edge's. A kind that is not
+    /// watched here was sent by a cloud that knows more of them.
+    fn older_than(&self, seen: &Seen) -> Option<(&'static str, u64, u64)> {
+        seen.iter().find_map(|(kind, version)| {
+            let (kind, state) = self.kinds.get_key_value(kind)?;
+            (state.newest < version).then_some((*kind, state.newest, version))
+        })
     }
 
     fn node(&self, name: &str) -> Option<&NodeFacts> {
@@ -313,14 +331,20 @@ impl State {
     }
 
     fn remove(&mut self, key: &ResourceKey, unguarded: &KeySet) {
-        self.unreadable.remove(key);
-        let Some(previous) = self.objects.remove(key) else { return };
+        let was_unreadable = self.unreadable.remove(key);
+        let previous = self.objects.remove(key);
+        if previous.is_none() && !was_unreadable {
+            return;
+        }
         for node in self.holders.get(key).into_iter().flatten() {
             if let Some(view) = self.nodes.get_mut(node) {
-                view.digest.remove(key, previous.object.version.hash);
+                if let Some(previous) = &previous {
+                    view.digest.remove(key, previous.object.version.hash);
+                }
                 view.mark(key);
             }
         }
+        let Some(previous) = previous else { return };
         match previous.facts {
             Facts::Pod(before) => self.pod_changed(key, Some(&before), None, unguarded),
             Facts::Claim(before) => self.claim_changed(key, before.as_ref(), None),
@@ -487,50 +511,13 @@ pub struct NodeSubscription {
     node: Arc<str>,
     id: u64,
     dirty: Arc<KeySet>,
-    /// Of the pods that the edge came with. What pods refer to is gone only if a cache of pods that is as new says so.
-    newest_pod: AtomicU64,
-    /// What this replica was too old to judge: the edge holds it in this version. Bounded by the edge's inventory.
-    withheld: Mutex<BTreeMap<ResourceKey, u64>>,
+    /// Everything was listed, and the edge knew more.
+    behind_since: OnceLock<Instant>,
 }
 
 impl NodeSubscription {
     pub fn dirty(&self) -> &KeySet {
         &self.dirty
-    }
-
-    /// The edge holds this version, maybe from a replica that knew more.
-    pub fn edge_holds(&self, key: &str, resource_version: u64) {
-        if key.starts_with("Pod/") {
-            self.newest_pod.fetch_max(resource_version, Ordering::Relaxed);
-        }
-    }
-
-    /// Looks again at what could not be judged: an object that was deleted before this replica heard of it brings no event.
-    pub fn recheck(&self) {
-        let known = |key: &ResourceKey, version| self.is_seen(key, version);
-        self.withheld().retain(|key, version| {
-            let known = known(key, *version);
-            if known {
-                self.dirty.mark(key);
-            }
-            !known
-        });
-    }
-
-    fn is_seen(&self, key: &ResourceKey, resource_version: u64) -> bool {
-        let state = self.index.read();
-        // A kind that is not watched was sent by a cloud that knows more.
-        let seen = |kind: &str, version: u64| {
-            state.kinds.get(kind).is_some_and(|kind| kind.listed && kind.newest >= version)
-        };
-        !state.unreadable.contains(key)
-            && seen(key.kind(), resource_version)
-            && seen("Pod", self.newest_pod.load(Ordering::Relaxed))
-    }
-
-    fn withheld(&self) -> MutexGuard<'_, BTreeMap<ResourceKey, u64>> {
-        // A map is whole whatever panicked beside it.
-        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -541,8 +528,24 @@ impl Drop for NodeSubscription {
 }
 
 impl View for NodeSubscription {
-    fn is_complete(&self) -> bool {
-        self.index.is_complete()
+    fn freshness(&self, seen: &Seen) -> Freshness {
+        let mut state = self.index.write();
+        if state.is_complete() {
+            let Some((kind, here, there)) = state.older_than(seen) else { return Freshness::Current };
+            if self.behind_since.get_or_init(Instant::now).elapsed() > PATIENCE {
+                warn!(
+                    node = %self.node,
+                    kind,
+                    here,
+                    there,
+                    "the edge has been told of newer objects than the API server has; was it restored from a backup?"
+                );
+                return Freshness::WentBack;
+            }
+        }
+        // Whoever brings a cache forward wakes it.
+        state.waiting.insert(self.id, Arc::clone(&self.dirty));
+        Freshness::Behind
     }
 
     fn get(&self, key: &ResourceKey) -> Option<Object> {
@@ -565,12 +568,14 @@ impl View for NodeSubscription {
         self.index.read().nodes.get(&self.node).map(|view| view.digest).unwrap_or_default()
     }
 
-    fn has_seen(&self, key: &ResourceKey, resource_version: u64) -> bool {
-        let seen = self.is_seen(key, resource_version);
-        if !seen {
-            self.withheld().insert(key.clone(), resource_version);
-        }
-        seen
+    fn knows(&self, key: &ResourceKey) -> bool {
+        let state = self.index.read();
+        let needed = || state.nodes.get(&self.node).is_some_and(|view| view.references.contains_key(key));
+        state.kinds.contains_key(key.kind()) && !(state.unreadable.contains(key) && needed())
+    }
+
+    fn newest_change(&self, kind: &str) -> u64 {
+        self.index.read().kinds.get(kind).map_or(0, |kind| kind.changed)
     }
 }
 

@@ -27,6 +27,9 @@ pub const EDGE_LABEL: &str = "node-role.kubernetes.io/edge";
 /// writes shuts the machine out (`kubectl annotate --overwrite node N skerry.io/enrolled-key=revoked`).
 pub const KEY_ANNOTATION: &str = "skerry.io/enrolled-key";
 
+/// On every Node, written by the control plane as the cluster grows: how long a kubelet may keep what it has read.
+const TTL: &str = "node.alpha.kubernetes.io/ttl";
+
 /// A kind that is watched.
 #[derive(Debug)]
 pub struct Kind {
@@ -346,12 +349,18 @@ impl Kind {
 }
 
 /// The edge needs its node's identity, labels, annotations and addresses of pods; the control plane's own taints come and
-/// go with every cut of the line.
+/// go with every cut of the line, and [`TTL`] with the number of nodes.
 fn node_bytes(fields: &Fields<'_>, metadata: &str) -> Result<Vec<u8>, serde_json::Error> {
     let mut metadata: serde_json::Map<String, serde_json::Value> = serde_json::from_str(metadata)?;
     metadata.retain(|field, _| {
         matches!(field.as_str(), "name" | "uid" | "labels" | "annotations" | "creationTimestamp")
     });
+    if let Some(serde_json::Value::Object(annotations)) = metadata.get_mut("annotations") {
+        annotations.remove(TTL);
+        if annotations.is_empty() {
+            metadata.remove("annotations");
+        }
+    }
     let mut spec: serde_json::Value =
         fields.get("spec").map_or(Ok(serde_json::json!({})), |spec| serde_json::from_str(spec.get()))?;
     if let Some(taints) = spec.get_mut("taints").and_then(serde_json::Value::as_array_mut) {
@@ -482,6 +491,13 @@ mod tests {
         let taint = json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}]);
         let cut = kind("Node").take(&node(taint, "Unknown")).unwrap();
         assert_eq!(calm.object.bytes, cut.object.bytes);
+        let mut crowded: Value = serde_json::from_str(&node(json!([]), "True")).unwrap();
+        crowded["metadata"]["annotations"] = json!({TTL: "15"});
+        assert_eq!(calm.object.bytes, kind("Node").take(&crowded.to_string()).unwrap().object.bytes);
+        crowded["metadata"]["annotations"]["a"] = "b".into();
+        let kept: Value =
+            serde_json::from_slice(&kind("Node").take(&crowded.to_string()).unwrap().object.bytes).unwrap();
+        assert_eq!(kept["metadata"]["annotations"], json!({"a": "b"}));
         let Facts::Node(facts) = cut.facts else { panic!("no node") };
         assert!(facts.edge && !facts.opted_out);
         assert_eq!(facts.ready.as_deref(), Some("Unknown"));

@@ -1,6 +1,6 @@
 //! What a node, or somebody who would like to be one, must not get away with.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{Bench, ClusterOptions};
@@ -22,7 +22,7 @@ use serde_json::json;
 
 use crate::{
     cloud::{Cloud, get, join, node_report, now, pod, prepare, request, running, secret, token},
-    edge::{Edge, Identity, LONG, post_csr},
+    edge::{Edge, Identity, LONG, Stored, post_csr},
 };
 
 /// A request in the name of edge-2, with something else in it.
@@ -91,14 +91,14 @@ pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
     }
 
     // A certificate of another node.
-    let mut edge = Edge::connect_as(cloud.address, &mine, "edge-2", BTreeMap::new()).await?;
+    let mut edge = Edge::connect_as(cloud.address, &mine, "edge-2", Stored::default()).await?;
     let refused = edge.until("refusal", |edge| edge.goodbye == Some(GoodbyeReason::Forbidden)).await;
     refused?;
     // Garbage, truncated and oversized frames end the session, and cloudcore lives on.
     let whole = codec::encode(Body::Ack(Ack { seq: 1 << 40 }))?;
     let truncated = whole[..whole.len() - 1].to_vec();
     for frame in [vec![0xff; 100], vec![1, 2, 3], Vec::new(), truncated, vec![0; MAX_FRAME + 1]] {
-        let mut edge = Edge::connect(cloud.address, &mine, BTreeMap::new()).await?;
+        let mut edge = Edge::connect(cloud.address, &mine, Stored::default()).await?;
         edge.until("first sync", |edge| edge.synced).await?;
         edge.send_raw(frame.into());
         let ended = edge.until("goodbye", |edge| edge.goodbye == Some(GoodbyeReason::Violation)).await;
@@ -112,7 +112,7 @@ pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
     let theirs =
         request(&client, "POST", "/api/v1/namespaces/default/pods", Some(&pod("theirs", "edge-2"))).await?;
     let uid = &theirs["metadata"]["uid"];
-    let mut edge = Edge::connect(cloud.address, &mine, BTreeMap::new()).await?;
+    let mut edge = Edge::connect(cloud.address, &mine, Stored::default()).await?;
     edge.until("first sync", |edge| edge.synced).await?;
     let event = |kind: &str, namespace: &str, name: &str| json!({"metadata": {"name": "e.1"}, "involvedObject": {"kind": kind, "namespace": namespace, "name": name, "uid": uid}, "reason": "R", "type": "Normal"});
     for (kind, key, payload) in [
@@ -139,12 +139,12 @@ pub(crate) async fn confinement(bench: &Bench) -> Result<()> {
     }));
     edge.until("answer", |edge| edge.answers.iter().any(|(of, _)| *of == id)).await?;
     ensure!(matches!(edge.answers[0].1, Answer::Refused(_)));
-    ensure!(edge.store.keys().all(|key| key.kind() == "Node"), "{:?}", edge.store.keys());
+    ensure!(edge.store.objects.keys().all(|key| key.kind() == "Node"), "{:?}", edge.store.objects.keys());
     let theirs = get(&client, "/api/v1/namespaces/default/pods/theirs").await?;
     ensure!(theirs["status"]["phase"] == "Pending");
 
     // A newer session takes over, and the older one's end does not take it away.
-    let mut newer = Edge::connect(cloud.address, &mine, BTreeMap::new()).await?;
+    let mut newer = Edge::connect(cloud.address, &mine, Stored::default()).await?;
     newer.until("first sync", |edge| edge.synced).await?;
     edge.until("goodbye", |edge| edge.goodbye == Some(GoodbyeReason::Superseded)).await?;
     drop(edge);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use proto::{
-    Digest, Lane, Object, Report, ResourceKey, codec,
+    Digest, Lane, Object, Report, ResourceKey, Seen, codec,
     message::{Answer, Body, GoodbyeReason, Question, ReportAck, ReportKind},
     session::edge::{Desired, EdgeEvent, EdgeSession},
 };
@@ -142,7 +142,7 @@ pub(crate) struct Edge {
     receiver: Box<dyn FrameReceiver>,
     progress: Progress,
     session: EdgeSession,
-    pub(crate) store: BTreeMap<ResourceKey, Object>,
+    pub(crate) store: Stored,
     pub(crate) synced: bool,
     pub(crate) acks: Vec<ReportAck>,
     pub(crate) answers: Vec<(u64, Answer)>,
@@ -151,13 +151,16 @@ pub(crate) struct Edge {
     next_report: u64,
 }
 
+/// What an edge holds.
+#[derive(Default)]
+pub(crate) struct Stored {
+    pub(crate) objects: BTreeMap<ResourceKey, Object>,
+    seen: Seen,
+}
+
 impl Edge {
     /// Connects with what an earlier connection has stored.
-    pub(crate) async fn connect(
-        address: SocketAddr,
-        identity: &Identity,
-        store: BTreeMap<ResourceKey, Object>,
-    ) -> Result<Self> {
+    pub(crate) async fn connect(address: SocketAddr, identity: &Identity, store: Stored) -> Result<Self> {
         Self::connect_as(address, identity, &identity.node, store).await
     }
 
@@ -166,7 +169,7 @@ impl Edge {
         address: SocketAddr,
         identity: &Identity,
         node: &str,
-        store: BTreeMap<ResourceKey, Object>,
+        store: Stored,
     ) -> Result<Self> {
         let name = ServerName::IpAddress(address.ip().into());
         let text = address.to_string();
@@ -174,8 +177,9 @@ impl Edge {
             Transport::Quic => quic::connect(address, &text, &name, &identity.tls).await?,
             Transport::WebSocket => websocket::connect(&text, name, Arc::clone(&identity.tls)).await?,
         };
-        let digest: Digest = store.iter().map(|(key, object)| (key, object.version.hash)).collect();
-        let session = EdgeSession::new(node, "test", digest, HEARTBEAT, Instant::now().into_std());
+        let digest: Digest = store.objects.iter().map(|(key, object)| (key, object.version.hash)).collect();
+        let held = (digest, store.seen.clone());
+        let session = EdgeSession::new(node, "test", held, HEARTBEAT, Instant::now().into_std());
         let Link { sender, receiver, progress, .. } = link;
         let (frames, queue) = queue();
         let mut writer = JoinSet::new();
@@ -199,7 +203,7 @@ impl Edge {
     /// Why nobody with this identity is let in.
     pub(crate) async fn refusal(address: SocketAddr, identity: &Identity) -> Result<String> {
         let attempt = async {
-            let mut edge = Self::connect(address, identity, BTreeMap::new()).await?;
+            let mut edge = Self::connect(address, identity, Stored::default()).await?;
             edge.until("a sync", |edge| edge.synced).await
         };
         Ok(format!("{:#}", attempt.await.err().context("it was let in")?))
@@ -233,7 +237,7 @@ impl Edge {
                 bail!("{what}: the cloud said goodbye: {reason:?}");
             }
             if Instant::now() > deadline {
-                bail!("{what}: not within {LONG:?}; store: {:?}", self.store.keys());
+                bail!("{what}: not within {LONG:?}; store: {:?}", self.store.objects.keys());
             }
             let due = Instant::from_std(self.session.deadline()).min(deadline + HEARTBEAT);
             let wait = due.saturating_duration_since(Instant::now());
@@ -248,7 +252,7 @@ impl Edge {
                 Ok(Ok(Some(frame))) => {
                     let body: Body = codec::decode(frame)?;
                     let store = &self.store;
-                    let held = |key: &ResourceKey| store.get(key).cloned();
+                    let held = |key: &ResourceKey| store.objects.get(key).cloned();
                     self.session.handle_frame(body, &held, Instant::now().into_std())?;
                 }
                 Ok(Ok(None)) => bail!("{what}: the cloud closed the link"),
@@ -276,15 +280,16 @@ impl Edge {
             EdgeEvent::Connected { .. } => {}
             EdgeEvent::InventoryWanted => {
                 let entries: Vec<_> =
-                    self.store.iter().map(|(key, object)| (key.clone(), object.version)).collect();
+                    self.store.objects.iter().map(|(key, object)| (key.clone(), object.version)).collect();
                 self.session.inventory(&entries);
             }
-            EdgeEvent::Apply { seq, changes } => {
+            EdgeEvent::Apply { seq, changes, seen } => {
+                self.store.seen = seen;
                 self.changes += changes.len();
                 for change in changes {
                     match change {
-                        Desired::Put(object) => drop(self.store.insert(object.key.clone(), object)),
-                        Desired::Delete(key) => drop(self.store.remove(&key)),
+                        Desired::Put(object) => drop(self.store.objects.insert(object.key.clone(), object)),
+                        Desired::Delete(key) => drop(self.store.objects.remove(&key)),
                     }
                 }
                 self.session.committed(seq);
@@ -298,7 +303,7 @@ impl Edge {
 
     /// The stored object as JSON.
     pub(crate) fn json(&self, key: &str) -> Option<Value> {
-        let object = self.store.get(&key.parse::<ResourceKey>().ok()?)?;
+        let object = self.store.objects.get(&key.parse::<ResourceKey>().ok()?)?;
         serde_json::from_slice(&object.bytes).ok()
     }
 

@@ -1,6 +1,6 @@
 //! A node that is cut off for longer than the eviction time keeps its pods, but for those that asked to be evicted.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::{Bench, Cluster, ClusterOptions, HeartbeatNodes, wait};
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     cloud::{Cloud, get, join, node_report, pod, prepare, ready, request, running},
-    edge::{Edge, LONG},
+    edge::{Edge, LONG, Stored},
 };
 
 pub(crate) async fn eviction(bench: &Bench) -> Result<()> {
@@ -21,7 +21,7 @@ pub(crate) async fn eviction(bench: &Bench) -> Result<()> {
     let _healthy = HeartbeatNodes::start(&client, 2).await?;
     let cloud = Cloud::start(cluster.kubeconfig()).await?;
     let identity = join(&client, cloud.address, "edge-1").await?;
-    let mut edge = Edge::connect(cloud.address, &identity, BTreeMap::new()).await?;
+    let mut edge = Edge::connect(cloud.address, &identity, Stored::default()).await?;
     let id = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
     ensure!(edge.ack(id).await?.is_empty());
 

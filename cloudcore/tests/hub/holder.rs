@@ -1,7 +1,5 @@
 //! A node's name belongs to one machine at a time, and an operator can shut it out.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, ensure};
 use harness::{Bench, ClusterOptions, wait};
 use proto::message::{GoodbyeReason, ReportKind};
@@ -9,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     cloud::{Cloud, get, join, node_report, request, token, token_for},
-    edge::{Edge, Identity, LONG, check_token, enroll, release},
+    edge::{Edge, Identity, LONG, Stored, check_token, enroll, release},
 };
 
 const NODE: &str = "/api/v1/nodes/edge-1";
@@ -84,7 +82,7 @@ async fn out(edge: &mut Edge) -> Result<()> {
 /// Connects and registers: from here on the name is the machine's.
 async fn register(cloud: &Cloud, identity: &Identity) -> Result<Edge> {
     wait::until("the node is registered", LONG, async || {
-        let mut edge = Edge::connect(cloud.address, identity, BTreeMap::new()).await?;
+        let mut edge = Edge::connect(cloud.address, identity, Stored::default()).await?;
         let id = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
         let refused = edge.ack(id).await?;
         ensure!(refused.is_empty(), "{refused}");

@@ -1,7 +1,5 @@
 //! A node joins, registers, gets its pods, reports, is cut off and comes back.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, ensure};
 use harness::{Bench, ClusterOptions, wait};
 use proto::message::{Answer, Question, ReportKind, TokenQuestion};
@@ -9,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cloud::{Cloud, get, join, node_report, pod, prepare, ready, ready_condition, request, running},
-    edge::{Edge, LONG},
+    edge::{Edge, LONG, Stored},
 };
 
 /// All that cloudcore needs to be allowed.
@@ -70,9 +68,9 @@ pub(crate) async fn whole_path(bench: &Bench) -> Result<()> {
     let kubeconfig = cluster.kubeconfig_for("skerry:cloudcore", &[])?;
     let cloud = Cloud::start(&kubeconfig).await?;
     let identity = join(&client, cloud.address, "edge-1").await?;
-    let mut edge = Edge::connect(cloud.address, &identity, BTreeMap::new()).await?;
+    let mut edge = Edge::connect(cloud.address, &identity, Stored::default()).await?;
     edge.until("first sync", |edge| edge.synced).await?;
-    ensure!(edge.store.is_empty(), "nothing is this node's yet");
+    ensure!(edge.store.objects.is_empty(), "nothing is this node's yet");
 
     // Registration, with labels that an operator may own from then on.
     let id = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
@@ -192,13 +190,13 @@ pub(crate) async fn whole_path(bench: &Bench) -> Result<()> {
 
     // A restart of cloudcore finds the same store in sync, and deletes nothing.
     let store = std::mem::take(&mut edge.store);
-    let held = store.len();
+    let held = store.objects.len();
     drop(edge);
     cloud.stop().await?;
     let cloud = Cloud::start(&kubeconfig).await?;
     let mut edge = Edge::connect(cloud.address, &identity, store).await?;
     edge.until("sync after a restart", |edge| edge.synced).await?;
-    ensure!((edge.changes, edge.store.len()) == (0, held));
+    ensure!((edge.changes, edge.store.objects.len()) == (0, held));
 
     // A pod that has ended stays so, also for an edge that has lost its store.
     let job =
@@ -212,7 +210,7 @@ pub(crate) async fn whole_path(bench: &Bench) -> Result<()> {
     };
     edge.until("the phase", failed).await?;
     drop(edge);
-    let mut edge = Edge::connect(cloud.address, &identity, BTreeMap::new()).await?;
+    let mut edge = Edge::connect(cloud.address, &identity, Stored::default()).await?;
     edge.until("the phase again", failed).await?;
     let id = edge.report(ReportKind::PodStatus, "Pod/default/job", &running(&job["metadata"]["uid"]));
     ensure!(!edge.ack(id).await?.is_empty(), "it does not run again");

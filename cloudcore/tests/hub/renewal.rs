@@ -1,6 +1,6 @@
 //! Certificates are renewed for the machine that has them, also after they have expired.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::{Bench, ClusterOptions, wait};
@@ -10,7 +10,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::{
     cloud::{Cloud, join, node_report, now, secret},
-    edge::{Edge, Identity, LONG},
+    edge::{Edge, Identity, LONG, Stored},
 };
 
 pub(crate) async fn renewal(bench: &Bench) -> Result<()> {
@@ -18,7 +18,7 @@ pub(crate) async fn renewal(bench: &Bench) -> Result<()> {
     let client = cluster.client();
     let cloud = Cloud::start(cluster.kubeconfig()).await?;
     let identity = join(&client, cloud.address, "edge-1").await?;
-    let mut edge = Edge::connect(cloud.address, &identity, BTreeMap::new()).await?;
+    let mut edge = Edge::connect(cloud.address, &identity, Stored::default()).await?;
     let id = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
     ensure!(edge.ack(id).await?.is_empty());
 
@@ -36,7 +36,7 @@ pub(crate) async fn renewal(bench: &Bench) -> Result<()> {
     }
     drop(edge);
     let renewed = Identity::new("edge-1", identity.ca.clone(), identity.key.clone(), renewed.to_vec())?;
-    let mut edge = Edge::connect(cloud.address, &renewed, BTreeMap::new()).await?;
+    let mut edge = Edge::connect(cloud.address, &renewed, Stored::default()).await?;
     edge.until("a sync with the new certificate", |edge| edge.synced).await?;
 
     // A machine that was away for too long gets in, as long as the Node remembers it, and renews.
@@ -53,7 +53,7 @@ pub(crate) async fn renewal(bench: &Bench) -> Result<()> {
         Identity::new(node, ca.certificate().clone(), key.to_vec(), certificate)
     };
     let late = expired("edge-1", &identity.key).await?;
-    let mut edge = Edge::connect(cloud.address, &late, BTreeMap::new()).await?;
+    let mut edge = Edge::connect(cloud.address, &late, Stored::default()).await?;
     let certificate = CertificateDer::from(renew(&mut edge, csr).await??);
     ensure!(tls::validity(&certificate)?.1 > 0);
     for (node, key) in [("edge-1", &tls::node_csr("edge-1")?.0), ("edge-9", &identity.key)] {

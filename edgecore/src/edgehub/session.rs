@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use proto::{
-    Lane, ResourceKey,
+    Lane, ResourceKey, Seen,
     codec::{self, DecodeError, EncodeError},
     message::{Answer, GoodbyeReason, ReportAck, ReportKind},
     session::{Dead, EdgeEvent, EdgeSession, Violation, edge::Desired},
@@ -38,6 +38,8 @@ const MAX_QUESTIONS: usize = 256;
 /// Delays between attempts to store what the disk does not take. The session goes on: to end it would only have the cloud
 /// send all of it again over a line that may be metered.
 const STORE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// Between pings that were asked for from outside.
+const KNOCKS: Duration = Duration::from_secs(1);
 /// Where the newest time that the cloud has told is kept.
 const LATEST_TIME: &str = "clock";
 /// In seconds.
@@ -78,6 +80,8 @@ pub(super) struct Driver<'a, S> {
 struct Work {
     /// Changes handed out by the session and not yet given to the store.
     queued: VecDeque<(u64, Vec<Desired>)>,
+    /// To be kept with all of it.
+    seen: Seen,
     commit: Option<Commit>,
     /// Acked reports that the store could not forget yet. None of them comes twice, so the outbox bounds them.
     undone: Vec<u64>,
@@ -128,7 +132,7 @@ fn store_after(
 impl<S: HubStore> Driver<'_, S> {
     /// Returns `Ok` only when `stop` was cancelled.
     pub(super) async fn run(mut self, link: Link, stop: &CancellationToken) -> Result<(), HubError> {
-        let Link { sender, mut receiver, progress, confirms, .. } = link;
+        let Link { sender, mut receiver, progress, confirms, mut knocks, .. } = link;
         // A commit of the session before may still be on its way to the disk, and what the cloud is told must have it.
         if let Err(error) = self.store.apply(Vec::new()).await {
             debug!(error = %runtime::chain(&error), "the store takes nothing; the session begins with what it holds");
@@ -140,10 +144,12 @@ impl<S: HubStore> Driver<'_, S> {
         let now = Instant::now().into_std();
         let heartbeat = self.config.heartbeat;
         let heartbeat = if confirms { heartbeat.min(quic::HEARTBEAT) } else { heartbeat };
-        let mut session = EdgeSession::new(&self.config.node, software, self.store.digest(), heartbeat, now);
+        let held = (self.store.digest(), self.store.seen().map_err(SessionError::from)?);
+        let mut session = EdgeSession::new(&self.config.node, software, held, heartbeat, now);
         let mut outbox = self.store.outbox_changes();
         let mut work = Work {
             queued: VecDeque::new(),
+            seen: Seen::default(),
             commit: None,
             undone: Vec::new(),
             questions: HashMap::new(),
@@ -153,6 +159,7 @@ impl<S: HubStore> Driver<'_, S> {
             synced_after: None,
             received: 0,
         };
+        let mut answered = None;
         let ended = loop {
             if let Err(error) = self.advance(&mut session, &mut work, &frames).await {
                 break Err(error);
@@ -178,6 +185,12 @@ impl<S: HubStore> Driver<'_, S> {
                 // Polled by reference: the commit goes on when another arm wins.
                 stored = committed(work.commit.as_mut()) => {
                     self.handle_stored(&mut session, &mut work, stored).await
+                }
+                // Whoever knocks is not believed, but asked.
+                () = knocks.heard(), if answered.is_none_or(|at: Instant| at.elapsed() > KNOCKS) => {
+                    answered = Some(Instant::now());
+                    session.ping();
+                    Ok(())
                 }
                 // A watch only marks that something changed.
                 _ = outbox.changed() => { work.outbox_changed = true; Ok(()) }
@@ -291,9 +304,10 @@ impl<S: HubStore> Driver<'_, S> {
                 let inventory = self.store.inventory().map_err(SessionError::from)?;
                 session.inventory(&inventory);
             }
-            EdgeEvent::Apply { seq, changes } => {
+            EdgeEvent::Apply { seq, changes, seen } => {
                 work.received = seq;
                 work.queued.push_back((seq, changes));
+                work.seen = seen;
             }
             EdgeEvent::Synced => work.synced_after = Some(work.received),
             EdgeEvent::ReportsDone(acks) => self.reports_done(work, acks).await?,
@@ -337,6 +351,7 @@ impl<S: HubStore> Driver<'_, S> {
                 Desired::Put(object) => DesiredChange::Put(object),
                 Desired::Delete(key) => DesiredChange::Delete(key),
             })
+            .chain([DesiredChange::Seen(work.seen.clone())])
             .collect();
         work.commit = Some(Commit::start(self.store, last, changes));
     }

@@ -1,7 +1,7 @@
 //! What the link needs of a store. edgecore's is the one on its disk; a process that plays many edges has one each in memory.
 
 use bytes::Bytes;
-use proto::{Digest, Object, Report, ResourceKey, Version};
+use proto::{Digest, Object, Report, ResourceKey, Seen, Version};
 use tokio::sync::watch;
 
 use crate::metamanager::{DesiredChange, Store, StoreError};
@@ -12,6 +12,7 @@ pub trait HubStore: Clone + Send + Sync + 'static {
     fn apply(&self, changes: Vec<DesiredChange>) -> impl Future<Output = Result<(), StoreError>> + Send;
     fn get(&self, key: &ResourceKey) -> Result<Option<Object>, StoreError>;
     fn digest(&self) -> Digest;
+    fn seen(&self) -> Result<Seen, StoreError>;
     fn inventory(&self) -> Result<Vec<(ResourceKey, Version)>, StoreError>;
     fn pending_reports(&self, after: u64, limit: usize) -> Result<Vec<Report>, StoreError>;
     fn reports_done(&self, ids: Vec<u64>) -> impl Future<Output = Result<(), StoreError>> + Send;
@@ -32,6 +33,10 @@ impl HubStore for Store {
 
     fn digest(&self) -> Digest {
         self.digest()
+    }
+
+    fn seen(&self) -> Result<Seen, StoreError> {
+        self.seen()
     }
 
     fn inventory(&self) -> Result<Vec<(ResourceKey, Version)>, StoreError> {

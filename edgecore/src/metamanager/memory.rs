@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use proto::{Digest, Object, Report, ResourceKey, Version, limits::MAX_REPORT, message::ReportKind};
+use proto::{Digest, Object, Report, ResourceKey, Seen, Version, limits::MAX_REPORT, message::ReportKind};
 use tokio::sync::watch;
 
 use super::{DesiredChange, Options, StoreError, bounded, outbox::Outbox, record::Op};
@@ -29,6 +29,7 @@ struct Held {
     digest: Digest,
     outbox: Outbox,
     reports: BTreeMap<u64, Report>,
+    seen: Seen,
     local: HashMap<String, Bytes>,
 }
 
@@ -39,6 +40,7 @@ impl Default for MemoryStore {
             digest: Digest::default(),
             outbox: Outbox::new(Options::default().outbox_bytes, 1, 0),
             reports: BTreeMap::new(),
+            seen: Seen::default(),
             local: HashMap::new(),
         };
         let (outbox_changes, _) = watch::channel(0);
@@ -76,6 +78,10 @@ impl Held {
                 self.objects.insert(object.key.clone(), object)
             }
             DesiredChange::Delete(key) => self.objects.remove(&key),
+            DesiredChange::Seen(seen) => {
+                self.seen = seen;
+                None
+            }
         };
         if let Some(old) = old {
             self.digest.remove(&old.key, old.version.hash);
@@ -117,6 +123,10 @@ impl HubStore for MemoryStore {
 
     fn digest(&self) -> Digest {
         self.held().digest
+    }
+
+    fn seen(&self) -> Result<Seen, StoreError> {
+        Ok(self.held().seen.clone())
     }
 
     fn inventory(&self) -> Result<Vec<(ResourceKey, Version)>, StoreError> {

@@ -10,12 +10,13 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use proto::Digest;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
-    DesiredChange, Options, StoreError,
+    DesiredChange, Options, SEEN, StoreError,
     checkpoint::{self, Counters, WriteError},
     clean_stop,
     commands::{Command, Held, Reply, Request, Shared},
@@ -283,13 +284,7 @@ impl Writer {
                         ids.iter().filter(|id| self.outbox.remove(**id)).map(|id| Op::RemoveReport(*id)),
                     );
                 }
-                Request::PutLocal(key, value) => {
-                    let place = index::local_key(key);
-                    let head = Head::new(&place, &[], value);
-                    if let Change::From(_) = planned.changes(index, Table::Local, place, Some(head))? {
-                        ops.push(Op::PutLocal(key.clone(), value.clone()));
-                    }
-                }
+                Request::PutLocal(key, value) => plan_local(index, key, value, &mut planned, &mut ops)?,
                 Request::DeleteLocal(key) => {
                     if let Change::From(_) =
                         planned.changes(index, Table::Local, index::local_key(key), None)?
@@ -317,6 +312,7 @@ impl Writer {
         let (key, new) = match change {
             DesiredChange::Put(object) => (&object.key, Some(index::object_head(object))),
             DesiredChange::Delete(key) => (key, None),
+            DesiredChange::Seen(seen) => return plan_local(index, SEEN, &seen.to_bytes(), planned, ops),
         };
         let Change::From(old) = planned.changes(index, Table::Objects, index::object_key(key), new)? else {
             return Ok(());
@@ -324,13 +320,12 @@ impl Writer {
         if let Some(version) = old.and_then(|old| old.version()) {
             self.digest.remove(key, version.hash);
         }
-        ops.push(match change {
-            DesiredChange::Put(object) => {
-                self.digest.add(key, object.version.hash);
-                Op::PutObject(object.clone())
-            }
-            DesiredChange::Delete(key) => Op::DeleteObject(key.clone()),
-        });
+        if let DesiredChange::Put(object) = change {
+            self.digest.add(key, object.version.hash);
+            ops.push(Op::PutObject(object.clone()));
+        } else {
+            ops.push(Op::DeleteObject(key.clone()));
+        }
         Ok(())
     }
 
@@ -569,4 +564,19 @@ impl Writer {
             debug!(error = %runtime::chain(&error), "sled did not close well");
         }
     }
+}
+
+fn plan_local(
+    index: &Index,
+    key: &str,
+    value: &Bytes,
+    planned: &mut Planned,
+    ops: &mut Vec<Op>,
+) -> Result<(), IndexError> {
+    let place = index::local_key(key);
+    let head = Head::new(&place, &[], value);
+    if let Change::From(_) = planned.changes(index, Table::Local, place, Some(head))? {
+        ops.push(Op::PutLocal(key.to_owned(), value.clone()));
+    }
+    Ok(())
 }

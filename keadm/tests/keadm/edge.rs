@@ -1,9 +1,13 @@
 //! `join` and `reset` at the site.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
-use harness::wait;
+use harness::{http, wait};
 
 use crate::stage::Stage;
 
@@ -78,5 +82,41 @@ pub(crate) async fn reset_and_join_again(stage: &Stage<'_>) -> Result<()> {
     let endpoint = stage.endpoint(stage.port);
     stage.join(&endpoint, &stage.root_dir, &[&token]).await?.says(&["node edge-1 is Ready"])?;
     reset().await?.says(&["stopped edgecore"])?;
+    Ok(())
+}
+
+/// A machine that was shut out loses its link at once, and its name goes with a token for it alone.
+pub(crate) async fn revoke(stage: &Stage<'_>) -> Result<()> {
+    let linked = async || {
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, stage.admin));
+        let page = http::get_tcp(admin, "/sessions").await?.body;
+        Ok::<_, anyhow::Error>(page.contains("edge-1"))
+    };
+    let any = format!("--token={}", stage.token(&[]).await?);
+    let endpoint = stage.endpoint(stage.port);
+    stage.join(&endpoint, &stage.root_dir, &[&any]).await?.says(&["node edge-1 is Ready"])?;
+    ensure!(linked().await?, "no session");
+
+    stage.keadm(&["revoke", "egde-1"]).await?.refuses(&["there is no Node egde-1"])?;
+    stage.keadm(&["revoke", "edge-1", "--dry-run"]).await?.says(&["would shut edge-1 out"])?;
+    ensure!(linked().await?, "a dry run cut the link");
+    stage
+        .keadm(&["revoke", "edge-1"])
+        .await?
+        .says(&["edge-1 is shut out", "keadm gettoken --node=edge-1"])?;
+    wait::until("the end of the link", Duration::from_secs(5), async || {
+        ensure!(!linked().await?, "it lives on");
+        Ok(())
+    })
+    .await?;
+    stage.keadm(&["revoke", "edge-1"]).await?.says(&["edge-1 is shut out already"])?;
+
+    let root = format!("--root-dir={}", stage.root_dir.display());
+    stage.at_site(&["reset", "edge", &root, "--force"]).await?.says(&["stopped edgecore"])?;
+    let taken = ["a machine has joined as edge-1 before"];
+    stage.join(&endpoint, &stage.root_dir, &[&any]).await?.refuses(&taken)?;
+    let own = format!("--token={}", stage.token(&["--node=edge-1"]).await?);
+    stage.join(&endpoint, &stage.root_dir, &[&own]).await?.says(&["node edge-1 is Ready"])?;
+    stage.at_site(&["reset", "edge", &root, "--force"]).await?.says(&["stopped edgecore"])?;
     Ok(())
 }

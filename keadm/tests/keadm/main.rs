@@ -22,6 +22,7 @@ async fn from_init_to_reset() -> Result<()> {
         refusals::names(&stage).await?;
         selectors::both_dialects(&stage).await?;
         edge::reset_and_join_again(&stage).await?;
+        edge::revoke(&stage).await?;
         cloud::reset(&stage).await
     })
     .await

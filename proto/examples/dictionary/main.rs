@@ -87,7 +87,10 @@ fn object(random: &mut Random) -> Sample {
 fn update(random: &mut Random) -> Change {
     let Sample { key, json } = object(random);
     if random.percent(15) {
-        return Change { key, action: Some(Action::Delete(Delete {})) };
+        return Change {
+            key,
+            action: Some(Action::Delete(Delete { resource_version: random.between(1000, 90_000_000) })),
+        };
     }
     let time = random.time();
     let target = match random.below(3) {
@@ -112,7 +115,6 @@ fn inventory(random: &mut Random) -> Body {
         .map(|_| InventoryEntry {
             key: object(random).key,
             hash: random.below(u64::MAX).wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            resource_version: random.between(1000, 90_000_000),
         })
         .collect();
     Body::Inventory(Inventory { entries, last: true })

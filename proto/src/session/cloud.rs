@@ -15,7 +15,7 @@ use super::{
     timers::{HANDSHAKE, Timers},
 };
 use crate::{
-    Digest, Lane, Object, ResourceKey, Version, codec,
+    Digest, Lane, Object, ResourceKey, Seen, codec,
     lane::Queues,
     limits::{
         BATCH_BYTES, BATCH_CHANGES, INVENTORY_ENTRIES, MAX_REPORT, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS,
@@ -28,14 +28,26 @@ use crate::{
 
 /// What a node needs, as the cloud's caches know it now.
 pub trait View {
-    /// Every cache behind the view has been listed once. Before that nothing is concluded from what is missing.
-    fn is_complete(&self) -> bool;
+    /// How new the caches behind the view are beside what the edge has been told of, maybe by another replica. Once current,
+    /// they stay so.
+    fn freshness(&self, seen: &Seen) -> Freshness;
     fn get(&self, key: &ResourceKey) -> Option<Object>;
     fn objects(&self) -> Vec<Object>;
     fn digest(&self) -> Digest;
-    /// The cache behind `key` has seen at least `resource_version`: only then does a key's absence mean that it is gone,
-    /// and not that this replica lags behind the one that sent it.
-    fn has_seen(&self, key: &ResourceKey, resource_version: u64) -> bool;
+    /// That the view has no object of this key means that there is none for this node; not that it cannot be read.
+    fn knows(&self, key: &ResourceKey) -> bool;
+    /// The newest change of a kind that has been looked at.
+    fn newest_change(&self, kind: &str) -> u64;
+}
+
+/// See [`View::freshness`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Not every kind has been listed, or the edge knows more: nothing is concluded from what is there or missing.
+    Behind,
+    Current,
+    /// The edge knows more than the API server does: it has gone back, and what it says now counts.
+    WentBack,
 }
 
 /// What the driver of a session is told.
@@ -55,12 +67,13 @@ pub enum CloudEvent {
 
 enum Phase {
     AwaitHello,
-    /// Until the view is complete.
+    /// Until the view is as new as what the edge has been told of.
     AwaitView {
         digest: Digest,
+        seen: Seen,
     },
     AwaitInventory {
-        entries: HashMap<ResourceKey, Version>,
+        entries: HashMap<ResourceKey, u64>,
     },
     /// Sending the first difference.
     Syncing,
@@ -93,7 +106,7 @@ pub struct CloudSession {
 }
 
 struct Sent {
-    version: Version,
+    hash: u64,
     bytes: Option<Bytes>,
 }
 
@@ -205,6 +218,7 @@ impl CloudSession {
             self.close(GoodbyeReason::Protocol, detail.clone());
             return Err(Violation(detail));
         }
+        let seen = Seen::from_positions(&hello.seen).map_err(|error| Violation(error.to_string()))?;
         self.timers = Timers::cloud(Duration::from_millis(hello.heartbeat_ms.into()), now);
         self.queues.push(Body::Welcome(Welcome {
             protocol: hello.protocol_max.min(PROTOCOL.1),
@@ -212,7 +226,7 @@ impl CloudSession {
             unix_ms: self.unix_ms,
         }));
         let digest = Digest::from_halves(hello.digest_count, hello.digest_high, hello.digest_low);
-        self.phase = Phase::AwaitView { digest };
+        self.phase = Phase::AwaitView { digest, seen };
         let software = hello.software.chars().take(MAX_TEXT).collect();
         self.events.push_back(CloudEvent::Connected { software });
         Ok(())
@@ -224,7 +238,7 @@ impl CloudSession {
         };
         for entry in inventory.entries {
             let key = entry.key.parse::<ResourceKey>().map_err(|error| Violation(error.to_string()))?;
-            entries.insert(key, Version { hash: entry.hash, resource_version: entry.resource_version });
+            entries.insert(key, entry.hash);
         }
         if entries.len() > INVENTORY_ENTRIES {
             return Err(Violation(format!("inventory of more than {INVENTORY_ENTRIES} entries")));
@@ -232,7 +246,7 @@ impl CloudSession {
         if inventory.last {
             self.sent = std::mem::take(entries)
                 .into_iter()
-                .map(|(key, version)| (key, Sent { version, bytes: None }))
+                .map(|(key, hash)| (key, Sent { hash, bytes: None }))
                 .collect();
             self.dirty.extend(self.sent.keys().cloned());
             self.phase = Phase::Syncing;
@@ -261,10 +275,12 @@ impl CloudSession {
         if lane != Lane::Objects {
             return None;
         }
-        if let Phase::AwaitView { digest } = self.phase
-            && view.is_complete()
-        {
-            return Some(self.compare(digest, view));
+        if let Phase::AwaitView { digest, seen } = &self.phase {
+            return match view.freshness(seen) {
+                Freshness::Behind => None,
+                Freshness::Current => Some(self.compare(*digest, view)),
+                Freshness::WentBack => Some(self.ask_inventory(&view.objects(), true)),
+            };
         }
         if !matches!(self.phase, Phase::Syncing | Phase::Live) {
             return None;
@@ -289,14 +305,18 @@ impl CloudSession {
         if own == digest {
             self.sent = objects
                 .into_iter()
-                .map(|object| (object.key, Sent { version: object.version, bytes: Some(object.bytes) }))
+                .map(|object| (object.key, Sent { hash: object.version.hash, bytes: Some(object.bytes) }))
                 .collect();
             self.enter_live();
             return Body::Synced(Synced {});
         }
-        self.dirty = objects.into_iter().map(|object| object.key).collect();
+        self.ask_inventory(&objects, false)
+    }
+
+    fn ask_inventory(&mut self, objects: &[Object], forget: bool) -> Body {
+        self.dirty = objects.iter().map(|object| object.key.clone()).collect();
         self.phase = Phase::AwaitInventory { entries: HashMap::new() };
-        Body::InventoryRequest(InventoryRequest {})
+        Body::InventoryRequest(InventoryRequest { forget })
     }
 
     fn enter_live(&mut self) {
@@ -331,21 +351,13 @@ impl CloudSession {
     fn change(&mut self, key: &ResourceKey, view: &dyn View) -> Option<(Change, usize)> {
         let held = self.sent.get(key);
         let Some(object) = view.get(key) else {
-            let held = held?;
-            if !view.has_seen(key, held.version.resource_version) {
-                // This replica lags; the watch that catches up marks the key dirty again.
-                return None;
-            }
+            held.filter(|_| view.knows(key))?;
             self.sent.remove(key);
-            return Some((change(key, Action::Delete(Delete {})), key.as_str().len()));
+            let delete = Delete { resource_version: view.newest_change(key.kind()) };
+            return Some((change(key, Action::Delete(delete)), key.as_str().len()));
         };
-        if let Some(held) = held {
-            let older = object.version.resource_version < held.version.resource_version;
-            if held.version.hash == object.version.hash
-                || (older && !view.has_seen(key, held.version.resource_version))
-            {
-                return None;
-            }
+        if held.is_some_and(|held| held.hash == object.version.hash) {
+            return None;
         }
         let patch = held.and_then(|held| make_patch(held, &object));
         let action = patch.unwrap_or_else(|| {
@@ -360,7 +372,7 @@ impl CloudSession {
                 Action::Patch(patch) => patch.patch.len(),
                 Action::Delete(_) => 0,
             };
-        self.sent.insert(key.clone(), Sent { version: object.version, bytes: Some(object.bytes) });
+        self.sent.insert(key.clone(), Sent { hash: object.version.hash, bytes: Some(object.bytes) });
         Some((change(key, action), length))
     }
 
@@ -429,7 +441,7 @@ fn make_patch(held: &Sent, object: &Object) -> Option<Action> {
     }
     Some(Action::Patch(Patch {
         resource_version: object.version.resource_version,
-        base: held.version.hash,
+        base: held.hash,
         hash: object.version.hash,
         length: u32::try_from(object.bytes.len()).ok()?,
         patch,

@@ -12,7 +12,7 @@ use super::{
     timers::{HANDSHAKE, Timers},
 };
 use crate::{
-    Digest, Lane, Object, ResourceKey, Version, codec,
+    Digest, Lane, Object, ResourceKey, Seen, Version, codec,
     lane::Queues,
     limits::{INVENTORY_CHUNK, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS},
     message::{
@@ -39,9 +39,11 @@ pub enum EdgeEvent {
     /// Send what the store holds through [`EdgeSession::inventory`].
     InventoryWanted,
     /// To be made durable, in order, then told to [`EdgeSession::committed`].
+    /// `seen` is to be kept with them, in the same transaction, and given to the next session.
     Apply {
         seq: u64,
         changes: Vec<Desired>,
+        seen: Seen,
     },
     /// All that the cloud wants here has been handed out in `Apply` events before this one.
     Synced,
@@ -67,6 +69,7 @@ pub struct EdgeSession {
     heartbeat: Duration,
     queues: Queues,
     events: VecDeque<EdgeEvent>,
+    seen: Seen,
     received: u64,
     committed: u64,
     acked: u64,
@@ -77,7 +80,14 @@ pub struct EdgeSession {
 }
 
 impl EdgeSession {
-    pub fn new(node: &str, software: &str, digest: Digest, heartbeat: Duration, now: Instant) -> Self {
+    /// `digest` is that of the objects in the store, `seen` what was kept with them.
+    pub fn new(
+        node: &str,
+        software: &str,
+        (digest, seen): (Digest, Seen),
+        heartbeat: Duration,
+        now: Instant,
+    ) -> Self {
         let hello = Hello {
             protocol_min: PROTOCOL.0,
             protocol_max: PROTOCOL.1,
@@ -87,6 +97,7 @@ impl EdgeSession {
             digest_high: digest.halves().0,
             digest_low: digest.halves().1,
             heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
+            seen: seen.positions(),
         };
         let mut queues = Queues::default();
         queues.push(Body::Hello(hello));
@@ -98,6 +109,7 @@ impl EdgeSession {
             heartbeat,
             queues,
             events: VecDeque::new(),
+            seen,
             received: 0,
             committed: 0,
             acked: 0,
@@ -137,7 +149,10 @@ impl EdgeSession {
                 Ok(())
             }
             _ if !self.connected => Err(Violation("first frame is not a welcome".to_owned())),
-            Body::InventoryRequest(_) => {
+            Body::InventoryRequest(request) => {
+                if request.forget {
+                    self.seen = Seen::default();
+                }
                 self.events.push_back(EdgeEvent::InventoryWanted);
                 Ok(())
             }
@@ -208,7 +223,8 @@ impl EdgeSession {
                     self.remember(batch.seq, &object);
                     changes.push(Desired::Put(object));
                 }
-                Some(Action::Delete(_)) => {
+                Some(Action::Delete(delete)) => {
+                    self.seen.raise(key.kind(), delete.resource_version);
                     self.uncommitted.remove(&key);
                     changes.push(Desired::Delete(key));
                 }
@@ -218,11 +234,12 @@ impl EdgeSession {
             }
         }
         self.received = batch.seq;
-        self.events.push_back(EdgeEvent::Apply { seq: batch.seq, changes });
+        self.events.push_back(EdgeEvent::Apply { seq: batch.seq, changes, seen: self.seen.clone() });
         Ok(())
     }
 
     fn remember(&mut self, seq: u64, object: &Object) {
+        self.seen.raise(object.key.kind(), object.version.resource_version);
         self.uncommitted.insert(object.key.clone(), (seq, object.version, object.bytes.clone()));
     }
 
@@ -259,11 +276,7 @@ impl EdgeSession {
         while let Some(chunk) = chunks.next() {
             let entries = chunk
                 .iter()
-                .map(|(key, version)| InventoryEntry {
-                    key: key.as_str().to_owned(),
-                    hash: version.hash,
-                    resource_version: version.resource_version,
-                })
+                .map(|(key, version)| InventoryEntry { key: key.as_str().to_owned(), hash: version.hash })
                 .collect();
             self.queues.push(Body::Inventory(Inventory { entries, last: chunks.peek().is_none() }));
         }
@@ -288,6 +301,13 @@ impl EdgeSession {
         self.next_request += 1;
         self.queues.push(Body::Request(Request { id, question: Some(question) }));
         id
+    }
+
+    /// Asks for a sign of life now.
+    pub fn ping(&mut self) {
+        if self.connected && !self.closed {
+            self.queues.push(Body::Ping(Ping {}));
+        }
     }
 
     pub fn is_connected(&self) -> bool {
@@ -343,8 +363,8 @@ impl EdgeSession {
     /// # Errors
     /// The cloud is silent for two heartbeats: close the link.
     pub fn handle_deadline(&mut self, now: Instant) -> Result<(), Dead> {
-        if self.timers.check(now)? && self.connected && !self.closed {
-            self.queues.push(Body::Ping(Ping {}));
+        if self.timers.check(now)? {
+            self.ping();
         }
         Ok(())
     }

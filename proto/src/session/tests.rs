@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{cloud::*, edge::*};
-use crate::{Digest, Object, ResourceKey, codec, message::*, resource::content_hash};
+use crate::{Digest, Object, ResourceKey, Seen, codec, message::*, resource::content_hash};
 
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
@@ -18,6 +18,8 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 struct TestView {
     objects: BTreeMap<ResourceKey, Object>,
     incomplete: bool,
+    went_back: bool,
+    unreadable: BTreeSet<ResourceKey>,
     /// The newest resource version that this replica has seen.
     seen: u64,
 }
@@ -40,8 +42,13 @@ impl TestView {
 }
 
 impl View for TestView {
-    fn is_complete(&self) -> bool {
-        !self.incomplete
+    fn freshness(&self, seen: &Seen) -> Freshness {
+        match seen.iter().any(|(_, version)| version > self.seen) {
+            _ if self.incomplete => Freshness::Behind,
+            false => Freshness::Current,
+            true if self.went_back => Freshness::WentBack,
+            true => Freshness::Behind,
+        }
     }
     fn get(&self, key: &ResourceKey) -> Option<Object> {
         self.objects.get(key).cloned()
@@ -52,8 +59,11 @@ impl View for TestView {
     fn digest(&self) -> Digest {
         self.objects.values().map(|object| (&object.key, object.version.hash)).collect()
     }
-    fn has_seen(&self, _: &ResourceKey, resource_version: u64) -> bool {
-        self.seen >= resource_version
+    fn knows(&self, key: &ResourceKey) -> bool {
+        !self.unreadable.contains(key)
+    }
+    fn newest_change(&self, _: &str) -> u64 {
+        self.seen
     }
 }
 
@@ -61,9 +71,14 @@ impl View for TestView {
 #[derive(Default)]
 struct TestStore {
     objects: RefCell<BTreeMap<ResourceKey, Object>>,
+    seen: RefCell<Seen>,
 }
 
 impl TestStore {
+    fn held(&self) -> (Digest, Seen) {
+        (self.digest(), self.seen.borrow().clone())
+    }
+
     fn digest(&self) -> Digest {
         self.objects.borrow().values().map(|object| (&object.key, object.version.hash)).collect()
     }
@@ -79,7 +94,7 @@ struct Pair {
     done: Vec<u64>,
     bytes_down: usize,
     synced: bool,
-    apply: VecDeque<(u64, Vec<Desired>)>,
+    apply: VecDeque<(u64, Vec<Desired>, Seen)>,
 }
 
 impl Pair {
@@ -88,7 +103,7 @@ impl Pair {
         Self {
             now,
             cloud: CloudSession::new("n1".into(), "cloudcore test".into(), 1, now),
-            edge: EdgeSession::new("n1", "edgecore test", store.digest(), HEARTBEAT, now),
+            edge: EdgeSession::new("n1", "edgecore test", store.held(), HEARTBEAT, now),
             down: VecDeque::new(),
             up: VecDeque::new(),
             reports: Vec::new(),
@@ -132,7 +147,7 @@ impl Pair {
                         .collect();
                     self.edge.inventory(&held);
                 }
-                EdgeEvent::Apply { seq, changes } => self.apply.push_back((seq, changes)),
+                EdgeEvent::Apply { seq, changes, seen } => self.apply.push_back((seq, changes, seen)),
                 EdgeEvent::ReportsDone(acks) => self.done.extend(acks.into_iter().map(|ack| ack.id)),
                 EdgeEvent::Connected { .. } | EdgeEvent::Synced | EdgeEvent::Answered { .. } => {}
                 EdgeEvent::Goodbye { reason, detail } => panic!("{reason:?} {detail}"),
@@ -155,7 +170,8 @@ impl Pair {
 
     /// The disk of the edge: one batch becomes durable.
     fn commit(&mut self, store: &TestStore) -> bool {
-        let Some((seq, changes)) = self.apply.pop_front() else { return false };
+        let Some((seq, changes, seen)) = self.apply.pop_front() else { return false };
+        *store.seen.borrow_mut() = seen;
         let mut objects = store.objects.borrow_mut();
         for change in changes {
             match change {
@@ -224,23 +240,65 @@ fn an_incomplete_cache_deletes_nothing() {
 }
 
 #[test]
-fn a_lagging_replica_neither_deletes_nor_goes_back() {
+fn a_lagging_replica_waits() {
     let (mut view, store) = (TestView::default(), TestStore::default());
     view.put("Pod/default/a", "old");
-    let lagging = TestView { objects: view.objects.clone(), seen: view.seen, incomplete: false };
+    view.put("Pod/default/gone", "1");
+    let mut lagging = TestView { objects: view.objects.clone(), seen: view.seen, ..TestView::default() };
     view.put("Pod/default/a", "new");
     view.put("Pod/default/b", "new");
-    Pair::new(&store).settle(&view, &store);
     let mut pair = Pair::new(&store);
-    pair.settle(&lagging, &store);
-    assert_eq!(view.digest(), store.digest());
-    // It catches up, and the watch marks what it brings.
-    view.delete("Pod/default/b");
-    for key in ["Pod/default/a", "Pod/default/b"] {
-        pair.cloud.mark_dirty(key.parse().unwrap());
-    }
     pair.settle(&view, &store);
+    pair.cloud.mark_dirty(view.delete("Pod/default/gone"));
+    pair.settle(&view, &store);
+    let mut pair = Pair::new(&store);
+    // All but the deletion; then that, too.
+    for seen in [lagging.seen, view.seen - 1] {
+        lagging.seen = seen;
+        pair.settle(&lagging, &store);
+        assert!(!pair.synced);
+        assert_eq!(view.digest(), store.digest());
+    }
+    view.put("Pod/default/a", "newest");
+    pair.settle(&view, &store);
+    assert!(pair.synced);
     assert_eq!(view.digest(), store.digest());
+}
+
+#[test]
+fn a_restored_api_server_is_believed_in_the_end() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    for name in ["a", "b", "c"] {
+        view.put(&format!("Pod/default/{name}"), "1");
+    }
+    Pair::new(&store).settle(&view, &store);
+    let mut restored = TestView { went_back: true, ..TestView::default() };
+    restored.put("Pod/default/a", "0");
+    let mut pair = Pair::new(&store);
+    pair.settle(&restored, &store);
+    assert!(pair.synced);
+    assert_eq!(restored.digest(), store.digest());
+    // What the edge was told before is forgotten.
+    let mut again = Pair::new(&store);
+    restored.went_back = false;
+    again.settle(&restored, &store);
+    assert!(again.synced);
+}
+
+#[test]
+fn what_cannot_be_read_is_kept() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    let key = view.put("ConfigMap/default/a", "1");
+    Pair::new(&store).settle(&view, &store);
+    view.delete("ConfigMap/default/a");
+    view.unreadable.insert(key.clone());
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    assert_eq!(store.objects.borrow().len(), 1);
+    view.unreadable.clear();
+    pair.cloud.mark_dirty(key);
+    pair.settle(&view, &store);
+    assert!(store.objects.borrow().is_empty());
 }
 
 #[test]
@@ -306,7 +364,7 @@ fn an_idle_link_stays_up_on_pings_alone() {
 fn another_nodes_name_is_refused() {
     let now = Instant::now();
     let mut cloud = CloudSession::new("n1".into(), "test".into(), 1, now);
-    let mut edge = EdgeSession::new("n2", "test", Digest::default(), HEARTBEAT, now);
+    let mut edge = EdgeSession::new("n2", "test", Default::default(), HEARTBEAT, now);
     let hello = edge.poll_frame().unwrap();
     assert!(cloud.handle_frame(hello, now).is_err());
     let Some(Body::Goodbye(goodbye)) = cloud.poll_frame(&TestView::default()) else { panic!("no goodbye") };
@@ -319,7 +377,7 @@ fn frames_out_of_turn_are_violations() {
     let held = |_: &ResourceKey| None;
     let mut cloud = CloudSession::new("n1".into(), "test".into(), 1, now);
     assert!(cloud.handle_frame(Body::Ack(Ack { seq: 1 }), now).is_err());
-    let mut edge = EdgeSession::new("n1", "test", Digest::default(), HEARTBEAT, now);
+    let mut edge = EdgeSession::new("n1", "test", Default::default(), HEARTBEAT, now);
     cloud.handle_frame(edge.poll_frame().unwrap(), now).unwrap();
     assert!(cloud.handle_frame(Body::Ack(Ack { seq: 1 }), now).is_err());
     assert!(cloud.handle_frame(Body::Inventory(Inventory::default()), now).is_err());

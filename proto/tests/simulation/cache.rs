@@ -1,12 +1,12 @@
 //! A replica's cache of the API, which lags, and the view of one node on it: what
 //! `cloudcore::edgecontroller::index` does.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{Digest, Object, ResourceKey, session::View};
+use proto::{
+    Digest, Object, ResourceKey, Seen,
+    session::{Freshness, View},
+};
 
 use super::{
     api::{Api, Cached, Change, KINDS, POD, references},
@@ -17,6 +17,7 @@ use super::{
 pub(crate) struct KindState {
     pub(crate) listed: bool,
     pub(crate) newest: u64,
+    changed: u64,
     /// The next entry of the API's log.
     pub(crate) next: usize,
 }
@@ -56,6 +57,13 @@ impl Cache {
             .filter(|key| of_kind(key) && !api.objects.contains_key(*key))
             .cloned()
             .collect();
+        let newest = api.objects.iter().filter(|(key, _)| of_kind(key));
+        let newest = newest.map(|(_, cached)| cached.object.version.resource_version).max();
+        let changed = match newest {
+            Some(newest) if self.kinds[kind].listed && gone.is_empty() => newest,
+            _ => api.revision,
+        };
+        let changed = changed.max(self.kinds[kind].changed);
         if self.fault != Some(Fault::RelistKeepsGone) {
             for key in gone {
                 marks.extend(self.put(&key, None));
@@ -64,7 +72,7 @@ impl Cache {
         for (key, cached) in api.objects.iter().filter(|(key, _)| of_kind(key)) {
             marks.extend(self.put(key, Some(cached.clone())));
         }
-        self.kinds[kind] = KindState { listed: true, newest: api.revision, next: api.log.len() };
+        self.kinds[kind] = KindState { listed: true, newest: api.revision, changed, next: api.log.len() };
         marks
     }
 
@@ -75,6 +83,7 @@ impl Cache {
             return Marks::new();
         }
         self.kinds[kind].newest = change.resource_version;
+        self.kinds[kind].changed = change.resource_version;
         self.put(&change.key, change.now.clone())
     }
 
@@ -105,69 +114,42 @@ impl Cache {
     }
 }
 
-/// What a session keeps beside the cache.
-#[derive(Default)]
-pub(crate) struct Subscription {
-    pub(crate) node: usize,
-    /// Of the pods that the edge came with.
-    pub(crate) newest_pod: u64,
-    /// What the cache was too old to judge.
-    withheld: RefCell<BTreeMap<ResourceKey, u64>>,
-}
-
-impl Subscription {
-    pub(crate) fn new(node: usize) -> Self {
-        Self { node, ..Self::default() }
-    }
-}
-
+/// What a node needs, of the cache.
 pub(crate) struct NodeView<'a> {
     pub(crate) cache: &'a Cache,
-    pub(crate) subscription: &'a Subscription,
-}
-
-impl NodeView<'_> {
-    fn is_seen(&self, key: &ResourceKey, resource_version: u64) -> bool {
-        let seen = |kind: usize, version: u64| {
-            let kind = &self.cache.kinds[kind];
-            kind.listed && kind.newest >= version
-        };
-        let pods_seen =
-            self.cache.fault == Some(Fault::LaggingPodsDelete) || seen(POD, self.subscription.newest_pod);
-        seen(kind_index(key), resource_version) && pods_seen
-    }
-
-    /// The keys that can be judged by now.
-    pub(crate) fn recheck(&self) -> Vec<ResourceKey> {
-        if self.cache.fault == Some(Fault::WithheldForgotten) {
-            return Vec::new();
-        }
-        let mut known = Vec::new();
-        self.subscription.withheld.borrow_mut().retain(|key, version| {
-            let seen = self.is_seen(key, *version);
-            if seen {
-                known.push(key.clone());
-            }
-            !seen
-        });
-        known
-    }
+    pub(crate) node: usize,
 }
 
 impl View for NodeView<'_> {
-    fn is_complete(&self) -> bool {
+    fn freshness(&self, seen: &Seen) -> Freshness {
         let blind = [Some(Fault::EmptyCacheDeletes), Some(Fault::IncompleteCacheSyncs)];
-        self.cache.is_complete() || blind.contains(&self.cache.fault)
+        if blind.contains(&self.cache.fault) {
+            return Freshness::Current;
+        }
+        let older = |(kind, version): (&str, u64)| {
+            let kind = KINDS.iter().position(|known| *known == kind).expect("a kind of the simulation");
+            let judged = match self.cache.fault {
+                Some(Fault::LaggingReplicaSyncs) => false,
+                Some(Fault::LaggingPodsSync) => kind != POD,
+                _ => true,
+            };
+            judged && self.cache.kinds[kind].newest < version
+        };
+        if self.cache.is_complete() && !seen.iter().any(older) {
+            Freshness::Current
+        } else {
+            Freshness::Behind
+        }
     }
 
     fn get(&self, key: &ResourceKey) -> Option<Object> {
-        self.cache.references[self.subscription.node].get(key)?;
+        self.cache.references[self.node].get(key)?;
         self.cache.objects.get(key).map(|cached| cached.object.clone())
     }
 
     fn objects(&self) -> Vec<Object> {
         let skip = usize::from(self.cache.fault == Some(Fault::ResumeSkipsKey));
-        let keys = self.cache.references[self.subscription.node].iter();
+        let keys = self.cache.references[self.node].iter();
         let objects = keys.filter_map(|key| self.cache.objects.get(key));
         objects.skip(skip).map(|cached| cached.object.clone()).collect()
     }
@@ -176,18 +158,12 @@ impl View for NodeView<'_> {
         self.objects().iter().map(|object| (&object.key, object.version.hash)).collect()
     }
 
-    fn has_seen(&self, key: &ResourceKey, resource_version: u64) -> bool {
-        match self.cache.fault {
-            // A replica that has all of it judges rightly; one that has nothing does not know that.
-            Some(Fault::EmptyCacheDeletes) if !self.cache.is_complete() => return true,
-            Some(Fault::LaggingReplicaDeletes) if self.get(key).is_none() => return true,
-            Some(Fault::LaggingReplicaOverwrites) if self.get(key).is_some() => return true,
-            _ => {}
-        }
-        let seen = self.is_seen(key, resource_version);
-        if !seen {
-            self.subscription.withheld.borrow_mut().insert(key.clone(), resource_version);
-        }
-        seen
+    fn knows(&self, _: &ResourceKey) -> bool {
+        true
+    }
+
+    fn newest_change(&self, kind: &str) -> u64 {
+        let kind = KINDS.iter().position(|known| *known == kind).expect("a kind of the simulation");
+        if self.cache.fault == Some(Fault::DeletionsUntold) { 0 } else { self.cache.kinds[kind].changed }
     }
 }

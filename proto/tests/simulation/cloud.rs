@@ -13,7 +13,7 @@ use proto::{
 
 use super::{
     api::{KINDS, Verdict},
-    cache::{Cache, NodeView, Subscription},
+    cache::{Cache, NodeView},
     faults::{Fault, Invariant},
     link::{Connection, Side, WRITE_QUEUE},
     world::{Event, Failure, MILLISECOND, Outcome, SECOND, Stop, World, violation},
@@ -21,8 +21,6 @@ use super::{
 
 /// Reports of one node that the API server is asked to take at once.
 const REPORTS_AT_ONCE: usize = 4;
-/// What was withheld is looked at again.
-const RECHECK: u64 = 10 * SECOND;
 const BOOKMARKS: u64 = 60 * SECOND;
 /// More keys than there are.
 const KEYS: usize = 12;
@@ -69,7 +67,7 @@ impl Replica {
 pub(crate) struct Hub {
     connection: usize,
     session: CloudSession,
-    subscription: Subscription,
+    node: usize,
     dirty: BTreeSet<ResourceKey>,
     /// With [`Fault::BacklogUncoalesced`].
     backlog: VecDeque<ResourceKey>,
@@ -81,8 +79,16 @@ pub(crate) struct Hub {
     turns: VecDeque<u64>,
     greeted: bool,
     superseded: bool,
-    awaits_inventory: bool,
+    resume: Resume,
     armed: u64,
+}
+
+#[derive(PartialEq)]
+enum Resume {
+    /// Until the cache is new enough.
+    Waits,
+    AwaitsInventory,
+    Compared,
 }
 
 struct Task {
@@ -166,18 +172,23 @@ impl World {
         if self.replicas[replica].life != life || !self.replicas[replica].up {
             return Ok(());
         }
-        let was_complete = self.replicas[replica].cache.is_complete();
         let marks = self.replicas[replica].cache.replace(kind, &self.api);
         let revision = self.api.revision;
         self.say(|| format!("r{replica} lists {} @{revision}", KINDS[kind]));
         self.mark(replica, marks)?;
-        if !was_complete && self.replicas[replica].cache.is_complete() {
-            let connections: Vec<usize> = self.replicas[replica].sessions.keys().copied().collect();
-            for connection in connections {
-                self.cloud_step(connection, |_, _| Ok(()))?;
-            }
-        }
+        self.wake_sessions(replica)?;
         self.wake_watches(replica);
+        Ok(())
+    }
+
+    /// A cache has come further.
+    fn wake_sessions(&mut self, replica: usize) -> Outcome {
+        let waits = |hub: &&Hub| hub.resume == Resume::Waits;
+        let waiting = self.replicas[replica].sessions.values().filter(waits);
+        let waiting: Vec<usize> = waiting.map(|hub| hub.connection).collect();
+        for connection in waiting {
+            self.cloud_step(connection, |_, _| Ok(()))?;
+        }
         Ok(())
     }
 
@@ -214,15 +225,16 @@ impl World {
                 let marks = self.replicas[replica].cache.apply(kind, &change);
                 self.mark(replica, marks)?;
             }
+            self.wake_sessions(replica)?;
         }
         self.wake_watches(replica);
         Ok(())
     }
 
-    pub(crate) fn bookmark(&mut self, replica: usize, life: u64) {
+    pub(crate) fn bookmark(&mut self, replica: usize, life: u64) -> Outcome {
         let state = &mut self.replicas[replica];
         if state.life != life {
-            return;
+            return Ok(());
         }
         for kind in 0..KINDS.len() {
             let known = &mut state.cache.kinds[kind];
@@ -231,6 +243,7 @@ impl World {
             }
         }
         self.after(BOOKMARKS, Event::Bookmark { replica, life });
+        self.wake_sessions(replica)
     }
 
     fn mark(&mut self, replica: usize, marks: Vec<(usize, ResourceKey)>) -> Outcome {
@@ -238,7 +251,7 @@ impl World {
         let uncoalesced = self.has(Fault::BacklogUncoalesced);
         for (node, key) in marks {
             for (connection, hub) in &mut self.replicas[replica].sessions {
-                if hub.subscription.node == node {
+                if hub.node == node {
                     if uncoalesced {
                         hub.backlog.push_back(key.clone());
                     } else {
@@ -261,7 +274,7 @@ impl World {
         let hub = Hub {
             connection,
             session: CloudSession::new(format!("n{node}"), "cloud".into(), unix_ms, now),
-            subscription: Subscription::new(node),
+            node,
             dirty: BTreeSet::new(),
             backlog: VecDeque::new(),
             lanes: Lanes::default(),
@@ -271,12 +284,11 @@ impl World {
             turns: VecDeque::new(),
             greeted: false,
             superseded: false,
-            awaits_inventory: false,
+            resume: Resume::Waits,
             armed: 0,
         };
         self.arm_cloud(&hub);
         self.replicas[replica].sessions.insert(connection, hub);
-        self.after(RECHECK, Event::Recheck { connection });
     }
 
     fn arm_cloud(&mut self, hub: &Hub) -> u64 {
@@ -336,19 +348,6 @@ impl World {
         self.cloud_step(connection, |_, _| Err(Stop::End(End::Superseded)))
     }
 
-    pub(crate) fn recheck(&mut self, connection: usize) -> Outcome {
-        let replica = self.connections[connection].replica;
-        if !self.replicas[replica].sessions.contains_key(&connection) {
-            return Ok(());
-        }
-        self.after(RECHECK, Event::Recheck { connection });
-        self.cloud_step(connection, |world, hub| {
-            let cache = &world.replicas[replica].cache;
-            hub.dirty.extend(NodeView { cache, subscription: &hub.subscription }.recheck());
-            Ok(())
-        })
-    }
-
     fn cloud_receives(&mut self, hub: &mut Hub, frame: Bytes) -> Step {
         let connection = hub.connection;
         let mut body = codec::decode(frame).map_err(|error| violation(connection, Side::Cloud, &error))?;
@@ -357,18 +356,15 @@ impl World {
         let cache = &self.replicas[self.connections[connection].replica].cache;
         match &mut body {
             Body::Inventory(inventory) => {
-                let view = NodeView { cache, subscription: &hub.subscription };
+                let view = NodeView { cache, node: hub.node };
                 let known = |key: &str| view.get(&key.parse().expect("a key")).is_some();
                 inventory.entries.retain(|entry| !forgets || known(&entry.key));
-                for entry in &inventory.entries {
-                    if entry.key.starts_with("Pod/") {
-                        hub.subscription.newest_pod = hub.subscription.newest_pod.max(entry.resource_version);
-                    }
+                if inventory.last {
+                    hub.resume = Resume::Compared;
                 }
-                hub.awaits_inventory = !inventory.last;
             }
             Body::Hello(hello) => {
-                let view = NodeView { cache, subscription: &hub.subscription };
+                let view = NodeView { cache, node: hub.node };
                 let objects = view.objects();
                 let keys: Digest = objects.iter().map(|object| (&object.key, 0)).collect();
                 let blind = match self.options.fault {
@@ -393,7 +389,7 @@ impl World {
             hub.dirty.extend(hub.backlog.pop_front());
         }
         while let Some(key) = hub.dirty.pop_first() {
-            if !(hub.awaits_inventory && self.has(Fault::ResumeMarksLost)) {
+            if !(hub.resume == Resume::AwaitsInventory && self.has(Fault::ResumeMarksLost)) {
                 hub.session.mark_dirty(key);
             }
         }
@@ -461,7 +457,7 @@ impl World {
                     break;
                 }
                 let replica = &self.replicas[self.connections[connection].replica];
-                let view = NodeView { cache: &replica.cache, subscription: &hub.subscription };
+                let view = NodeView { cache: &replica.cache, node: hub.node };
                 let Some(body) = hub.session.poll_lane(lane, &view) else { break };
                 let complete = replica.cache.is_complete();
                 self.record(hub, &body, complete)?;
@@ -477,7 +473,7 @@ impl World {
     fn record(&mut self, hub: &mut Hub, body: &Body, complete: bool) -> Outcome {
         let ledger = &mut self.ledgers[hub.connection];
         match body {
-            Body::InventoryRequest(_) => hub.awaits_inventory = true,
+            Body::InventoryRequest(_) => hub.resume = Resume::AwaitsInventory,
             Body::Batch(batch) => {
                 let changes = batch.changes.iter().map(|change| {
                     let hash = match &change.action {
@@ -490,6 +486,7 @@ impl World {
                 ledger.batches.insert(batch.seq, changes.collect());
             }
             Body::Synced(_) => {
+                hub.resume = Resume::Compared;
                 ledger.synced_after = Some(ledger.batches.keys().next_back().copied().unwrap_or_default());
                 // What an empty cache leads to is to be found where it does harm.
                 if !complete && self.options.fault != Some(Fault::EmptyCacheDeletes) {
@@ -658,7 +655,7 @@ impl World {
         let Some(hub) = state.sessions.get(&connection) else {
             return Err(Failure::new(Invariant::Reconnects, format!("c{connection} has no other end")));
         };
-        let cloud = NodeView { cache: &state.cache, subscription: &hub.subscription }.digest();
+        let cloud = NodeView { cache: &state.cache, node: hub.node }.digest();
         let edge = self.edges[node].disk.digest(None);
         if cloud != edge {
             return Err(Failure::new(
@@ -673,7 +670,7 @@ impl World {
         let state = &self.replicas[replica];
         for (connection, hub) in &state.sessions {
             self.check_silence(*connection, Side::Cloud, state.paused_until)?;
-            let registered = state.registry.get(&hub.subscription.node);
+            let registered = state.registry.get(&hub.node);
             if hub.greeted && !hub.superseded && registered != Some(connection) {
                 let detail = format!("r{replica} knows {registered:?}, and c{connection} is up");
                 return Err(Failure::new(Invariant::OneSession, detail));
@@ -690,14 +687,14 @@ pub(crate) fn summary(body: &Body) -> String {
             let changes = batch.changes.iter().map(|change| match &change.action {
                 Some(Action::Put(put)) => format!("{}@{}", change.key, put.resource_version),
                 Some(Action::Patch(patch)) => format!("{}@{} patch", change.key, patch.resource_version),
-                Some(Action::Delete(_)) | None => format!("-{}", change.key),
+                Some(Action::Delete(delete)) => format!("-{}@{}", change.key, delete.resource_version),
+                None => change.key.clone(),
             });
             format!("batch {} {}", batch.seq, changes.collect::<Vec<_>>().join(" "))
         }
         Body::Inventory(inventory) => {
-            let entries =
-                inventory.entries.iter().map(|entry| format!("{}@{}", entry.key, entry.resource_version));
-            format!("inventory {}", entries.collect::<Vec<_>>().join(" "))
+            let entries: Vec<_> = inventory.entries.iter().map(|entry| &*entry.key).collect();
+            format!("inventory {}", entries.join(" "))
         }
         Body::Reports(reports) => {
             let reports = reports.reports.iter().map(|report| format!("{} {}", report.id, report.key));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use proto::{Digest, Object, Report, ResourceKey, message::ReportKind, session::edge::Desired};
+use proto::{Digest, Object, Report, ResourceKey, Seen, message::ReportKind, session::edge::Desired};
 
 use super::{
     api::{Api, serial},
@@ -13,11 +13,19 @@ use super::{
 /// Events that the outbox keeps; the oldest go first.
 const EVENTS: usize = 40;
 
+/// What one batch changes.
+#[derive(Clone)]
+pub(crate) struct Batch {
+    pub(crate) seq: u64,
+    pub(crate) changes: Vec<Desired>,
+    pub(crate) seen: Seen,
+}
+
 pub(crate) enum Op {
     /// Batches of one session, in order.
     Apply {
         connection: usize,
-        batches: Vec<(u64, Vec<Desired>)>,
+        batches: Vec<Batch>,
     },
     /// Done when all before it is.
     Barrier {
@@ -37,6 +45,7 @@ pub(crate) enum Op {
 #[derive(Default)]
 pub(crate) struct Disk {
     pub(crate) objects: BTreeMap<ResourceKey, Object>,
+    pub(crate) seen: Seen,
     pub(crate) outbox: BTreeMap<u64, Report>,
     next_report: u64,
     pub(crate) waiting: VecDeque<Op>,
@@ -50,7 +59,6 @@ pub(crate) struct Disk {
     /// What follows is for the checks.
     last_number: u64,
     highest: BTreeMap<ResourceKey, u64>,
-    pub(crate) resurrected: u64,
     /// Ever stored: serial numbers of events, and of the newest state of each object.
     pub(crate) events: BTreeSet<u64>,
     pub(crate) states: BTreeMap<(i32, String), u64>,
@@ -86,9 +94,12 @@ impl Disk {
                 let ledger = &mut ledgers[connection];
                 let mut deleted = BTreeMap::new();
                 let mut last = BTreeMap::new();
-                for (seq, changes) in batches {
+                for Batch { seq, changes, seen } in batches {
                     for change in changes {
                         self.change(change, &mut deleted, fault)?;
+                    }
+                    if fault != Some(Fault::SeenNotKept) {
+                        self.seen = seen;
                     }
                     last.extend(ledger.batches.get(&seq).into_iter().flatten().cloned());
                     ledger.stored.insert(seq);
@@ -157,7 +168,8 @@ impl Disk {
                 // What pods refer to may have been out of use for a while, and unchanged.
                 let highest = self.highest.get(&object.key).copied().unwrap_or_default();
                 if highest > version || (held.is_none() && highest == version && object.key.kind() == "Pod") {
-                    self.resurrected += 1;
+                    let detail = format!("{}: @{version}, and @{highest} was here before", object.key);
+                    return Err(Failure::new(Invariant::NeverResurrected, detail));
                 }
                 self.highest.insert(object.key.clone(), highest.max(version));
                 if fault == Some(Fault::RepeatIgnored) && !self.ever.insert(object.version.hash) {
@@ -242,7 +254,7 @@ impl Disk {
             {
                 // The digest has all of it, the objects have none.
                 let mut whole = self.objects.clone();
-                for change in batches.iter().flat_map(|(_, changes)| changes) {
+                for change in batches.iter().flat_map(|batch| &batch.changes) {
                     match change {
                         Desired::Put(object) => whole.insert(object.key.clone(), object.clone()),
                         Desired::Delete(key) => whole.remove(key),

@@ -11,12 +11,12 @@ use proto::{
     Lane, Object, Report, ResourceKey, codec,
     limits::{WINDOW_BATCHES, WINDOW_REPORTS},
     message::{Body, GoodbyeReason, Question, ReportKind, TokenQuestion},
-    session::{EdgeEvent, EdgeSession, edge::Desired},
+    session::{EdgeEvent, EdgeSession},
 };
 
 use super::{
     cloud::summary,
-    disk::{Disk, Op},
+    disk::{Batch, Disk, Op},
     faults::{Fault, Invariant},
     link::{Connection, Side, WRITE_QUEUE},
     world::{Event, Failure, MILLISECOND, Outcome, SECOND, Stop, World, violation},
@@ -57,7 +57,7 @@ pub(crate) struct Link {
     session: Option<EdgeSession>,
     /// When it began to count the silence.
     session_begun: u64,
-    queued: VecDeque<(u64, Vec<Desired>)>,
+    queued: VecDeque<Batch>,
     commit: Option<Commit>,
     undone: Vec<u64>,
     /// The newest report sent in this session.
@@ -72,7 +72,7 @@ pub(crate) struct Link {
 }
 
 struct Commit {
-    batches: Vec<(u64, Vec<Desired>)>,
+    batches: Vec<Batch>,
     failures: u32,
 }
 
@@ -219,11 +219,12 @@ impl World {
     fn begin(&mut self, connection: usize) -> Outcome {
         self.edge_step(connection, |world, link| {
             let node = world.connections[connection].node;
-            let digest = world.edges[node].disk.digest(world.options.fault);
+            let disk = &world.edges[node].disk;
+            let held = (disk.digest(world.options.fault), disk.seen.clone());
             let heartbeat = Duration::from_micros(world.heartbeat);
             let now = world.instant(world.now);
             link.session_begun = world.now;
-            link.session = Some(EdgeSession::new(&format!("n{node}"), "edge", digest, heartbeat, now));
+            link.session = Some(EdgeSession::new(&format!("n{node}"), "edge", held, heartbeat, now));
             Ok(())
         })
     }
@@ -357,9 +358,9 @@ impl World {
                     disk.objects.values().map(|object| (object.key.clone(), object.version)).collect();
                 session.inventory(&held);
             }
-            EdgeEvent::Apply { seq, changes } => {
+            EdgeEvent::Apply { seq, changes, seen } => {
                 link.received = seq;
-                link.queued.push_back((seq, changes));
+                link.queued.push_back(Batch { seq, changes, seen });
             }
             EdgeEvent::Synced => link.synced_after = Some(link.received),
             EdgeEvent::ReportsDone(acks) => {
@@ -395,9 +396,9 @@ impl World {
             link.queued.drain(..).collect()
         };
         if self.has(Fault::AckBeforeStored)
-            && let Some((last, _)) = batches.last()
+            && let Some(last) = batches.last()
         {
-            session.committed(*last);
+            session.committed(last.seq);
         }
         link.commit = Some(Commit { batches: batches.clone(), failures: 0 });
         self.write(node, Op::Apply { connection: link.connection, batches });
@@ -449,9 +450,9 @@ impl World {
                         world.after(delay, Event::StoreAgain { node, connection });
                     }
                 } else if let (Some(commit), Some(session)) = (link.commit.take(), &mut link.session)
-                    && let Some((last, _)) = commit.batches.last()
+                    && let Some(last) = commit.batches.last()
                 {
-                    session.committed(*last);
+                    session.committed(last.seq);
                     world.forget_reports(node, link);
                 }
                 Ok(())

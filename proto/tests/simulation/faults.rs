@@ -72,17 +72,17 @@ faults! {
     /// What was stored once is taken for a repeat, whatever came between.
     RepeatIgnored: AckedIsStored;
     /// A cache that has listed nothing counts as one that holds nothing.
-    EmptyCacheDeletes: DeletedIsUnwanted;
+    EmptyCacheDeletes: DeletedIsUnwanted NeverOlder NeverResurrected;
     /// A session does not wait until all has been listed.
     IncompleteCacheSyncs: SyncedIsWhole;
-    /// What a replica has not heard of yet is deleted.
-    LaggingReplicaDeletes: DeletedIsUnwanted;
-    /// What a replica has in an older version is sent.
-    LaggingReplicaOverwrites: NeverOlder;
-    /// What pods refer to is judged by a cache of pods that lags.
-    LaggingPodsDelete: DeletedIsUnwanted;
-    /// What a lagging replica could not judge is never looked at again.
-    WithheldForgotten: Converges;
+    /// A replica that has heard of less than its edge goes by what it has.
+    LaggingReplicaSyncs: DeletedIsUnwanted NeverOlder NeverResurrected;
+    /// It does so if it lags with pods alone.
+    LaggingPodsSync: DeletedIsUnwanted NeverOlder NeverResurrected;
+    /// How new the cloud is that deletes something is not told.
+    DeletionsUntold: NeverResurrected;
+    /// An edge forgets over a reconnect what it has been told of.
+    SeenNotKept: DeletedIsUnwanted NeverOlder NeverResurrected;
     /// What a new list lacks stays in the cache.
     RelistKeepsGone: Converges;
     /// A resume compares all objects but one.
@@ -106,7 +106,7 @@ faults! {
     /// A frame that the line does not take is lost.
     SendErrorDropsFrame: NoViolation Reconnects ReportArrives;
     /// Two frames of one lane change places.
-    LaneReordered: NoViolation ReportOrder;
+    LaneReordered: NoViolation ReportOrder SyncedIsWhole;
     /// What comes over an old connection is taken for the new session's.
     OldConnectionFrames: NoViolation;
     /// Each change of a key waits for its turn, not each key.
@@ -149,23 +149,16 @@ faults! {
 /// there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gap {
-    /// Equal digests tell the cloud no versions: where a content came back, a replica that lags sends one in
-    /// between.
-    ContentReturns,
-    /// An edge remembers no deletion: a replica that lags sends the object once more.
-    Resurrection,
     /// A session that lives on at one replica writes a state that is older than what the next session wrote
     /// at another.
     OverlappingReports,
 }
 
 impl Gap {
-    pub(crate) const ALL: [Self; 3] = [Self::ContentReturns, Self::Resurrection, Self::OverlappingReports];
+    pub(crate) const ALL: [Self; 1] = [Self::OverlappingReports];
 
     pub(crate) fn breaks(self) -> Invariant {
         match self {
-            Self::ContentReturns => Invariant::NeverOlder,
-            Self::Resurrection => Invariant::NeverResurrected,
             Self::OverlappingReports => Invariant::ReportOrder,
         }
     }

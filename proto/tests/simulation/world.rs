@@ -133,9 +133,6 @@ pub(crate) enum Event {
         replica: usize,
         life: u64,
     },
-    Recheck {
-        connection: usize,
-    },
     Superseded {
         connection: usize,
     },
@@ -314,7 +311,7 @@ impl World {
         let profile = Profile::new(&mut rng);
         let mut api = Api::new(nodes);
         api.large = profile.user_every >= 5 * SECOND && rng.percent(25);
-        api.toggles = options.gap == Some(Gap::ContentReturns);
+        api.toggles = rng.percent(20);
         api.overwrites = options.gap == Some(Gap::OverlappingReports);
         let heartbeat = rng.pick(&[5, 15, 30, 70]) * SECOND;
         let mut world = Self {
@@ -421,8 +418,7 @@ impl World {
             Event::Lost { connection, side } | Event::Deadline { connection, side } => {
                 self.whose(connection, side)
             }
-            Event::Recheck { connection }
-            | Event::Superseded { connection }
+            Event::Superseded { connection }
             | Event::Attempt { connection, .. }
             | Event::TryAgain { connection, .. } => self.whose(connection, Side::Cloud),
             Event::Dial { node, .. }
@@ -478,8 +474,7 @@ impl World {
             Event::ReplicaStart { replica } => self.replica_start(replica),
             Event::List { replica, life, kind } => self.list(replica, life, kind)?,
             Event::Watch { replica, life, kind } => self.watch(replica, life, kind)?,
-            Event::Bookmark { replica, life } => self.bookmark(replica, life),
-            Event::Recheck { connection } => self.recheck(connection)?,
+            Event::Bookmark { replica, life } => self.bookmark(replica, life)?,
             Event::Superseded { connection } => self.superseded(connection)?,
             Event::Attempt { connection, task } => self.attempt(connection, task)?,
             Event::TryAgain { connection, task } => self.try_again(connection, task)?,
@@ -738,10 +733,6 @@ impl World {
             if known != Some(serial) && !is_refused(*serial) {
                 return lost(format!("{key}: {serial} is newest, {known:?} is written"));
             }
-        }
-        if self.options.gap == Some(Gap::Resurrection) && disk.resurrected > 0 {
-            let detail = format!("n{node}: {} objects came back", disk.resurrected);
-            return Err(Failure::new(Invariant::NeverResurrected, detail));
         }
         Ok(())
     }

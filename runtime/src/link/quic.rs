@@ -27,7 +27,8 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use socket2::SockRef;
 
 use super::{
-    FrameReceiver, FrameSender, Link, LinkError, Progress, patiently, queue::FrameQueue, udp::WatchedUdp,
+    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, patiently, queue::FrameQueue,
+    udp::WatchedUdp,
 };
 
 /// The protocol's name in the handshake (RFC 7301); it changes when what the streams carry does.
@@ -127,7 +128,7 @@ pub async fn connect(
 
 /// From which socket connections are made.
 #[derive(Clone, Debug, Default)]
-pub struct Dialer(Option<Endpoint>);
+pub struct Dialer(Option<(Endpoint, Knocks)>);
 
 impl Dialer {
     /// One socket for any number of connections: a process that plays many edges has fewer file handles than these. To be
@@ -136,7 +137,10 @@ impl Dialer {
         // Here the name is what tells one connection's packets from another's.
         let mut config = EndpointConfig::default();
         config.cid_generator(|| Box::new(Names(CLOUD_NAME)));
-        Endpoint::new(config, None, socket, Arc::new(TokioRuntime)).map(Some).map(Self)
+        let (socket, knocks) = WatchedUdp::new(socket, None)?;
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, Arc::new(socket), runtime)?;
+        Ok(Self(Some((endpoint, knocks))))
     }
 
     /// As [`connect`].
@@ -153,34 +157,34 @@ impl Dialer {
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| failed(io::Error::other(error)))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport()));
-        let (endpoint, progress) = match &self.0 {
-            Some(endpoint) => (endpoint.clone(), None),
-            None => {
-                own_endpoint(peer).map(|(endpoint, progress)| (endpoint, Some(progress))).map_err(failed)?
-            }
+        let (endpoint, knocks, progress) = match &self.0 {
+            Some((endpoint, knocks)) => (endpoint.clone(), knocks.clone(), None),
+            None => own_endpoint(peer).map_err(failed)?,
         };
         let connecting = endpoint
             .connect_with(config, peer, &server_name.to_str())
             .map_err(|error| failed(io::Error::other(error)))?;
         let connection = connecting.await.map_err(|error| lost(address, error))?;
         let progress = progress.unwrap_or_else(|| Progress::counted_by(connection.clone()));
-        link(connection, None, address.to_owned(), progress).await
+        let link = link(connection, None, address.to_owned(), progress).await?;
+        Ok(Link { knocks, ..link })
     }
 }
 
 /// An endpoint for one connection, with what is heard on it.
-fn own_endpoint(peer: SocketAddr) -> io::Result<(Endpoint, Progress)> {
+fn own_endpoint(peer: SocketAddr) -> io::Result<(Endpoint, Knocks, Option<Progress>)> {
     let any: IpAddr = match peer {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let progress = Progress::new();
-    let socket = Arc::new(WatchedUdp::new(UdpSocket::bind((any, 0))?, peer, progress.clone())?);
+    let (socket, knocks) = WatchedUdp::new(UdpSocket::bind((any, 0))?, Some((peer, progress.clone())))?;
     // One connection a socket needs no name for it, and a quiet line counts bytes.
     let mut config = EndpointConfig::default();
     config.cid_generator(|| Box::new(Names(0)));
-    let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
-    Ok((endpoint, progress))
+    let endpoint =
+        Endpoint::new_with_abstract_socket(config, None, Arc::new(socket), Arc::new(TokioRuntime))?;
+    Ok((endpoint, knocks, Some(progress)))
 }
 
 /// Random names of connections, of so many bytes. Any could be ours, so that those of a cloudcore that is no more are answered,
@@ -231,6 +235,7 @@ async fn link(
         progress,
         transport: "quic",
         confirms: true,
+        knocks: Knocks::default(),
     })
 }
 

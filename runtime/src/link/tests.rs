@@ -62,7 +62,10 @@ impl Ends {
     }
 
     fn quic_port(&self) -> quinn::Endpoint {
-        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        self.quic_on(std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+    }
+
+    fn quic_on(&self, socket: std::net::UdpSocket) -> quinn::Endpoint {
         quic::listen(socket, quic::server_config(self.server.clone()).unwrap(), b"secret").unwrap()
     }
 
@@ -115,16 +118,17 @@ struct End {
     writer: JoinSet<Result<(), LinkError>>,
     receiver: Box<dyn FrameReceiver>,
     progress: Progress,
+    knocks: Knocks,
     transport: &'static str,
 }
 
 impl End {
     fn of(link: Link) -> Self {
-        let Link { sender, receiver, progress, transport, .. } = link;
+        let Link { sender, receiver, progress, knocks, transport, .. } = link;
         let (frames, queue) = queue();
         let mut writer = JoinSet::new();
         writer.spawn(sender.run(queue, LONG));
-        Self { frames, writer, receiver, progress, transport }
+        Self { frames, writer, receiver, progress, knocks, transport }
     }
 
     async fn send(&self, lane: Lane, frame: &Bytes) {
@@ -406,13 +410,19 @@ async fn a_quiet_line_carries_less_than_twelve_kilobytes_an_hour() {
     eprintln!("opening a link over QUIC: {opened} bytes; a beat: {a_beat} bytes, {an_hour} an hour");
 }
 
-/// As after `kill -9` and a start: nothing is known there of the connection.
+/// As after `kill -9` and a start: nothing is known there of the connection, and whoever had it is asked to speak.
 #[tokio::test]
 async fn a_cloud_that_knows_no_such_connection_says_so_to_the_next_ping() {
     let ends = Ends::new();
-    let (before, after) = (ends.quic_port(), ends.quic_port());
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let (before, after) = (ends.quic_port(), ends.quic_on(socket.try_clone().unwrap()));
     let (mut edge, _cloud, line) = over_a_relay(&ends, &before).await;
+    line.settled().await;
     line.cloud.send(after.local_addr().unwrap()).unwrap();
+    let heard = edge.progress.last();
+    knock(&socket, line.address).unwrap();
+    time::timeout(LONG, edge.knocks.heard()).await.expect("a knock");
+    assert_eq!(edge.progress.last(), heard, "a knock is no sign of the peer's life");
     edge.frames.push(Lane::Control, Bytes::from_static(b"ping"));
     let error = edge.next().await.unwrap_err();
     assert!(chain(&error).to_string().contains("reset by peer"), "{}", chain(&error));

@@ -1,5 +1,5 @@
 //! The edge's socket for QUIC, which notes when something came from the cloud: that a ping has arrived is told by QUIC's own
-//! acknowledgement, and needs no answer above it.
+//! acknowledgement, and needs no answer above it. And it takes the knocks.
 
 use std::{
     io::{self, IoSliceMut},
@@ -13,20 +13,33 @@ use quinn::{
     AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
+use tokio::sync::watch;
 
-use super::Progress;
+use super::{Knocks, Progress, knock};
 
 #[derive(Debug)]
 pub(super) struct WatchedUdp {
     socket: Arc<dyn AsyncUdpSocket>,
-    peer: SocketAddr,
-    progress: Progress,
+    /// The only peer, where there is one alone, and what is heard of it.
+    peer: Option<(SocketAddr, Progress)>,
+    knocks: watch::Sender<()>,
 }
 
 impl WatchedUdp {
     /// To be called within a runtime.
-    pub(super) fn new(socket: UdpSocket, peer: SocketAddr, progress: Progress) -> io::Result<Self> {
-        Ok(Self { socket: TokioRuntime.wrap_udp_socket(socket)?, peer, progress })
+    pub(super) fn new(socket: UdpSocket, peer: Option<(SocketAddr, Progress)>) -> io::Result<(Self, Knocks)> {
+        let (sender, receiver) = watch::channel(());
+        let socket = TokioRuntime.wrap_udp_socket(socket)?;
+        Ok((Self { socket, peer, knocks: sender }, Knocks(Some(receiver))))
+    }
+
+    fn look_at(&self, from: SocketAddr, datagrams: &[u8]) {
+        match &self.peer {
+            Some((peer, _)) if *peer != from => {}
+            _ if knock::is_knock(datagrams) => self.knocks.send_replace(()),
+            Some((_, progress)) => progress.note(),
+            None => {}
+        }
     }
 }
 
@@ -46,10 +59,10 @@ impl AsyncUdpSocket for WatchedUdp {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let polled = self.socket.poll_recv(cx, bufs, meta);
-        if let Poll::Ready(Ok(count)) = polled
-            && meta[..count].iter().any(|datagram| datagram.addr == self.peer)
-        {
-            self.progress.note();
+        if let Poll::Ready(Ok(count)) = polled {
+            for (meta, buf) in meta.iter().zip(bufs).take(count) {
+                self.look_at(meta.addr, &buf[..meta.len]);
+            }
         }
         polled
     }

@@ -27,7 +27,9 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest, protocol::Role, protocol::WebSocketConfig},
 };
 
-use super::{FrameReceiver, FrameSender, Link, LinkError, Progress, Watched, patiently, queue::FrameQueue};
+use super::{
+    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, Watched, patiently, queue::FrameQueue,
+};
 
 /// The path of the upgrade request.
 pub const PATH: &str = "/link";
@@ -114,6 +116,7 @@ where
         receiver: Box::new(Receiver { stream, begun: Default::default() }),
         progress,
         peer,
+        knocks: Knocks::default(),
         transport: "websocket",
         confirms: false,
     }

@@ -14,7 +14,7 @@ use edgecore::{
     edgehub::HubStore,
     metamanager::{DesiredChange, MemoryStore, StoreError},
 };
-use proto::{Digest, Object, Report, ResourceKey, Version, message::ReportKind};
+use proto::{Digest, Object, Report, ResourceKey, Seen, Version, message::ReportKind};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -82,7 +82,7 @@ impl NodeStore {
                 self.told().remove(key);
                 Ok(())
             }
-            DesiredChange::Put(_) => Ok(()),
+            DesiredChange::Put(_) | DesiredChange::Seen(_) => Ok(()),
         }
     }
 
@@ -118,8 +118,10 @@ impl NodeStore {
 impl HubStore for NodeStore {
     async fn apply(&self, changes: Vec<DesiredChange>) -> Result<(), StoreError> {
         self.memory.apply(changes.clone()).await?;
-        self.inner.deltas.fetch_add(changes.len() as u64, Relaxed);
         for change in &changes {
+            if matches!(change, DesiredChange::Put(_) | DesiredChange::Delete(_)) {
+                self.inner.deltas.fetch_add(1, Relaxed);
+            }
             if let DesiredChange::Put(object) = change {
                 self.inner.changes.committed(object);
             }
@@ -134,6 +136,10 @@ impl HubStore for NodeStore {
 
     fn digest(&self) -> Digest {
         self.memory.digest()
+    }
+
+    fn seen(&self) -> Result<Seen, StoreError> {
+        self.memory.seen()
     }
 
     fn inventory(&self) -> Result<Vec<(ResourceKey, Version)>, StoreError> {

@@ -120,35 +120,74 @@ fn what_cannot_be_passed_on_is_not_gone() {
     let view = index.subscribe("n");
     // An edge has it from before; this replica never could read it.
     index.withhold(kind("ConfigMap"), two.clone(), 5);
-    assert!(view.get(&two).is_none() && !view.has_seen(&two, 2));
+    assert!(view.get(&two).is_none() && !view.knows(&two));
     // Once read, it may become unreadable: what was read last stays.
     index.replace(kind("ConfigMap"), Vec::new(), vec![one.clone(), two.clone()], 7);
-    assert!(view.get(&one).is_some() && !view.has_seen(&two, 2));
+    assert!(view.get(&one).is_some() && !view.knows(&two));
     check_digest(&view);
     drain(view.dirty());
     index.delete(kind("ConfigMap"), &two, 8);
-    view.recheck();
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/two"]);
-    assert!(view.has_seen(&two, 2));
-    index.replace(kind("ConfigMap"), Vec::new(), vec![], 9);
-    assert!(view.get(&one).is_none());
+    assert!(view.knows(&two));
+    index.withhold(kind("ConfigMap"), two.clone(), 9);
+    drain(view.dirty());
+    index.replace(kind("ConfigMap"), Vec::new(), vec![], 10);
+    assert_eq!(drain(view.dirty()), ["ConfigMap/a/one", "ConfigMap/a/two"]);
+    assert!(view.get(&one).is_none() && view.knows(&two));
     check_digest(&view);
+    // What no pod needs may go, whether it can be read or not.
+    index.withhold(kind("ConfigMap"), two.clone(), 11);
+    index.delete(kind("Pod"), &key("Pod/a/p"), 12);
+    assert_eq!(drain(view.dirty()), ["ConfigMap/a/one", "ConfigMap/a/two", "Pod/a/p"]);
+    assert!(view.knows(&two) && !view.knows(&key("Widget.example.com/a/x")), "a kind that is not watched");
 }
 
-#[test]
-fn nothing_is_complete_or_seen_before_it_was_listed() {
+fn told(positions: &[(&str, u64)]) -> Seen {
+    let mut seen = Seen::default();
+    for (kind, version) in positions {
+        seen.raise(kind, *version);
+    }
+    seen
+}
+
+#[tokio::test]
+async fn a_session_waits_for_caches_as_new_as_what_its_edge_was_told() {
     let index = Arc::new(Index::new());
     let view = index.subscribe("n");
     for kind in &KINDS {
-        assert!(!view.is_complete());
-        assert!(!view.has_seen(&ResourceKey::new(kind.key, "a", "x").unwrap(), 0));
+        assert_eq!(view.freshness(&Seen::default()), Freshness::Behind);
         index.replace(kind, Vec::new(), vec![], 10);
+        view.dirty().marked().await;
     }
-    assert!(view.is_complete());
-    assert!(view.has_seen(&key("Pod/a/x"), 10) && !view.has_seen(&key("Pod/a/x"), 11));
-    index.bookmark(kind("Pod"), 12);
-    assert!(view.has_seen(&key("Pod/a/x"), 11));
-    assert!(!view.has_seen(&key("Widget.example.com/a/x"), 1), "a kind that is not watched");
+    assert_eq!(view.freshness(&Seen::default()), Freshness::Current);
+    assert_eq!(view.freshness(&told(&[("Pod", 10), ("Widget.example.com", 99)])), Freshness::Current);
+    let seen = told(&[("ConfigMap", 11), ("Pod", 12)]);
+    index.apply(kind("Pod"), pod("p", "other", &[], 12));
+    assert_eq!(view.freshness(&seen), Freshness::Behind);
+    index.bookmark(kind("ConfigMap"), 13);
+    view.dirty().marked().await;
+    assert_eq!(view.freshness(&seen), Freshness::Current);
+    assert!(index.read().waiting.is_empty());
+}
+
+/// A replica that has heard of all that happened has not heard of a bookmark.
+#[test]
+fn the_newest_change_is_no_newer_than_what_happened() {
+    let index = Arc::new(Index::new());
+    let view = index.subscribe("n");
+    index.replace(kind("Pod"), vec![pod("p", "n", &[], 9)], vec![], 10);
+    // What went before the first list, it does not say.
+    assert_eq!(view.newest_change("Pod"), 10);
+    index.bookmark(kind("Pod"), 11);
+    index.replace(kind("Pod"), vec![pod("p", "n", &[], 9)], vec![], 12);
+    assert_eq!(view.newest_change("Pod"), 10);
+    index.apply(kind("Pod"), pod("q", "n", &[], 13));
+    assert_eq!(view.newest_change("Pod"), 13);
+    index.delete(kind("Pod"), &key("Pod/a/q"), 14);
+    assert_eq!(view.newest_change("Pod"), 14);
+    // Gone since the list before, nobody knows when.
+    index.replace(kind("Pod"), vec![], vec![], 15);
+    assert_eq!(view.newest_change("Pod"), 15);
 }
 
 #[test]
@@ -221,27 +260,6 @@ fn an_opt_out_gives_back_what_we_have_protected_and_nothing_else() {
     drain(index.unguarded());
     index.apply(kind("Node"), node("edge", &edge, &json!({"skerry.io/evict-when-unreachable": "true"})));
     assert_eq!(drain(index.unguarded()), ["Pod/a/ours"], "the node's opt-out counts for all of its pods");
-}
-
-#[test]
-fn what_a_newer_replica_sent_is_kept_until_this_one_has_caught_up() {
-    let index = Arc::new(Index::new());
-    for kind in &KINDS {
-        index.replace(kind, Vec::new(), vec![], 100);
-    }
-    let view = index.subscribe("n");
-    // Pod p (at 120) refers to settings (at 50); this replica's cache of pods is at 100.
-    view.edge_holds("Pod/a/p", 120);
-    view.edge_holds("ConfigMap/a/settings", 50);
-    assert!(!view.has_seen(&key("Pod/a/p"), 120));
-    assert!(!view.has_seen(&key("ConfigMap/a/settings"), 50), "the pod that needs it is not known yet");
-    view.recheck();
-    assert_eq!(drain(view.dirty()), [""; 0]);
-    // The pod is deleted, and this replica hears of neither: its list is newer, and empty.
-    index.replace(kind("Pod"), Vec::new(), vec![], 130);
-    view.recheck();
-    assert_eq!(drain(view.dirty()), ["ConfigMap/a/settings", "Pod/a/p"]);
-    assert!(view.has_seen(&key("ConfigMap/a/settings"), 50));
 }
 
 #[test]
