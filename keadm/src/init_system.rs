@@ -192,6 +192,7 @@ impl Daemon {
 
     fn unit_text(&self, fingerprint: &str) -> String {
         let name = self.name;
+        let environment = process::ENVIRONMENT.map(|(name, value)| format!("{name}={value}")).join(" ");
         // It is to come up whatever happens: without a network, which the pods of a site that is cut off do not need, and
         // however often it has ended, which without the limit of 0 would be for good after five quick times.
         // KillMode=process: pods' own processes are none of the unit's business. Delegate: they may be below its cgroup.
@@ -204,6 +205,7 @@ impl Daemon {
              \n\
              [Service]\n\
              ExecStart={} --config {}\n\
+             Environment={environment}\n\
              Restart=always\n\
              RestartSec=5\n\
              KillMode=process\n\

@@ -67,7 +67,7 @@ impl Queues {
     }
 
     pub(crate) fn pop(&mut self, lane: Lane) -> Option<Body> {
-        self.0[lane as usize].pop_front()
+        pop(&mut self.0[lane as usize])
     }
 
     pub(crate) fn lane(&mut self, lane: Lane) -> &mut VecDeque<Body> {
@@ -77,4 +77,13 @@ impl Queues {
     pub(crate) fn clear(&mut self) {
         self.0.iter_mut().for_each(VecDeque::clear);
     }
+}
+
+/// A queue is empty most of the time, and there are thousands of sessions: its room goes with what was in it.
+pub(crate) fn pop<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let first = queue.pop_front();
+    if queue.is_empty() {
+        *queue = VecDeque::new();
+    }
+    first
 }

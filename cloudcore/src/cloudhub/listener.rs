@@ -207,7 +207,8 @@ impl Hub {
             }
             return;
         }
-        let guest = async {
+        // On the heap, to go before the session begins.
+        let guest = Box::pin(async {
             let connection = self.handshake_quic(incoming).await?;
             match self.admit(quic::peer_certificate(&connection).as_ref()).await {
                 Ok(node) => {
@@ -220,7 +221,7 @@ impl Hub {
                     Err(reason)
                 }
             }
-        };
+        });
         let linked = tokio::select! {
             // Nothing has been promised to a guest yet.
             linked = time::timeout(HANDSHAKE_TIMEOUT + REQUEST_TIMEOUT, guest) => linked,
@@ -265,14 +266,15 @@ impl Hub {
         acceptor: TlsAcceptor,
         stop: CancellationToken,
     ) {
-        let guest = async {
+        // On the heap, to go before the session begins.
+        let guest = Box::pin(async {
             let stream = self.handshake(tcp, &acceptor).await?;
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let certificate = certificate.map(|certificate| certificate.clone().into_owned());
             let progress = stream.get_ref().0.progress();
             let upgraded = self.http(stream, certificate).await?;
             Ok::<_, String>(upgraded.map(|(peer_node, io)| (peer_node, io, progress)))
-        };
+        });
         let upgraded = tokio::select! {
             // Nothing has been promised to a guest yet.
             upgraded = time::timeout(HANDSHAKE_TIMEOUT + REQUEST_TIMEOUT, guest) => upgraded,

@@ -16,8 +16,8 @@ use proto::{
     codec::{self, DecodeError, EncodeError},
     limits::{MAX_TEXT, WINDOW_REPORTS},
     message::{
-        Action, Answer, Batch, Body, GoodbyeReason, Question, Report, ReportAck, ReportKind, Request,
-        Response,
+        Action, Answer, Batch, Body, GoodbyeReason, Question, Report, ReportAck, ReportKind, Reports,
+        Request, Response,
     },
     session::{CloudEvent, CloudSession, Dead, Violation},
 };
@@ -172,7 +172,8 @@ struct Driver<'a> {
     healing: bool,
     /// The control plane has called the node Unknown while it was connected, and its pods not ready.
     lapsed: bool,
-    node_status: Option<Report>,
+    /// The newest, as a frame: it is needed once in a long while, and a fifth as long.
+    node_status: Option<Bytes>,
     questions: VecDeque<Request>,
     answering: usize,
 }
@@ -281,7 +282,7 @@ async fn drive(
             break end;
         }
     };
-    driver.say_goodbye(&end).await;
+    Box::pin(driver.say_goodbye(&end)).await;
     end
 }
 
@@ -359,7 +360,10 @@ impl Driver<'_> {
             CloudEvent::Synced => info!("node in sync"),
             CloudEvent::Report(report) => {
                 if report.kind() == ReportKind::NodeStatus {
-                    self.node_status = Some(report.clone());
+                    let reports = Reports { reports: vec![report.clone()] };
+                    let frame = codec::encode(Body::Reports(reports)).map_err(End::Encode)?;
+                    // As much room as it takes.
+                    self.node_status = Some(Bytes::copy_from_slice(&frame));
                 }
                 let lane = report.key.clone();
                 self.lanes.push(&lane, Work::Report(report));
@@ -414,7 +418,7 @@ impl Driver<'_> {
                 Work::Report(report) => (Some(report), true),
                 Work::Heal => {
                     self.healing = false;
-                    (self.node_status.clone(), false)
+                    (self.node_status.as_ref().and_then(only_report), false)
                 }
             };
             let Some(report) = report else {
@@ -462,15 +466,16 @@ impl Driver<'_> {
     /// While the node was away, the control plane has called its conditions Unknown; whoever deleted the Node has it back as
     /// long as it is connected.
     fn heal(&mut self) {
-        let Some(report) = &self.node_status else { return };
+        if self.node_status.is_none() {
+            return;
+        }
         let node = self.context.index.node(&self.peer.node);
         let unknown = node.as_ref().is_some_and(|node| node.ready.as_deref() == Some("Unknown"));
         let astray = unknown || node.is_none_or(|node| node.ready.is_none());
         if astray && !self.healing && self.context.index.is_complete() {
             self.healing = true;
             self.lapsed = unknown;
-            let lane = report.key.clone();
-            self.lanes.push(&lane, Work::Heal);
+            self.lanes.push(&format!("Node//{}", self.peer.node), Work::Heal);
         }
     }
 
@@ -493,6 +498,14 @@ impl Driver<'_> {
         drop(frames);
         // What it came to does not matter any more.
         drop(time::timeout_at(end, writer.join_next()).await);
+    }
+}
+
+/// The report of a frame that has one.
+fn only_report(frame: &Bytes) -> Option<Report> {
+    match codec::decode(frame.clone()) {
+        Ok(Body::Reports(reports)) => reports.reports.into_iter().next(),
+        _ => None,
     }
 }
 

@@ -95,20 +95,30 @@ impl Patch {
     }
 }
 
-pub async fn get(client: &Client, path: &str) -> Result<Value, Failure> {
-    send(client, Method::GET, path, "application/json", Vec::new()).await
+/// What the API server answered. Most callers do not look at it: it is the whole object, and takes a while to parse.
+#[derive(Debug)]
+pub struct Answer(String);
+
+impl Answer {
+    pub fn json(&self) -> Result<Value, Failure> {
+        serde_json::from_str(&self.0).map_err(Failure::Decode)
+    }
 }
 
-pub async fn create(client: &Client, path: &str, object: &Value) -> Result<Value, Failure> {
+pub async fn get(client: &Client, path: &str) -> Result<Value, Failure> {
+    send(client, Method::GET, path, "application/json", Vec::new()).await?.json()
+}
+
+pub async fn create(client: &Client, path: &str, object: &Value) -> Result<Answer, Failure> {
     let path = format!("{path}?fieldManager={FIELD_MANAGER}");
     send(client, Method::POST, &path, "application/json", encode(object)?).await
 }
 
-pub async fn delete(client: &Client, path: &str, options: &Value) -> Result<Value, Failure> {
+pub async fn delete(client: &Client, path: &str, options: &Value) -> Result<Answer, Failure> {
     send(client, Method::DELETE, path, "application/json", encode(options)?).await
 }
 
-pub async fn patch(client: &Client, path: &str, kind: Patch, patch: &Value) -> Result<Value, Failure> {
+pub async fn patch(client: &Client, path: &str, kind: Patch, patch: &Value) -> Result<Answer, Failure> {
     let force = if matches!(kind, Patch::Apply) { "&force=true" } else { "" };
     let path = format!("{path}?fieldManager={FIELD_MANAGER}{force}");
     send(client, Method::PATCH, &path, kind.content_type(), encode(patch)?).await
@@ -124,7 +134,7 @@ async fn send(
     path: &str,
     content_type: &str,
     body: Vec<u8>,
-) -> Result<Value, Failure> {
+) -> Result<Answer, Failure> {
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -133,7 +143,7 @@ async fn send(
         .map_err(Failure::Build)?;
     // Not `request`: it logs the body when it does not parse, and that may be a Secret's.
     match time::timeout(DEADLINE, client.request_text(request)).await {
-        Ok(Ok(text)) => serde_json::from_str(&text).map_err(Failure::Decode),
+        Ok(Ok(text)) => Ok(Answer(text)),
         Ok(Err(error)) => Err(Failure::from_kube(error)),
         Err(_) => Err(Failure::TimedOut),
     }

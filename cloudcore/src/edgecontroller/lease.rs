@@ -44,7 +44,8 @@ pub async fn keep(
     let mut backoff = Backoff::new(Duration::from_millis(200), config.renew_every / 2);
     loop {
         let lease = lease(&node, uid().as_deref(), address(), config.duration, Timestamp::now());
-        match renew(&client, &node, &lease).await {
+        // On the heap: it is much larger than what waits for the next time.
+        match Box::pin(renew(&client, &node, &lease)).await {
             Ok(()) => {
                 backoff.reset();
                 let fixed = config.renew_every * 4 / 5;

@@ -15,7 +15,7 @@ pub async fn request(client: &Client, question: &TokenQuestion) -> Result<Vec<u8
         "/api/v1/namespaces/{}/serviceaccounts/{}/token",
         question.namespace, question.service_account
     );
-    let mut answer = api::create(client, &path, &token_request(question)).await?;
+    let mut answer = api::create(client, &path, &token_request(question)).await?.json()?;
     serde_json::to_vec(&answer["status"].take()).map_err(Failure::Encode)
 }
 

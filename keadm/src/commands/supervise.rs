@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     cli::Supervise,
     output,
-    process::{RunFiles, STOP_GRACE, State, end},
+    process::{ENVIRONMENT, RunFiles, STOP_GRACE, State, end},
 };
 
 /// The first pause is short: the pods run on, but nobody restarts what crashes.
@@ -111,6 +111,7 @@ fn spawn(command: &[std::path::PathBuf]) -> Result<Child> {
     // Its output goes to the log that is this process's own.
     Command::new(program)
         .args(arguments)
+        .envs(ENVIRONMENT)
         .stdin(Stdio::null())
         .spawn()
         .with_context(|| format!("failed to start {}", program.display()))

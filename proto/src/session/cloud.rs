@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Digest, Lane, Object, ResourceKey, Seen, codec,
-    lane::Queues,
+    lane::{self, Queues},
     limits::{
         BATCH_BYTES, BATCH_CHANGES, INVENTORY_ENTRIES, MAX_REPORT, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS,
     },
@@ -378,7 +378,7 @@ impl CloudSession {
 
     /// What the driver has to act on.
     pub fn poll_event(&mut self) -> Option<CloudEvent> {
-        self.events.pop_front()
+        lane::pop(&mut self.events)
     }
 
     /// The API server has taken these reports, or refused them for good.

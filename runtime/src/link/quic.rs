@@ -94,7 +94,8 @@ pub fn listen(socket: UdpSocket, config: quinn::ServerConfig, secret: &[u8]) -> 
     let reset_key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"skerry QUIC stateless reset");
     let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key.as_ref())));
     endpoint.cid_generator(|| Box::new(Names(CLOUD_NAME))).min_reset_interval(RESET_INTERVAL);
-    Endpoint::new(endpoint, Some(config), socket, Arc::new(TokioRuntime))
+    let (socket, _) = WatchedUdp::new(socket, None)?;
+    Endpoint::new_with_abstract_socket(endpoint, Some(config), Arc::new(socket), Arc::new(TokioRuntime))
 }
 
 /// The certificate that the peer has proven to hold, if it has shown one.

@@ -1,4 +1,4 @@
-//! The edge's socket for QUIC, which notes when something came from the cloud: that a ping has arrived is told by QUIC's own
+//! The socket for QUIC. The edge's notes when something came from the cloud: that a ping has arrived is told by QUIC's own
 //! acknowledgement, and needs no answer above it. And it takes the knocks.
 
 use std::{
@@ -16,6 +16,10 @@ use quinn::{
 use tokio::sync::watch;
 
 use super::{Knocks, Progress, knock};
+
+/// Datagrams that an edge gives to the kernel at once. quinn keeps a buffer of as many for each connection, and would take ten;
+/// whoever has thousands of connections gives them one by one.
+const SEGMENTS: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct WatchedUdp {
@@ -72,7 +76,7 @@ impl AsyncUdpSocket for WatchedUdp {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
+        if self.peer.is_some() { self.socket.max_transmit_segments().min(SEGMENTS) } else { 1 }
     }
 
     fn max_receive_segments(&self) -> usize {

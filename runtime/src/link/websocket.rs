@@ -34,9 +34,9 @@ use super::{
 /// The path of the upgrade request.
 pub const PATH: &str = "/link";
 
-/// Read and write buffers of a connection. tungstenite's own default of 128 KiB each is what caps the number of nodes on
-/// one cloudcore.
-const BUFFER: usize = 4 << 10;
+/// Read at once of what TLS holds already, and kept by each connection. tungstenite's own default of 128 KiB is what caps the
+/// number of nodes on one cloudcore.
+const BUFFER: usize = 1 << 10;
 
 /// A piece of a frame: what an urgent frame may have to wait for, half a second on a line of 64 kbit/s.
 const PIECE: usize = 4 << 10;

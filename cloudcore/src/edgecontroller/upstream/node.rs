@@ -33,7 +33,7 @@ pub(super) async fn apply(
             match api::create(client, "/api/v1/nodes", &registration(reporter, report)).await {
                 Ok(created) => {
                     info!(node, "node registered");
-                    created
+                    created.json()?
                 }
                 // Somebody else was faster.
                 Err(Failure::Refused { code: 409, .. }) => api::get(client, &path).await?,
@@ -47,7 +47,7 @@ pub(super) async fn apply(
         return Ok(Err(Denied::OtherKey));
     }
     if let Some(patch) = missing_metadata(&current, reporter, report) {
-        current = api::patch(client, &path, Patch::Merge, &patch).await?;
+        current = api::patch(client, &path, Patch::Merge, &patch).await?.json()?;
     }
     let patch = status_patch(&current, report, Timestamp::now());
     api::patch(client, &format!("{path}/status"), Patch::Merge, &patch).await?;

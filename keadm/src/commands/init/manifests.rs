@@ -7,6 +7,7 @@ use crate::{
     cli::Mode,
     commands::gettoken::NAMESPACE,
     kubernetes::{Access, Manifest},
+    process::ENVIRONMENT,
 };
 
 /// The name of the ServiceAccount, the roles and the Deployment.
@@ -171,6 +172,7 @@ pub(crate) fn deployment(image: &str, config: &str, port: u16) -> Vec<Manifest> 
             "image": image,
             "command": [NAME],
             "args": ["--config", "/etc/kubeedge/config/cloudcore.yaml"],
+            "env": ENVIRONMENT.map(|(name, value)| json!({ "name": name, "value": value })),
             "ports": [
                 { "name": "cloudhub", "containerPort": port, "hostPort": port, "protocol": "TCP" },
                 { "name": "cloudhub-quic", "containerPort": port, "hostPort": port, "protocol": "UDP" },
