@@ -60,8 +60,11 @@ impl Faults {
     }
 
     /// `HOST:PORT`, where the host may be a name.
-    fn endpoint(&mut self, key: &str, text: &str) {
-        self.check(is_endpoint(text), key, || format!("{text:?} is not HOST:PORT, as in 192.0.2.10:10000"));
+    /// Of one or several, with commas.
+    fn endpoints(&mut self, key: &str, text: &str) {
+        for one in text.split(',') {
+            self.check(is_endpoint(one), key, || format!("{one:?} is not HOST:PORT, as in 192.0.2.10:10000"));
+        }
     }
 
     /// `unix:///PATH` or `IP:PORT`.

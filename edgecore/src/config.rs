@@ -82,7 +82,8 @@ impl From<EdgeCoreConfig> for Config {
         let node_status = NodeStatusConfig {
             node: node.clone(),
             node_ip,
-            cloud: server.clone(),
+            // Of several, all are reached the same way.
+            cloud: server.split(',').next().unwrap_or_default().to_owned(),
             labels: node_labels,
             schedulable: register_schedulable,
             max_pods,

@@ -82,13 +82,13 @@ pub struct HubState {
 
 pub struct HubConfig {
     pub node: String,
-    /// cloudcore's `HOST:PORT` for TCP: enrolment, and the WebSocket.
+    /// cloudcore's `HOST:PORT` for TCP: enrolment, and the WebSocket. Of several cloudcores, with commas.
     pub server: String,
     /// The URL of the HTTP proxy that leads there; empty for none.
     pub proxy: String,
     /// Whether the link may use the WebSocket.
     pub websocket: bool,
-    /// cloudcore's `HOST:PORT` for UDP, if the link may use QUIC.
+    /// cloudcore's `HOST:PORT` for UDP, if the link may use QUIC. Of several cloudcores, in the order of `server`.
     pub quic: Option<String>,
     /// The shortest and the longest time between attempts to get through with QUIC, while the WebSocket does.
     pub quic_probes: (Duration, Duration),
@@ -124,11 +124,18 @@ pub enum HubError {
     Session(#[from] session::SessionError),
 }
 
+/// One of the cloudcores, and what is known about the way there.
+struct Place {
+    server: Server,
+    transports: Transports,
+}
+
 pub struct EdgeHub<S> {
     config: HubConfig,
-    server: Server,
+    places: Vec<Place>,
+    /// The one that is tried next, or that the session is with.
+    at: usize,
     proxy: Option<Proxy>,
-    transports: Transports,
     clock: Arc<Clock>,
     store: S,
     traffic: Arc<Traffic>,
@@ -142,19 +149,28 @@ impl<S: HubStore> EdgeHub<S> {
         store: S,
         asks: mpsc::Receiver<Ask>,
     ) -> Result<(Self, watch::Receiver<HubState>), HubError> {
-        let server = Server::parse("websocket.server", &config.server)?;
-        let proxy = Some(&config.proxy).filter(|url| !url.is_empty()).map(|url| url.parse()).transpose()?;
-        let transports = Transports::new(&config, proxy.clone())?;
+        let proxy: Option<Proxy> =
+            Some(&config.proxy).filter(|url| !url.is_empty()).map(|url| url.parse()).transpose()?;
+        let udp: Vec<&str> = config.quic.iter().flat_map(|quic| quic.split(',')).collect();
+        let places = config.server.split(',').enumerate().map(|(number, tcp)| {
+            let transports = Transports::new(&config, (tcp, udp.get(number).copied()), proxy.clone())?;
+            Ok(Place { server: Server::parse("websocket.server", tcp)?, transports })
+        });
+        let places = places.collect::<Result<Vec<_>, HubError>>()?;
+        // Nodes begin with one each, so that none of several cloudcores has them all.
+        let at = config.node.bytes().map(usize::from).sum::<usize>() % places.len();
         let clock = Arc::new(Clock::starting_at(session::latest_time(&store)));
         let (state, watching) = watch::channel(HubState::default());
         let traffic = Arc::default();
-        Ok((Self { config, server, proxy, transports, clock, store, traffic, asks, state }, watching))
+        Ok((Self { config, places, at, proxy, clock, store, traffic, asks, state }, watching))
     }
 
     /// Has connections over QUIC made by `dialer`, which many hubs may share.
     #[must_use]
-    pub fn dialing_with(mut self, dialer: quic::Dialer) -> Self {
-        self.transports.dial_with(dialer);
+    pub fn dialing_with(mut self, dialer: &quic::Dialer) -> Self {
+        for place in &mut self.places {
+            place.transports.dial_with(dialer.clone());
+        }
         self
     }
 
@@ -188,8 +204,14 @@ impl<S: HubStore> EdgeHub<S> {
             if self.state.borrow().last_error == reason {
                 tracing::debug!(reason, "still no session with the cloud");
             } else {
-                warn!(reason, server = self.config.server, "no session with the cloud; retrying");
+                warn!(
+                    reason,
+                    server = self.places[self.at].server.address,
+                    "no session with the cloud; retrying"
+                );
             }
+            // Whatever it was, another one may do better.
+            self.at = (self.at + 1) % self.places.len();
             self.state.send_modify(|state| {
                 let sessions = state.sessions;
                 *state = HubState { sessions, last_error: reason, ..HubState::default() };
@@ -205,12 +227,13 @@ impl<S: HubStore> EdgeHub<S> {
     }
 
     async fn connect(&mut self) -> Result<(Link, Arc<ClientConfig>), HubError> {
+        let place = &mut self.places[self.at];
         let identity = match identity::load(&self.config.identity, &self.config.node)? {
             Some(identity) => identity,
-            None => enrollment::enroll(&self.config, &self.server.name, self.proxy.as_ref()).await?,
+            None => enrollment::enroll(&self.config, &place.server, self.proxy.as_ref()).await?,
         };
         let tls = Arc::new(identity.client_config(&self.clock)?);
-        match time::timeout(self.config.handshake_timeout, self.transports.connect(&tls)).await {
+        match time::timeout(self.config.handshake_timeout, place.transports.connect(&tls)).await {
             Ok(link) => Ok((link?, tls)),
             Err(_) => Err(HubError::TimedOut(self.config.handshake_timeout)),
         }
@@ -224,6 +247,7 @@ impl<S: HubStore> EdgeHub<S> {
         backoff: &mut Backoff,
         stop: &CancellationToken,
     ) -> Option<HubError> {
+        let transports = &mut self.places[self.at].transports;
         loop {
             let transport = link.transport;
             info!(peer = %link.peer, transport, "link is up");
@@ -244,7 +268,7 @@ impl<S: HubStore> EdgeHub<S> {
                 tokio::select! {
                     ended = &mut session => break ended,
                     // A probe that is dropped with the session has promised nothing.
-                    link = self.transports.quic_again(tls), if transport == "websocket" && better.is_none() => {
+                    link = transports.quic_again(tls), if transport == "websocket" && better.is_none() => {
                         info!("QUIC gets through; the session moves there");
                         better = Some(link);
                         moved.cancel();
@@ -265,7 +289,7 @@ impl<S: HubStore> EdgeHub<S> {
                             | HubError::Session(SessionError::Link(LinkError::Refused { .. }))
                     );
                     if transport == "quic" && !connected && !refused {
-                        self.transports.quic_failed();
+                        transports.quic_failed();
                     }
                     return Some(error);
                 }

@@ -158,9 +158,9 @@ pub(crate) struct GetToken {
   keadm join --cloudcore-ipport=192.0.2.10:10000 --token=$(keadm gettoken) --kubeedge-version=1.12.0
   keadm join --cloudcore-ipport=192.0.2.10:10000 --token=$TOKEN --edgenode-name=pump-7 --labels=site=north")]
 pub(crate) struct Join {
-    /// HOST:PORT of cloudcore, as advertised by keadm init
-    #[arg(long, short = 'e', value_name = "HOST:PORT", value_parser = endpoint)]
-    pub(crate) cloudcore_ipport: String,
+    /// HOST:PORT of cloudcore, as advertised by keadm init; of several cloudcores each one's, with commas
+    #[arg(long, short = 'e', value_name = "HOST:PORT", value_delimiter = ',', required = true, value_parser = endpoint)]
+    pub(crate) cloudcore_ipport: Vec<String>,
     /// The token that keadm gettoken printed; not needed by a node that has joined before
     #[arg(long, short, value_name = "TOKEN", env = "KEADM_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,

@@ -48,6 +48,8 @@ const PREFIX: &str = "skerry-run-";
 pub(crate) const LOCKS: &str = "/run/skerry";
 /// `<run>/sNN/containerd.sock.ttrpc` must stay below 108 bytes, with room for what edgecore adds.
 const LONGEST_DIR: usize = 50;
+/// In percent of the disk: what edge nodes want free (10), and what a run takes.
+const LEAST_FREE: u64 = 12;
 
 pub struct Run {
     dir: PathBuf,
@@ -78,6 +80,17 @@ impl Run {
             .tempdir_in(&base)
             .with_context(|| format!("failed to make a directory in {}", base.display()))?
             .keep();
+        let (free, all) = disk(&base)?;
+        if free * 100 < all * LEAST_FREE {
+            fs::remove_dir(&dir)?;
+            bail!(
+                "{} has {} of {} GiB free: with less than {LEAST_FREE} % edge nodes are under DiskPressure, and start no pods; \
+                 make room, or set SKERRY_RUN to another disk",
+                base.display(),
+                free >> 30,
+                all >> 30
+            );
+        }
         if dir.as_os_str().as_bytes().len() > LONGEST_DIR {
             fs::remove_dir(&dir)?;
             bail!(
@@ -236,6 +249,13 @@ fn forget_shared() -> Result<()> {
 
 fn base() -> PathBuf {
     env::var_os("SKERRY_RUN").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// The bytes that are free on a path's disk, and all.
+fn disk(path: &Path) -> Result<(u64, u64)> {
+    let disk = rustix::fs::statvfs(path)
+        .with_context(|| format!("failed to ask for the disk of {}", path.display()))?;
+    Ok((disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize))
 }
 
 fn run_dirs(base: &Path) -> Result<Vec<PathBuf>> {

@@ -1,5 +1,6 @@
 //! What carries the link, at real sites: a line that swallows UDP for a while, a site that gets another address, one whose
-//! certificate has expired, one behind a proxy, and one whose cloudcore is killed.
+//! certificate has expired, one behind a proxy, one with two
+//! cloudcores of which one dies, and one whose cloudcore is killed and comes back.
 
 mod link {
     pub(crate) mod blocked;
@@ -7,6 +8,7 @@ mod link {
     pub(crate) mod moved;
     pub(crate) mod proxied;
     pub(crate) mod restarted;
+    pub(crate) mod several;
 }
 
 use std::pin::Pin;
@@ -20,14 +22,17 @@ use harness::{
 #[tokio::test]
 async fn the_link_finds_its_way() -> Result<()> {
     bench::run(async |bench: &Bench| {
-        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 5).await?;
-        let [first, second, third, fourth, fifth] = &sites[..] else { unreachable!("five were asked for") };
+        let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 6).await?;
+        let [first, second, third, fourth, fifth, sixth] = &sites[..] else {
+            unreachable!("six were asked for")
+        };
         scene.namespace(SPACE).await?;
         tokio::try_join!(
             named("blocked", link::blocked::run(bench, &scene, first)),
             named("moved", link::moved::run(bench, &scene, second)),
             named("expired", link::expired::run(bench, &scene, third)),
             named("proxied", link::proxied::run(bench, &scene, fourth)),
+            named("several", link::several::run(bench, &scene, sixth)),
         )?;
         // Which the others would not take for granted.
         named("restarted", link::restarted::run(bench, &scene, fifth)).await

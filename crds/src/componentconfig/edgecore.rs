@@ -139,7 +139,7 @@ impl std::fmt::Debug for EdgeHub {
 pub struct EdgeHubQuic {
     /// false leaves the link to the WebSocket.
     pub enable: bool,
-    /// cloudcore's HOST:PORT for UDP. Empty: that of the WebSocket.
+    /// cloudcore's HOST:PORT for UDP; of several cloudcores, in the order of websocket.server. Empty: that of the WebSocket.
     pub server: String,
 }
 
@@ -155,7 +155,7 @@ impl Default for EdgeHubQuic {
 pub struct EdgeHubWebSocket {
     /// false leaves the link to QUIC; enrolment uses the server below all the same.
     pub enable: bool,
-    /// cloudcore's HOST:PORT.
+    /// cloudcore's HOST:PORT; of several cloudcores each one's, with commas: when one fails, the next is tried.
     pub server: String,
     /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128; enrolment uses it, too. QUIC does not:
     /// where a proxy is the only way out, the link is a WebSocket. Empty: none.
@@ -306,9 +306,15 @@ impl EdgeHub {
             "is false, and so is quic.enable: the node could not connect".to_owned()
         });
         if !self.quic.server.is_empty() {
-            faults.endpoint(&key("quic.server"), &self.quic.server);
+            faults.endpoints(&key("quic.server"), &self.quic.server);
+            let count = |list: &str| list.split(',').count();
+            faults.check(
+                count(&self.quic.server) == count(&self.websocket.server),
+                &key("quic.server"),
+                || "names another number of cloudcores than websocket.server; leave it empty if they are the same".to_owned(),
+            );
         }
-        faults.endpoint(&key("websocket.server"), &self.websocket.server);
+        faults.endpoints(&key("websocket.server"), &self.websocket.server);
         let proxy = &self.websocket.proxy.0;
         faults.check(proxy.is_empty() || proxy.starts_with("http://"), &key("websocket.proxy"), || {
             "is not the URL of an HTTP proxy, as in http://192.0.2.1:3128".to_owned()

@@ -11,13 +11,13 @@ use runtime::{
     tls::{self, CsrError, TlsError},
     token::{Token, TokenError},
 };
-use rustls::pki_types::ServerName;
 use tokio::{net::TcpStream, time};
 use tracing::{info, warn};
 
 use super::{
     HubConfig, dialer,
     identity::{self, Identity},
+    transports::Server,
 };
 
 /// A certificate is about 600 bytes; an error is a line.
@@ -76,25 +76,25 @@ pub enum EnrollmentError {
 
 pub(super) async fn enroll(
     config: &HubConfig,
-    server_name: &ServerName<'static>,
+    server: &Server,
     proxy: Option<&Proxy>,
 ) -> Result<Identity, EnrollmentError> {
-    let attempt = attempt(config, server_name, proxy);
+    let attempt = attempt(config, server, proxy);
     time::timeout(TIMEOUT, attempt).await.map_err(|_| EnrollmentError::TimedOut(TIMEOUT))?
 }
 
 async fn attempt(
     config: &HubConfig,
-    server_name: &ServerName<'static>,
+    server: &Server,
     proxy: Option<&Proxy>,
 ) -> Result<Identity, EnrollmentError> {
     let token = Token::parse(&token_text(config)?)?;
     let (key, csr) = tls::node_csr(&config.node)?;
     let (client, pinned) = tls::pinned_client_config(token.ca_hash)?;
-    let connected = dialer::tcp(&config.server, proxy).await;
+    let connected = dialer::tcp(&server.address, proxy).await;
     let tcp =
-        connected.map_err(|source| EnrollmentError::Connect { address: config.server.clone(), source })?;
-    let certificate = request(config, server_name, tcp, client, &token.bearer, csr).await?;
+        connected.map_err(|source| EnrollmentError::Connect { address: server.address.clone(), source })?;
+    let certificate = request(config, server, tcp, client, &token.bearer, csr).await?;
     // The handshake cannot have succeeded without it.
     let ca = pinned
         .get()
@@ -130,15 +130,15 @@ fn token_text(config: &HubConfig) -> Result<String, EnrollmentError> {
 
 async fn request(
     config: &HubConfig,
-    server_name: &ServerName<'static>,
+    server: &Server,
     tcp: TcpStream,
     client: rustls::ClientConfig,
     bearer: &str,
     csr: Vec<u8>,
 ) -> Result<Bytes, EnrollmentError> {
-    let address = || config.server.clone();
+    let address = || server.address.clone();
     let stream = tokio_rustls::TlsConnector::from(Arc::new(client))
-        .connect(server_name.clone(), tcp)
+        .connect(server.name.clone(), tcp)
         .await
         .map_err(|source| EnrollmentError::Tls { address: address(), source })?;
     let http_error = |source| EnrollmentError::Http { address: address(), source };
@@ -149,7 +149,7 @@ async fn request(
     let request = Request::builder()
         .method(Method::POST)
         .uri("/edge.crt")
-        .header(header::HOST, &config.server)
+        .header(header::HOST, &server.address)
         .header(header::AUTHORIZATION, format!("Bearer {bearer}"))
         .header("NodeName", &config.node)
         .body(Full::new(Bytes::from(csr)))?;

@@ -54,10 +54,14 @@ pub(super) struct Transports {
 }
 
 impl Transports {
-    pub(super) fn new(config: &HubConfig, proxy: Option<Proxy>) -> Result<Self, HubError> {
-        let quic = config.quic.as_deref().map(|server| Server::parse("quic.server", server)).transpose()?;
-        let websocket =
-            config.websocket.then(|| Server::parse("websocket.server", &config.server)).transpose()?;
+    /// To one cloudcore: its `HOST:PORT` for TCP and, if the link may use QUIC, for UDP.
+    pub(super) fn new(
+        config: &HubConfig,
+        (tcp, udp): (&str, Option<&str>),
+        proxy: Option<Proxy>,
+    ) -> Result<Self, HubError> {
+        let quic = udp.map(|server| Server::parse("quic.server", server)).transpose()?;
+        let websocket = config.websocket.then(|| Server::parse("websocket.server", tcp)).transpose()?;
         let (shortest, longest) = config.quic_probes;
         let (dialer, probes) = (quic::Dialer::default(), Backoff::new(shortest, longest));
         Ok(Self { quic, websocket, proxy, dialer, quic_is_blocked: false, probes })

@@ -26,7 +26,7 @@ fn the_commands_of_kubeedges_guide_work_as_written() {
     assert_eq!(get.kube.kube_config.as_deref(), Some(Path::new("/root/.kube/config")));
     let line = "keadm join --cloudcore-ipport=192.0.2.1:10000 --token=abc --kubeedge-version=1.12.0";
     let Command::Join(join) = parse(line) else { panic!("join") };
-    assert_eq!(join.cloudcore_ipport, "192.0.2.1:10000");
+    assert_eq!(join.cloudcore_ipport, ["192.0.2.1:10000"]);
     assert_eq!(join.token.as_deref(), Some("abc"));
     assert_eq!(join.root_dir, Path::new("/"));
 }

@@ -121,17 +121,12 @@ async fn check(args: &Join) -> Result<Found> {
         let node = &config.modules.edged.hostname_override;
         let joined = preflight.take(checks::joined_ca(&config.paths(), node));
         is_enrolled = joined.is_some_and(|ca| ca.is_some());
-        let server = &args.cloudcore_ipport;
         if let Some(joined) = joined {
-            let hub = checks::hub(
-                server,
-                &config.modules.edge_hub.websocket.proxy.0,
-                args.token.as_deref(),
-                node,
-                joined,
-            )
-            .await;
-            preflight.say(hub, |()| format!("cloudcore answers at {server}, and its CA is the expected one"));
+            let proxy = &config.modules.edge_hub.websocket.proxy.0;
+            let hub =
+                checks::any_hub(&args.cloudcore_ipport, proxy, args.token.as_deref(), node, joined).await;
+            preflight
+                .say(hub, |server| format!("cloudcore answers at {server}, and its CA is the expected one"));
         }
     }
     preflight.finish(args.force)?;

@@ -144,7 +144,7 @@ impl Fleet {
             let store = NodeStore::new(Arc::clone(&changes));
             let hub = hub_config(config, name);
             let (node, view) =
-                Node::new(hub, config.prefix.as_str().into(), dialer.clone(), store, Arc::clone(&errors))?;
+                Node::new(hub, config.prefix.as_str().into(), &dialer, store, Arc::clone(&errors))?;
             nodes.push(view);
             let (stop, wait) = (stop.clone(), Duration::from_secs_f64(number as f64 / config.ramp));
             tasks.spawn(async move {

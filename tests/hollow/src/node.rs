@@ -31,7 +31,7 @@ impl Node {
     pub(crate) fn new(
         config: HubConfig,
         prefix: Arc<str>,
-        dialer: Dialer,
+        dialer: &Dialer,
         store: NodeStore,
         errors: Arc<Errors>,
     ) -> Result<(Self, View)> {

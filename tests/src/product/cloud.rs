@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -12,8 +13,10 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     Assets, Cluster, Run, Site,
     http::{self, Response},
-    process::{command, output_async},
+    process::{command, kill9, output_async, wait_gone},
 };
+
+const SOON: Duration = Duration::from_mins(1);
 
 pub struct Cloud {
     keadm: PathBuf,
@@ -100,6 +103,15 @@ impl Cloud {
         read_pid(&self.dir.join("cloudcore.pid"))
     }
 
+    /// Kills the supervisor and then cloudcore, for good.
+    pub fn kill9(&self) -> Result<()> {
+        for pid in [read_supervisor(&self.dir.join("cloudcore-supervisor.json"))?, self.pid()?] {
+            kill9(pid)?;
+            wait_gone(pid, SOON)?;
+        }
+        Ok(())
+    }
+
     /// `GET` of a path of the admin address.
     pub async fn admin(&self, path: &str) -> Result<Response> {
         http::get_tcp(self.admin, path).await
@@ -121,4 +133,12 @@ impl Cloud {
 pub(super) fn read_pid(path: &Path) -> Result<u32> {
     let text = fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
     text.trim().parse().with_context(|| format!("{} holds no pid: {text:?}", path.display()))
+}
+
+/// The process id in what keadm's supervisor says about itself.
+pub(super) fn read_supervisor(path: &Path) -> Result<u32> {
+    let text = fs::read(path).with_context(|| format!("failed to read {}", path.display()))?;
+    let state: serde_json::Value = serde_json::from_slice(&text)?;
+    let pid = state.get("pid").and_then(serde_json::Value::as_u64).and_then(|pid| pid.try_into().ok());
+    pid.with_context(|| format!("{} names no pid", path.display()))
 }

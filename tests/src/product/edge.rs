@@ -1,7 +1,6 @@
 //! An edge node at a site.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 
-use super::cloud::{Cloud, read_pid};
+use super::cloud::{Cloud, read_pid, read_supervisor};
 use crate::{
     Assets, Site,
     http::{self, Response},
@@ -36,9 +35,23 @@ impl Edge {
         name: &str,
         settings: &[&str],
     ) -> Result<Self> {
-        let settings: Vec<String> = settings.iter().map(|setting| format!("--set={setting}")).collect();
-        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-        Self::try_join(assets, cloud, site, name, &settings).await?;
+        Self::join_several(assets, &[cloud], site, name, settings).await
+    }
+
+    /// As [`join`](Self::join), with several cloudcores to connect to.
+    pub async fn join_several(
+        assets: &Assets,
+        clouds: &[&Cloud],
+        site: &Site,
+        name: &str,
+        settings: &[&str],
+    ) -> Result<Self> {
+        let [first, others @ ..] = clouds else { bail!("no cloudcore") };
+        let others = others.iter().map(|cloud| format!("--cloudcore-ipport={}", cloud.endpoint(site)));
+        let settings = settings.iter().map(|setting| format!("--set={setting}"));
+        let options: Vec<String> = others.chain(settings).collect();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        Self::try_join(assets, first, site, name, &options).await?;
         let edgecore = assets.product()?.join("edgecore");
         Ok(Self { name: name.to_owned(), root: root(site), edgecore })
     }
@@ -110,11 +123,7 @@ impl Edge {
     }
 
     fn supervisor(&self) -> Result<u32> {
-        let state = self.root.join("edgecore-supervisor.json");
-        let text = fs::read(&state).with_context(|| format!("failed to read {}", state.display()))?;
-        let state: serde_json::Value = serde_json::from_slice(&text)?;
-        let pid = state.get("pid").and_then(serde_json::Value::as_u64).and_then(|pid| pid.try_into().ok());
-        pid.context("the supervisor's state names no pid")
+        read_supervisor(&self.root.join("edgecore-supervisor.json"))
     }
 
     /// Waits for edgecore to answer, and makes sure that it does so without a session with the cloud.

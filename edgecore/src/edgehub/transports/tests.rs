@@ -71,7 +71,7 @@ impl Port {
             token_file: file,
             token: String::new(),
         };
-        Transports::new(&config, None).unwrap()
+        Transports::new(&config, (&config.server, config.quic.as_deref()), None).unwrap()
     }
 
     /// From now on UDP gets through.

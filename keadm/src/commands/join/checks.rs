@@ -133,10 +133,28 @@ pub(super) fn disk_space(root: &Path) -> Check<()> {
     ))
 }
 
+/// The first of several cloudcores that is well; else what is wrong with the last.
+pub(super) async fn any_hub<'a>(
+    servers: &'a [String],
+    proxy: &str,
+    token: Option<&str>,
+    node: &str,
+    joined: Option<[u8; 32]>,
+) -> Check<&'a str> {
+    let mut problem = Problem::new("no cloudcore was named", "name one with --cloudcore-ipport");
+    for server in servers {
+        match hub(server, proxy, token, node, joined).await {
+            Ok(()) => return Ok(server),
+            Err(found) => problem = found,
+        }
+    }
+    Err(problem)
+}
+
 /// cloudcore at the address, and the token with it.
 ///
 /// `joined` is what [`joined_ca`] found.
-pub(super) async fn hub(
+async fn hub(
     server: &str,
     proxy: &str,
     token: Option<&str>,

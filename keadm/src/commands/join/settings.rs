@@ -45,7 +45,7 @@ pub(super) fn configure(
     runtime: &str,
 ) -> Check<EdgeCoreConfig> {
     config.root_directory = args.root_dir.to_string_lossy().into_owned();
-    config.modules.edge_hub.websocket.server.clone_from(&args.cloudcore_ipport);
+    config.modules.edge_hub.websocket.server = args.cloudcore_ipport.join(",");
     if let Some(proxy) = &args.proxy {
         config.modules.edge_hub.websocket.proxy.0.clone_from(proxy);
     }

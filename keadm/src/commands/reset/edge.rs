@@ -99,9 +99,18 @@ async fn leave(args: &Reset, config: &EdgeCoreConfig) {
         )
     };
     let left = match credentials() {
-        Ok(client) => fetch::release(server, proxy.as_ref(), client)
-            .await
-            .map_err(|error| runtime::chain(&error).to_string()),
+        Ok(client) => {
+            let mut left = Err(String::new());
+            for one in server.split(',') {
+                left = fetch::release(one, proxy.as_ref(), client.clone())
+                    .await
+                    .map_err(|error| runtime::chain(&error).to_string());
+                if left.is_ok() {
+                    break;
+                }
+            }
+            left
+        }
         Err(error) => Err(runtime::chain(&error).to_string()),
     };
     match left {
