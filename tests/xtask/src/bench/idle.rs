@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use harness::{Assets, Site, progress::during};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
@@ -68,7 +68,7 @@ async fn figures(world: &World) -> Result<Vec<Figure>> {
     figures.extend(of_edge(&none, "edgecore, idle, 0 pods"));
     figures.extend(of_edge(&five, "edgecore, idle, 5 pods"));
     figures.extend(on_disk(&five, store_after.written - store_before.written, hours));
-    figures.extend(line_after.since(&line_before, hours));
+    figures.extend(line_after.since(&line_before, hours)?);
 
     during("starting 20 more pods", workload::run_all(&world.cluster, pods(FEW..MANY)?)).await?;
     workload::settle(REST).await;
@@ -172,9 +172,11 @@ impl<'a> Line<'a> {
             "table inet bench {{\n\
              counter up {{ }}\n counter down {{ }}\n counter other {{ }}\n\
              chain in {{ type filter hook input priority 0;\n\
-             iifname \"sk*\" tcp sport {port} counter name down accept; iifname \"sk*\" counter name other; }}\n\
+             iifname \"sk*\" meta l4proto {{ tcp, udp }} th sport {port} counter name down accept;\n\
+             iifname \"sk*\" counter name other; }}\n\
              chain out {{ type filter hook output priority 0;\n\
-             oifname \"sk*\" tcp dport {port} counter name up accept; oifname \"sk*\" counter name other; }}\n\
+             oifname \"sk*\" meta l4proto {{ tcp, udp }} th dport {port} counter name up accept;\n\
+             oifname \"sk*\" counter name other; }}\n\
              }}\n"
         );
         let file = site.dir().join("bench.nft");
@@ -197,10 +199,12 @@ impl<'a> Line<'a> {
 }
 
 impl Carried {
-    fn since(&self, before: &Self, hours: f64) -> Vec<Figure> {
+    fn since(&self, before: &Self, hours: f64) -> Result<Vec<Figure>> {
         let delta = |now: (u64, u64), before: (u64, u64)| (now.0 - before.0, now.1 - before.1);
         let (up, down, other) =
             (delta(self.up, before.up), delta(self.down, before.down), delta(self.other, before.other));
+        // A live link is never quite silent for so long.
+        ensure!(up.1 > 0 && down.1 > 0, "nothing of edgecore's link was counted");
         let an_hour = |bytes: u64| bytes as f64 / hours / 1000.0;
         let note = format!(
             "IP packets with their headers, {} up ({} bytes) and {} down ({} bytes) in {:.0} s; beside them {} \
@@ -213,12 +217,12 @@ impl Carried {
             other.0,
             other.1
         );
-        vec![
+        Ok(vec![
             Figure::whole("on the line, idle, 5 pods, both ways", "KB/h", an_hour(up.1 + down.1))
                 .goal(Goal::AtMost(12.0))
                 .note(&note),
             Figure::whole("of it upwards", "KB/h", an_hour(up.1)),
             Figure::whole("of it downwards", "KB/h", an_hour(down.1)),
-        ]
+        ])
     }
 }
