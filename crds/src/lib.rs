@@ -1,4 +1,5 @@
-//! The API types of the product: its configuration files, and its custom resources with the CRDs generated from them.
+//! The API of the product: its configuration files, its custom resources with the CRDs generated from them, and the names that
+//! its programs leave on Kubernetes' own objects.
 //!
 //! Types, defaults and checks only: nothing here reads a file, a socket or a clock.
 
@@ -7,3 +8,10 @@ pub mod devices;
 pub mod generated;
 
 pub use devices::custom_resource_definitions;
+
+/// Presence of this label makes a node an edge node, whatever its value.
+pub const EDGE_LABEL: &str = "node-role.kubernetes.io/edge";
+
+/// On a Node: the hash of the key of the machine that is this node, written by cloudcore. Anything else that an operator
+/// writes shuts the machine out (`kubectl annotate --overwrite node N skerry.io/enrolled-key=revoked`).
+pub const KEY_ANNOTATION: &str = "skerry.io/enrolled-key";

@@ -4,9 +4,10 @@
 //! of the codec. Field numbers are never reused.
 //!
 //! The course of a session: the edge sends [`Hello`], the cloud answers [`Welcome`] or [`Goodbye`]. As soon as the
-//! cloud's caches are complete it compares digests: equal, it sends [`Synced`]; else [`InventoryRequest`], the edge
-//! answers with [`Inventory`] frames, and the cloud sends the difference in [`Batch`]es and then [`Synced`]. From
-//! there on batches follow changes. Each batch is acked once it is durable at the edge. Reports flow the other way.
+//! cloud's caches are complete, and as new as what the edge has been told of, it compares digests: equal, it sends
+//! [`Synced`]; else [`InventoryRequest`], the edge answers with [`Inventory`] frames, and the cloud sends the difference
+//! in [`Batch`]es and then [`Synced`]. From there on batches follow changes. Each batch is acked once it is durable at
+//! the edge. Reports flow the other way.
 
 /// Oldest and newest protocol version that this code speaks.
 pub const PROTOCOL: (u32, u32) = (1, 1);

@@ -8,6 +8,7 @@
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use bytes::Bytes;
+pub use crds::{EDGE_LABEL, KEY_ANNOTATION};
 use proto::{Object, ResourceKey, limits, resource::KeyError};
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -19,13 +20,6 @@ use super::protection::{EVICT_ANNOTATION, Eviction};
 use pod::PodSpec;
 
 mod pod;
-
-/// Presence of this label makes a node an edge node, whatever its value.
-pub const EDGE_LABEL: &str = "node-role.kubernetes.io/edge";
-
-/// On a Node: the hash of the key of the machine that is this node, written by cloudcore. Anything else that an operator
-/// writes shuts the machine out (`kubectl annotate --overwrite node N skerry.io/enrolled-key=revoked`).
-pub const KEY_ANNOTATION: &str = "skerry.io/enrolled-key";
 
 /// On every Node, written by the control plane as the cluster grows: how long a kubelet may keep what it has read.
 const TTL: &str = "node.alpha.kubernetes.io/ttl";

@@ -1,6 +1,7 @@
 //! `keadm revoke`: a Node is to remember a key that no machine has.
 
 use anyhow::{Context, Result};
+use crds::{EDGE_LABEL, KEY_ANNOTATION};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, ResourceExt,
@@ -15,9 +16,6 @@ use crate::{
     preflight::{Check, Preflight, Problem},
 };
 
-const EDGE_LABEL: &str = "node-role.kubernetes.io/edge";
-/// Whose machine the Node is, see `cloudcore::cloudhub::holder`.
-const KEY_ANNOTATION: &str = "skerry.io/enrolled-key";
 /// No hash of a key.
 const NOBODY: &str = "revoked";
 
@@ -57,7 +55,7 @@ async fn edge_node(cluster: &Cluster, name: &str) -> Check<Node> {
         Ok(Some(node)) if node.labels().contains_key(EDGE_LABEL) => Ok(node),
         Ok(Some(_)) => Err(Problem::new(
             format!("{name} is no edge node: it has no label {EDGE_LABEL}"),
-            "name an edge node, as in kubectl get nodes -l node-role.kubernetes.io/edge",
+            format!("name an edge node, as in kubectl get nodes -l {EDGE_LABEL}"),
         )),
         Ok(None) => Err(Problem::new(
             format!("there is no Node {name}, and without one nothing shuts its machine out"),

@@ -13,6 +13,7 @@ mod delta;
 mod figure;
 mod hollow;
 mod idle;
+mod line;
 mod node;
 mod pods;
 mod reading;

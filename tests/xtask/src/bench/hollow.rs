@@ -14,10 +14,11 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     figure::{Figure, Goal},
+    line::Line,
     reading::{Memory, peak},
     workload,
 };
-use stage::{Calls, Carried, Fleet, Spent, Stage};
+use stage::{Calls, Fleet, Spent, Stage};
 
 const SETTLE: Duration = Duration::from_secs(15);
 const REST: Duration = Duration::from_mins(1);
@@ -167,7 +168,7 @@ impl Turn<'_> {
         spent.of.insert(0, ("cloudcore".to_owned(), super::reading::cpu(self.stage.cloud.pid()?)?));
         let high = peak(self.stage.cloud.pid()?)?;
         let called = self.stage.calls().await?.since(&calls);
-        let line = self.stage.line()?.since(&line);
+        let line = self.stage.line()? - line;
         let nodes = self.nodes as f64;
         let back =
             |share: f64| fleet.first(|now| now["sessions"].as_f64() >= Some(sessions as f64 + share * nodes));
@@ -205,7 +206,7 @@ impl Turn<'_> {
     }
 
     /// What it takes to find that nothing has changed.
-    fn resync(&mut self, before: &serde_json::Value, after: &serde_json::Value, line: &Carried) {
+    fn resync(&mut self, before: &serde_json::Value, after: &serde_json::Value, line: &Line) {
         let nodes = self.nodes as f64;
         let frames = |end: &serde_json::Value, way: &str| {
             end["bytes"][self.transport][way].as_f64().unwrap_or_default() / nodes
@@ -217,10 +218,11 @@ impl Turn<'_> {
         let name = self.name("cloudcore killed: on the line a node until all are Ready");
         let note = format!(
             "IP packets with TLS handshakes and attempts that failed: {:.0} up, {:.0} down",
-            line.up / nodes,
-            line.down / nodes
+            line.up.bytes as f64 / nodes,
+            line.down.bytes as f64 / nodes
         );
-        self.figures.push(Figure::whole(&name, "bytes", (line.up + line.down) / nodes).note(&note));
+        let bytes = (line.up.bytes + line.down.bytes) as f64;
+        self.figures.push(Figure::whole(&name, "bytes", bytes / nodes).note(&note));
     }
 
     async fn changes(&mut self) -> Result<()> {

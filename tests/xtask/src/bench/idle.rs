@@ -2,22 +2,23 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use harness::{Assets, Site, progress::during};
+use anyhow::{Result, ensure};
+use harness::{Assets, progress::during};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     figure::{Figure, Goal},
+    line::{self, Line},
     node::StoreCounts,
-    reading::{self, Memory, Usage, Used},
+    reading::{Memory, Usage, Used},
     workload,
     world::World,
 };
 
 const REST: Duration = Duration::from_secs(30);
 const WINDOWS: u32 = 5;
-/// Twice the default heartbeat, so that each window has as many of them.
+/// Over QUIC a heartbeat comes every 40 s: all windows together have seven or eight.
 const WINDOW: Duration = Duration::from_mins(1);
 /// For cloudcore, and for memory alone.
 const SHORT_WINDOW: Duration = Duration::from_secs(12);
@@ -57,18 +58,18 @@ async fn figures(world: &World) -> Result<Vec<Figure>> {
     during("starting 5 pods", workload::run_all(&world.cluster, pods(0..FEW)?)).await?;
     workload::settle(REST).await;
     let site = &world.sites[1];
-    let line = Line::count(site, &world.cloud.endpoint(site))?;
-    let (line_before, store_before, begun) = (line.read()?, StoreCounts::of(&busy).await?, Instant::now());
+    line::count(site, &world.cloud.endpoint(site))?;
+    let (line_before, store_before, begun) = (Line::of(site)?, StoreCounts::of(&busy).await?, Instant::now());
     let doing = "watching two idle edges, with 0 and with 5 pods, for five minutes";
     let mut both = during(doing, windows(&[empty.pid()?, busy.pid()?], WINDOW)).await?;
     let (line_after, store_after, hours) =
-        (line.read()?, StoreCounts::of(&busy).await?, begun.elapsed().as_secs_f64() / HOUR);
+        (Line::of(site)?, StoreCounts::of(&busy).await?, begun.elapsed().as_secs_f64() / HOUR);
     let (five, none) = (both.remove(1), both.remove(0));
 
     figures.extend(of_edge(&none, "edgecore, idle, 0 pods"));
     figures.extend(of_edge(&five, "edgecore, idle, 5 pods"));
     figures.extend(on_disk(&five, store_after.written - store_before.written, hours));
-    figures.extend(line_after.since(&line_before, hours)?);
+    figures.extend(on_the_line(&(line_after - line_before), hours)?);
 
     during("starting 20 more pods", workload::run_all(&world.cluster, pods(FEW..MANY)?)).await?;
     workload::settle(REST).await;
@@ -153,76 +154,28 @@ fn on_disk(windows: &[Window], stored: u64, hours: f64) -> Vec<Figure> {
     ]
 }
 
-/// What edgecore's link carries, counted by nftables in the site's network namespace.
-struct Line<'a> {
-    site: &'a Site,
-}
-
-struct Carried {
-    up: (u64, u64),
-    down: (u64, u64),
-    /// Whatever else goes over the line.
-    other: (u64, u64),
-}
-
-impl<'a> Line<'a> {
-    fn count(site: &'a Site, cloud: &str) -> Result<Self> {
-        let (_, port) = cloud.rsplit_once(':').context("cloudcore's endpoint has a port")?;
-        let rules = format!(
-            "table inet bench {{\n\
-             counter up {{ }}\n counter down {{ }}\n counter other {{ }}\n\
-             chain in {{ type filter hook input priority 0;\n\
-             iifname \"sk*\" meta l4proto {{ tcp, udp }} th sport {port} counter name down accept;\n\
-             iifname \"sk*\" counter name other; }}\n\
-             chain out {{ type filter hook output priority 0;\n\
-             oifname \"sk*\" meta l4proto {{ tcp, udp }} th dport {port} counter name up accept;\n\
-             oifname \"sk*\" counter name other; }}\n\
-             }}\n"
-        );
-        let file = site.dir().join("bench.nft");
-        std::fs::write(&file, rules)?;
-        harness::process::output(site.command("nft", ["-f".as_ref(), file.as_os_str()])?)?;
-        Ok(Self { site })
-    }
-
-    fn read(&self) -> Result<Carried> {
-        let text = harness::process::output(self.site.command("nft", ["list", "counters"])?)?;
-        let counter = |name: &str| {
-            let (_, rest) = text.split_once(&format!("counter {name} {{")).context("nft lacks a counter")?;
-            let line = rest.trim_start();
-            let bytes =
-                line.split_once("bytes").map(|(_, bytes)| format!("bytes{bytes}")).unwrap_or_default();
-            anyhow::Ok((reading::number(line, "packets ")?, reading::number(&bytes, "bytes ")?))
-        };
-        Ok(Carried { up: counter("up")?, down: counter("down")?, other: counter("other")? })
-    }
-}
-
-impl Carried {
-    fn since(&self, before: &Self, hours: f64) -> Result<Vec<Figure>> {
-        let delta = |now: (u64, u64), before: (u64, u64)| (now.0 - before.0, now.1 - before.1);
-        let (up, down, other) =
-            (delta(self.up, before.up), delta(self.down, before.down), delta(self.other, before.other));
-        // A live link is never quite silent for so long.
-        ensure!(up.1 > 0 && down.1 > 0, "nothing of edgecore's link was counted");
-        let an_hour = |bytes: u64| bytes as f64 / hours / 1000.0;
-        let note = format!(
-            "IP packets with their headers, {} up ({} bytes) and {} down ({} bytes) in {:.0} s; beside them {} \
-             packets ({} bytes) that are not edgecore's link",
-            up.0,
-            up.1,
-            down.0,
-            down.1,
-            hours * HOUR,
-            other.0,
-            other.1
-        );
-        Ok(vec![
-            Figure::whole("on the line, idle, 5 pods, both ways", "KB/h", an_hour(up.1 + down.1))
-                .goal(Goal::AtMost(12.0))
-                .note(&note),
-            Figure::whole("of it upwards", "KB/h", an_hour(up.1)),
-            Figure::whole("of it downwards", "KB/h", an_hour(down.1)),
-        ])
-    }
+/// What edgecore's link carries.
+fn on_the_line(line: &Line, hours: f64) -> Result<Vec<Figure>> {
+    let Line { up, down, other } = line;
+    // A live link is never quite silent for so long.
+    ensure!(up.bytes > 0 && down.bytes > 0, "nothing of edgecore's link was counted");
+    let an_hour = |bytes: u64| bytes as f64 / hours / 1000.0;
+    let note = format!(
+        "IP packets with their headers, {} up ({} bytes) and {} down ({} bytes) in {:.0} s; beside them {} packets ({} \
+         bytes) that are not edgecore's link",
+        up.packets,
+        up.bytes,
+        down.packets,
+        down.bytes,
+        hours * HOUR,
+        other.packets,
+        other.bytes
+    );
+    Ok(vec![
+        Figure::whole("on the line, idle, 5 pods, both ways", "KB/h", an_hour(up.bytes + down.bytes))
+            .goal(Goal::AtMost(12.0))
+            .note(&note),
+        Figure::whole("of it upwards", "KB/h", an_hour(up.bytes)),
+        Figure::whole("of it downwards", "KB/h", an_hour(down.bytes)),
+    ])
 }

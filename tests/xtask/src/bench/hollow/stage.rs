@@ -20,7 +20,10 @@ use harness::{
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::super::reading;
+use super::super::{
+    line::{self, Line},
+    reading,
+};
 
 const SOON: Duration = Duration::from_mins(2);
 /// Nodes that start in a second: more than a control plane on this machine takes in.
@@ -84,18 +87,7 @@ impl Stage {
         let cluster = Cluster::start(run, assets, &options).await?;
         let kubeconfig = cluster.kubeconfig_at(site.host_address(), "hollow", &["system:masters"])?;
         let cloud = Cloud::init(run, assets, &cluster, &[site.host_address()]).await?;
-        let endpoint = cloud.endpoint(&site);
-        let (_, port) = endpoint.rsplit_once(':').context("cloudcore's endpoint has a port")?;
-        let rules = format!(
-            "table inet bench {{\n counter up {{ }}\n counter down {{ }}\n\
-             chain in {{ type filter hook input priority 0;\n\
-             tcp sport {port} counter name down; udp sport {port} counter name down; }}\n\
-             chain out {{ type filter hook output priority 0;\n\
-             tcp dport {port} counter name up; udp dport {port} counter name up; }}\n}}\n"
-        );
-        let file = site.dir().join("bench.nft");
-        fs::write(&file, rules)?;
-        process::output(site.command("nft", ["-f".as_ref(), file.as_os_str()])?)?;
+        line::count(&site, &cloud.endpoint(&site))?;
         let stage = Self {
             cloud,
             site,
@@ -183,14 +175,8 @@ impl Stage {
     }
 
     /// What the nodes' links have carried until now.
-    pub(super) fn line(&self) -> Result<Carried> {
-        let text = process::output(self.site.command("nft", ["list", "counters"])?)?;
-        let counter = |name: &str| {
-            let (_, rest) = text.split_once(&format!("counter {name} {{")).context("nft lacks a counter")?;
-            let (_, rest) = rest.split_once("bytes ").context("nft counts no bytes")?;
-            anyhow::Ok(rest.split_whitespace().next().unwrap_or_default().parse::<f64>()?)
-        };
-        Ok(Carried { up: counter("up")?, down: counter("down")? })
+    pub(super) fn line(&self) -> Result<Line> {
+        Line::of(&self.site)
     }
 
     /// Of each of the processes that are there all the time, what it has used.
@@ -255,18 +241,6 @@ pub(super) struct Calls {
 impl Calls {
     pub(super) fn since(&self, before: &Self) -> Self {
         Self { all: self.all - before.all, leases: self.leases - before.leases }
-    }
-}
-
-/// Bytes of IP packets.
-pub(super) struct Carried {
-    pub(super) up: f64,
-    pub(super) down: f64,
-}
-
-impl Carried {
-    pub(super) fn since(&self, before: &Self) -> Self {
-        Self { up: self.up - before.up, down: self.down - before.down }
     }
 }
 
