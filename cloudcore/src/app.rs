@@ -22,7 +22,7 @@ use runtime::{
     telemetry::LogLevel,
 };
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -32,7 +32,8 @@ use crate::{
         registry::Registry,
         session::SessionContext,
     },
-    config::{ApiServerConfig, Config},
+    cloudstream::{self, CloudStream, Endpoint},
+    config::{ApiServerConfig, Config, StreamConfig},
     edgecontroller::{
         cache::Reflector, index::Index, objects::KINDS, protection::Protection, upstream::Upstream,
     },
@@ -57,6 +58,12 @@ pub enum AppError {
         #[source]
         source: io::Error,
     },
+    #[error("failed to listen on {address} for the API server (modules.cloudStream.streamPort)")]
+    ListenStream {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Admin(#[from] AdminError),
     #[error("kubeconfig is not usable (kubeAPIConfig.kubeConfig)")]
@@ -75,6 +82,10 @@ enum ServeError {
     Secret(#[from] SecretError),
     #[error(transparent)]
     Hub(#[from] HubError),
+    #[error(
+        "failed to find the address by which the API server is reached; set modules.cloudStream.advertiseAddress"
+    )]
+    Address(#[from] io::Error),
 }
 
 /// Everything that runs, bound and connected.
@@ -90,8 +101,8 @@ impl App {
         log_level: LogLevel,
         stop: &CancellationToken,
     ) -> Result<Self, AppError> {
-        let Config { log_level: _, log_format: _, admin_address, api_server, hub, lease } = config;
-        let client = client(&api_server).await?;
+        let Config { log_level: _, log_format: _, admin_address, api_server, hub, lease, stream } = config;
+        let (client, server) = client(&api_server).await?;
         let listen_error = |source| AppError::Listen { address: hub.listen, source };
         let listener = TcpListener::bind(hub.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
@@ -111,7 +122,12 @@ impl App {
         ];
         let admin = Admin::bind(&admin_address, registry, log_level, ready, pages).await?;
 
-        let upstream = Upstream::new(client.clone(), Arc::clone(&index), metrics.clone());
+        let endpoint = Endpoint::default();
+        let stream = match stream {
+            Some(stream) => Some(Streaming::bind(stream, server, Arc::clone(&endpoint)).await?),
+            None => None,
+        };
+        let upstream = Upstream::new(client.clone(), Arc::clone(&index), metrics.clone(), endpoint);
         let context = Arc::new(SessionContext {
             client: client.clone(),
             index: Arc::clone(&index),
@@ -128,7 +144,7 @@ impl App {
             tasks.spawn(kind.key, reflector.run(stop.child_token()));
         }
         tasks.spawn("protection", Protection::new(client.clone(), index).run(stop.child_token()));
-        tasks.spawn("cloudhub", serve(client, (listener, udp), context, serving, stop.child_token()));
+        tasks.spawn("cloudhub", serve(client, (listener, udp), stream, context, serving, stop.child_token()));
         Ok(Self { tasks, address })
     }
 
@@ -155,15 +171,22 @@ fn quic_socket(mut quic: SocketAddr, listener: SocketAddr) -> Result<UdpSocket, 
 async fn serve(
     client: Client,
     (listener, udp): (TcpListener, Option<UdpSocket>),
+    stream: Option<Streaming>,
     context: Arc<SessionContext>,
     serving: Arc<AtomicBool>,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let ca = tokio::select! {
         // What was created is read at the next start.
-        ca = secrets::establish(&client) => ca?,
+        ca = secrets::establish(&client) => Arc::new(ca?),
         () = stop.cancelled() => return Ok(()),
     };
+    // Ends with this.
+    let mut streaming = JoinSet::new();
+    if let Some(stream) = stream {
+        let served = stream.serve(client, &context).await?;
+        streaming.spawn(served.run(Arc::clone(&ca), stop.clone()));
+    }
     let hub = CloudHub::new(listener, udp, context, ca);
     serving.store(true, Ordering::Relaxed);
     info!("serving edge nodes");
@@ -206,7 +229,45 @@ fn digests_page(index: &Arc<Index>) -> Page {
     })
 }
 
-async fn client(config: &ApiServerConfig) -> Result<Client, AppError> {
+/// The port of the kubelet's API, bound.
+struct Streaming {
+    listener: TcpListener,
+    config: StreamConfig,
+    /// The API server.
+    server: http::Uri,
+    endpoint: Endpoint,
+}
+
+impl Streaming {
+    async fn bind(config: StreamConfig, server: http::Uri, endpoint: Endpoint) -> Result<Self, AppError> {
+        let listen_error = |source| AppError::ListenStream { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+        Ok(Self { listener, config, server, endpoint })
+    }
+
+    /// To be called once the API server has been reached.
+    async fn serve(self, client: Client, context: &SessionContext) -> Result<CloudStream, ServeError> {
+        let Self { listener, config, server, endpoint } = self;
+        let address = if let Some(address) = config.advertise {
+            address
+        } else {
+            let (host, port) = (server.host().unwrap_or_default(), server.port_u16().unwrap_or(443));
+            cloudstream::advertised(cloudstream::reaching(host, port).await?, &config.addresses)
+        };
+        Ok(CloudStream {
+            listener,
+            client,
+            index: Arc::clone(&context.index),
+            registry: Arc::clone(&context.registry),
+            metrics: context.metrics.clone(),
+            names: context.hub.names.clone(),
+            address,
+            endpoint,
+        })
+    }
+}
+
+async fn client(config: &ApiServerConfig) -> Result<(Client, http::Uri), AppError> {
     let mut client = match &config.kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path).map_err(AppError::Kubeconfig)?;
@@ -222,5 +283,6 @@ async fn client(config: &ApiServerConfig) -> Result<Client, AppError> {
     client.connect_timeout = Some(Duration::from_secs(10));
     // Each use has its own way of trying again, which knows whom it holds up.
     client.default_retry = false;
-    Client::try_from(client).map_err(AppError::Client)
+    let server = client.cluster_url.clone();
+    Ok((Client::try_from(client).map_err(AppError::Client)?, server))
 }

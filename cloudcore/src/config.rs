@@ -1,11 +1,16 @@
 //! The configuration as the components take it, made once from the file's types.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use crds::componentconfig::{
     LogFormat as RawLogFormat,
     cloudcore::{
-        CloudCoreConfig, CloudHub, CloudHubWebSocket, CommonConfig, KubeApiConfig, Modules, NodeLease,
+        CloudCoreConfig, CloudHub, CloudHubWebSocket, CloudStream, CommonConfig, KubeApiConfig, Modules,
+        NodeLease,
     },
 };
 use runtime::telemetry::LogFormat;
@@ -21,6 +26,7 @@ pub struct Config {
     pub api_server: ApiServerConfig,
     pub hub: HubConfig,
     pub lease: LeaseConfig,
+    pub stream: Option<StreamConfig>,
 }
 
 /// How the API server is reached.
@@ -30,6 +36,16 @@ pub struct ApiServerConfig {
     pub master: Option<String>,
     /// Without one, the ServiceAccount of the pod that cloudcore runs in.
     pub kubeconfig: Option<PathBuf>,
+}
+
+/// The port that the API server connects to.
+#[derive(Debug, Clone)]
+pub struct StreamConfig {
+    pub listen: SocketAddr,
+    /// In place of the one by which the API server is reached.
+    pub advertise: Option<IpAddr>,
+    /// Those that edge nodes are given.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The port that edge nodes connect to.
@@ -58,7 +74,7 @@ impl From<CloudCoreConfig> for Config {
             log_format,
             common_config: CommonConfig { monitor_server },
             kube_api_config: KubeApiConfig { master, kube_config },
-            modules: Modules { cloud_hub },
+            modules: Modules { cloud_hub, cloud_stream },
         } = raw;
         let CloudHub {
             advertise_address,
@@ -78,6 +94,13 @@ impl From<CloudCoreConfig> for Config {
         names.extend(dns_names);
         names.sort_unstable();
         names.dedup();
+        let CloudStream { enable, stream_port, address: stream_address, advertise_address: advertise } =
+            cloud_stream;
+        let stream = enable.then(|| StreamConfig {
+            listen: SocketAddr::new(stream_address, stream_port),
+            advertise,
+            addresses: advertise_address,
+        });
         Self {
             log_level,
             log_format: match log_format {
@@ -105,6 +128,7 @@ impl From<CloudCoreConfig> for Config {
                 renew_every: seconds(renew_interval_seconds),
                 duration: seconds(duration_seconds),
             },
+            stream,
         }
     }
 }

@@ -7,6 +7,7 @@
 pub mod app;
 pub mod args;
 pub mod cloudhub;
+pub mod cloudstream;
 pub mod config;
 pub mod edgecontroller;
 pub mod metrics;

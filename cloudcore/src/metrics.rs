@@ -18,6 +18,7 @@ pub struct Metrics {
     pub reports: Family<ReportLabels, Counter>,
     pub report_retries: Counter,
     pub bytes: Family<BytesLabels, Counter>,
+    pub streams: Family<StreamLabels, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -58,6 +59,12 @@ pub struct BytesLabels {
     pub lane: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StreamLabels {
+    pub kind: &'static str,
+    pub code: u16,
+}
+
 impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("cloudcore");
@@ -70,6 +77,8 @@ impl Metrics {
         registry.register("reports", "Reports of edge nodes, by kind and outcome", self.reports.clone());
         let retries = self.report_retries.clone();
         registry.register("report_retries", "Reports that had to be tried again", retries);
+        let streams = self.streams.clone();
+        registry.register("streams", "Requests of the API server to nodes, by kind and HTTP status", streams);
         registry.register("link_bytes", "Frame bytes by direction and lane, before TLS", self.bytes.clone());
     }
 }

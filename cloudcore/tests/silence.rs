@@ -61,7 +61,7 @@ fn context(metrics: &Metrics) -> SessionContext {
     }
     SessionContext {
         client: client.clone(),
-        upstream: Arc::new(Upstream::new(client, Arc::clone(&index), metrics.clone())),
+        upstream: Arc::new(Upstream::new(client, Arc::clone(&index), metrics.clone(), Arc::default())),
         index,
         registry: Arc::new(Registry::default()),
         metrics: metrics.clone(),
@@ -93,7 +93,7 @@ impl Line {
         let metrics = Metrics::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let hub = CloudHub::new(listener, None, Arc::new(context(&metrics)), ca);
+        let hub = CloudHub::new(listener, None, Arc::new(context(&metrics)), Arc::new(ca));
         let mut running = JoinSet::new();
         running.spawn(async move { hub.run(CancellationToken::new()).await.unwrap() });
 

@@ -21,6 +21,7 @@ use crate::{
     config::Config,
     edged::Edged,
     edgehub::{EdgeHub, HubState, Renewal},
+    edgestream::{self, EdgeStream},
     metamanager::{Options, Store},
     metrics,
 };
@@ -67,7 +68,8 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) -> anyhow::Result<Outcome> {
-    let Config { log_level: _, log_format: _, admin_address, store_dir, pid_file, hub, edged } = config;
+    let Config { log_level: _, log_format: _, admin_address, store_dir, pid_file, hub, edged, serve_streams } =
+        config;
     let node = hub.node.clone();
     let opening = store_dir.clone();
     let store = tokio::task::spawn_blocking(move || Store::open(&opening, Options::default()))
@@ -87,6 +89,8 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     let (asks, asked) = mpsc::channel(ASKS);
     let identity = hub.identity.clone();
     let (hub, state) = EdgeHub::new(hub, store.clone(), asked)?;
+    let (streams, opened) = mpsc::channel(edgestream::WAITING);
+    let hub = if serve_streams { hub.serving(streams) } else { hub };
     let renewal = Renewal {
         node: node.clone(),
         identity,
@@ -103,11 +107,13 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     }
     let edged = Edged::new(edged, store.clone(), asks, state)?;
     registry.register_collector(Box::new(edged.calls()));
+    let edge_stream = EdgeStream::new(store.clone(), edged.runtime(), opened);
     let admin = Admin::bind(&admin_address, registry, log_level, readiness(&store), pages).await?;
     info!(node, version = env!("CARGO_PKG_VERSION"), objects = store.digest().count, "edgecore started");
 
     let mut tasks = Supervisor::new(stop.clone());
     tasks.spawn("admin", admin.run(stop.child_token()));
+    tasks.spawn("edgestream", edge_stream.run(stop.child_token()));
     tasks.spawn("edged", edged.run(stop.child_token()));
     tasks.spawn("edgehub", hub.run(stop.child_token()));
     tasks.spawn("renewal", renewal.run(stop.child_token()));

@@ -6,8 +6,8 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use crds::componentconfig::{
     LogFormat as RawLogFormat,
     edgecore::{
-        CgroupDriver, CommonConfig, Database, EdgeCoreConfig, EdgeHub, EdgeHubQuic, EdgeHubWebSocket, Edged,
-        Modules, MonitorServer,
+        CgroupDriver, CommonConfig, Database, EdgeCoreConfig, EdgeHub, EdgeHubQuic, EdgeHubWebSocket,
+        EdgeStream, Edged, Modules, MonitorServer,
     },
 };
 use runtime::telemetry::LogFormat;
@@ -30,6 +30,8 @@ pub struct Config {
     pub pid_file: PathBuf,
     pub hub: HubConfig,
     pub edged: EdgedConfig,
+    /// Whether logs and the like are served to the cloud.
+    pub serve_streams: bool,
 }
 
 impl From<EdgeCoreConfig> for Config {
@@ -44,7 +46,7 @@ impl From<EdgeCoreConfig> for Config {
             root_directory: _,
             common_config: CommonConfig { monitor_server: MonitorServer { bind_address: _ } },
             database: Database { data_source: _ },
-            modules: Modules { edge_hub, edged },
+            modules: Modules { edge_hub, edged, edge_stream: EdgeStream { enable: serve_streams } },
         } = raw;
         let EdgeHub {
             heartbeat,
@@ -136,6 +138,7 @@ impl From<EdgeCoreConfig> for Config {
                 cluster_domain,
                 resolv_conf: PathBuf::from(resolv_conf),
             },
+            serve_streams,
         }
     }
 }

@@ -110,7 +110,7 @@ pub struct Edged {
     relister: Relister,
     reporter: NodeReporter,
     image_gc: ImageGc,
-    calls: Calls,
+    runtime: Runtime,
 }
 
 impl Edged {
@@ -170,29 +170,40 @@ impl Edged {
             poke: poke.clone(),
             hub: hub.clone(),
         });
-        let calls = runtime.calls();
         let image_gc =
             ImageGc::new(runtime.clone(), store.clone(), sandbox_image.clone(), ImageGcLimits::default());
         let relister = Relister { runtime: runtime.clone(), poke, views: views_sender };
-        let reporter =
-            NodeReporter::new(node_status, sandbox_image, runtime, store, views.clone(), facts_sender, hub)?;
+        let reporter = NodeReporter::new(
+            node_status,
+            sandbox_image,
+            runtime.clone(),
+            store,
+            views.clone(),
+            facts_sender,
+            hub,
+        )?;
         Ok(Self {
             dispatcher: Dispatcher::new(shared, views, LOG_LIMITS),
             relister,
             reporter,
             image_gc,
-            calls,
+            runtime,
         })
     }
 
     /// What the container runtime has taken, for the registry of metrics.
     pub fn calls(&self) -> Calls {
-        self.calls.clone()
+        self.runtime.calls()
+    }
+
+    /// The client of the container runtime, for who asks it something else than to run pods.
+    pub fn runtime(&self) -> Runtime {
+        self.runtime.clone()
     }
 
     /// Runs until it is told to stop; the pods go on.
     pub async fn run(self, stop: CancellationToken) -> Result<(), EdgedError> {
-        let Self { dispatcher, relister, reporter, image_gc, calls: _ } = self;
+        let Self { dispatcher, relister, reporter, image_gc, runtime: _ } = self;
         let mut tasks = JoinSet::new();
         tasks.spawn(dispatcher.run(stop.clone()));
         tasks.spawn(relister.run(stop.clone()));

@@ -6,6 +6,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use proto::message::{Answer, GoodbyeReason, Question};
 use runtime::{
     backoff::Backoff,
@@ -14,6 +15,7 @@ use runtime::{
         Link, LinkError,
         proxy::{Proxy, ProxyError},
         quic,
+        streams::Stream,
     },
     tls::{Clock, TlsError},
 };
@@ -140,6 +142,7 @@ pub struct EdgeHub<S> {
     store: S,
     traffic: Arc<Traffic>,
     asks: mpsc::Receiver<Ask>,
+    streams: Option<mpsc::Sender<Stream>>,
     state: watch::Sender<HubState>,
 }
 
@@ -162,7 +165,7 @@ impl<S: HubStore> EdgeHub<S> {
         let clock = Arc::new(Clock::starting_at(session::latest_time(&store)));
         let (state, watching) = watch::channel(HubState::default());
         let traffic = Arc::default();
-        Ok((Self { config, places, at, proxy, clock, store, traffic, asks, state }, watching))
+        Ok((Self { config, places, at, proxy, clock, store, traffic, asks, streams: None, state }, watching))
     }
 
     /// Has connections over QUIC made by `dialer`, which many hubs may share.
@@ -171,6 +174,13 @@ impl<S: HubStore> EdgeHub<S> {
         for place in &mut self.places {
             place.transports.dial_with(dialer.clone());
         }
+        self
+    }
+
+    /// Has the streams that the cloud opens served at the other end of the channel. Without one they are refused.
+    #[must_use]
+    pub fn serving(mut self, streams: mpsc::Sender<Stream>) -> Self {
+        self.streams = Some(streams);
         self
     }
 
@@ -258,8 +268,10 @@ impl<S: HubStore> EdgeHub<S> {
                 store: &self.store,
                 traffic: &self.traffic,
                 asks: &mut self.asks,
+                streams: self.streams.as_ref(),
                 state: &self.state,
             };
+            let streams = link.streams.clone();
             let begun = Instant::now();
             let moved = stop.child_token();
             let mut session = std::pin::pin!(driver.run(link, &moved));
@@ -267,8 +279,8 @@ impl<S: HubStore> EdgeHub<S> {
             let ended = loop {
                 tokio::select! {
                     ended = &mut session => break ended,
-                    // A probe that is dropped with the session has promised nothing.
-                    link = transports.quic_again(tls), if transport == "websocket" && better.is_none() => {
+                    // A probe that is dropped with the session has promised nothing. Streams would be cut by the move.
+                    link = streams.idle().then(|()| transports.quic_again(tls)), if transport == "websocket" && better.is_none() => {
                         info!("QUIC gets through; the session moves there");
                         better = Some(link);
                         moved.cancel();

@@ -4,6 +4,7 @@
 
 pub mod edged;
 pub mod edgehub;
+pub mod edgestream;
 pub mod metamanager;
 
 pub mod app;

@@ -28,15 +28,18 @@ use tokio::{
 };
 
 mod knock;
+mod mux;
 pub mod proxy;
 pub mod queue;
 pub mod quic;
+pub mod streams;
 #[cfg(test)]
 mod tests;
 mod udp;
 pub mod websocket;
 
 pub use knock::knock;
+use streams::Streams;
 
 /// Bytes that the kernel takes before it has sent those before them.
 const UNSENT: u32 = 4 << 10;
@@ -102,6 +105,8 @@ pub struct Link {
     pub confirms: bool,
     /// Somebody who says to be the peer asks for a ping, see [`knock()`].
     pub knocks: Knocks,
+    /// To be closed when the session ends.
+    pub streams: Streams,
 }
 
 /// A transport that has none never hears one.

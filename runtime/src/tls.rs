@@ -68,6 +68,16 @@ pub fn server_config(
     Ok(ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?)
 }
 
+/// A server whose clients all have to show a certificate of one of `clients`.
+pub fn server_config_for(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    clients: &[CertificateDer<'static>],
+) -> Result<ServerConfig, TlsError> {
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots(clients)?)).build()?;
+    Ok(ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?)
+}
+
 /// edgecore's side, once it has a certificate.
 pub fn client_config(
     ca: &[CertificateDer<'static>],
@@ -99,6 +109,22 @@ pub fn node_of(certificate: &CertificateDer<'_>) -> Option<String> {
     let mut names = subject.iter_common_name().filter_map(|name| name.as_str().ok());
     let (name, None) = (names.next()?, names.next()) else { return None };
     name.strip_prefix(NODE_CN).filter(|node| !node.is_empty()).map(str::to_owned)
+}
+
+/// Who a client certificate is for, as the API server reads it: the common name is the user, organizations are its groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    pub name: String,
+    pub groups: Vec<String>,
+}
+
+/// `None` for one that names nobody.
+pub fn subject_of(certificate: &CertificateDer<'_>) -> Option<Subject> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let subject = certificate.subject();
+    let name = subject.iter_common_name().find_map(|name| name.as_str().ok())?.to_owned();
+    let groups = subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned);
+    Some(Subject { name, groups: groups.collect() }).filter(|subject| !subject.name.is_empty())
 }
 
 /// The SHA-256 of the certificate's public key, in hexadecimal: the same in each certificate of one key.

@@ -14,6 +14,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -98,6 +99,8 @@ pub struct Cluster {
 struct Identities {
     server: Identity,
     admin: Identity,
+    /// Of the API server, to kubelets.
+    kubelet_client: Identity,
     controller_manager: Identity,
     scheduler: Identity,
     service_accounts: Identity,
@@ -195,9 +198,14 @@ impl Cluster {
 
     /// Runs kubectl as admin and returns what it printed.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        output_async(self.kubectl_command(args)).await
+    }
+
+    /// kubectl as admin, to be run otherwise.
+    pub fn kubectl_command(&self, args: &[&str]) -> Command {
         let mut kubectl = command(&self.assets.kubectl, args);
         kubectl.env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.dir);
-        output_async(kubectl).await
+        kubectl
     }
 
     /// `kubectl apply` of a manifest.
@@ -242,6 +250,8 @@ fn identities(authority: &Authority, dir: &Path, options: &ClusterOptions) -> Re
     Ok(Identities {
         server: authority.server("kube-apiserver", &names, &addresses)?,
         admin: authority.client("admin", &["system:masters"])?,
+        // Named as by kubeadm.
+        kubelet_client: authority.client("kube-apiserver-kubelet-client", &["system:masters"])?,
         controller_manager: authority.client("system:kube-controller-manager", &[])?,
         scheduler: authority.client("system:kube-scheduler", &[])?,
         service_accounts: pki::signing_key(dir, "service-accounts")?,

@@ -35,7 +35,7 @@ const MAX_CSR: usize = 64 << 10;
 
 /// Signs nodes' requests.
 pub struct Enrollment {
-    ca: CertificateAuthority,
+    ca: Arc<CertificateAuthority>,
     client: Client,
     index: Arc<Index>,
     validity: Duration,
@@ -44,7 +44,7 @@ pub struct Enrollment {
 type Refusal = (StatusCode, String);
 
 impl Enrollment {
-    pub fn new(ca: CertificateAuthority, client: Client, index: Arc<Index>, validity: Duration) -> Self {
+    pub fn new(ca: Arc<CertificateAuthority>, client: Client, index: Arc<Index>, validity: Duration) -> Self {
         Self { ca, client, index, validity }
     }
 

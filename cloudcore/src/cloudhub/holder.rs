@@ -99,6 +99,7 @@ async fn held(client: &Client, node: &str) -> Result<Option<Held>, Failure> {
         opted_out: false,
         ready: None,
         key_hash: text(&metadata["annotations"][KEY_ANNOTATION]),
+        kubelet: None,
     };
     let resource_version = metadata["resourceVersion"].as_str().unwrap_or_default().to_owned();
     Ok(Some(Held { facts, resource_version }))
@@ -193,7 +194,14 @@ mod tests {
     use super::*;
 
     fn facts(edge: bool, key_hash: Option<&str>) -> NodeFacts {
-        NodeFacts { uid: "u".into(), edge, opted_out: false, ready: None, key_hash: key_hash.map(Into::into) }
+        NodeFacts {
+            uid: "u".into(),
+            edge,
+            opted_out: false,
+            ready: None,
+            key_hash: key_hash.map(Into::into),
+            kubelet: None,
+        }
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl CloudHub {
         listener: TcpListener,
         udp: Option<UdpSocket>,
         context: Arc<SessionContext>,
-        ca: CertificateAuthority,
+        ca: Arc<CertificateAuthority>,
     ) -> Self {
         let (client, index) = (context.client.clone(), Arc::clone(&context.index));
         let enrollment = Enrollment::new(ca, client, index, context.hub.certificate_validity);

@@ -8,6 +8,8 @@ use std::{
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use runtime::link::streams::Streams;
+
 use super::traffic::Traffic;
 
 /// The nodes that are connected.
@@ -27,6 +29,7 @@ struct Session {
     id: u64,
     superseded: CancellationToken,
     traffic: Arc<Traffic>,
+    streams: Streams,
 }
 
 /// A session's entry; dropping it takes it out.
@@ -40,12 +43,12 @@ pub struct Registration {
 
 impl Registry {
     /// Enters a node's session; an older session of the node is told to end.
-    pub fn enter(self: &Arc<Self>, node: &str, traffic: Arc<Traffic>) -> Registration {
+    pub fn enter(self: &Arc<Self>, node: &str, traffic: Arc<Traffic>, streams: Streams) -> Registration {
         let superseded = CancellationToken::new();
         let mut sessions = self.lock();
         let id = sessions.next;
         sessions.next += 1;
-        let session = Session { id, superseded: superseded.clone(), traffic };
+        let session = Session { id, superseded: superseded.clone(), traffic, streams };
         if let Some(older) = sessions.by_node.insert(node.to_owned(), session) {
             older.superseded.cancel();
         }
@@ -54,6 +57,11 @@ impl Registry {
 
     pub fn contains(&self, node: &str) -> bool {
         self.lock().by_node.contains_key(node)
+    }
+
+    /// Streams to the node, while it is connected here.
+    pub fn streams(&self, node: &str) -> Option<Streams> {
+        self.lock().by_node.get(node).map(|session| session.streams.clone())
     }
 
     pub fn len(&self) -> usize {
@@ -102,8 +110,8 @@ mod tests {
     #[test]
     fn the_end_of_a_superseded_session_leaves_the_newer_one() {
         let registry = Arc::new(Registry::default());
-        let first = registry.enter("n", Traffic::of_nobody());
-        let second = registry.enter("n", Traffic::of_nobody());
+        let first = registry.enter("n", Traffic::of_nobody(), Streams::default());
+        let second = registry.enter("n", Traffic::of_nobody(), Streams::default());
         assert!(first.superseded().is_cancelled() && !second.superseded().is_cancelled());
         drop(first);
         assert!(registry.contains("n"));

@@ -24,6 +24,7 @@ use proto::{
 use runtime::link::{
     Link, LinkError, Progress,
     queue::{Frames, queue},
+    streams::Streams,
 };
 use tokio::{
     sync::Semaphore,
@@ -168,6 +169,7 @@ struct Driver<'a> {
     frames: Frames,
     progress: Progress,
     traffic: Arc<Traffic>,
+    streams: Streams,
     lanes: Lanes<Work>,
     healing: bool,
     /// The control plane has called the node Unknown while it was connected, and its pods not ready.
@@ -211,7 +213,7 @@ async fn drive(
     stop: CancellationToken,
 ) -> End {
     let traffic = Traffic::of(&link, &context.metrics);
-    let Link { sender, mut receiver, progress, confirms, .. } = link;
+    let Link { sender, mut receiver, progress, confirms, streams, .. } = link;
     let (frames, queue) = queue();
     let mut writer = JoinSet::new();
     writer.spawn(sender.run(queue, context.hub.write_timeout));
@@ -231,6 +233,7 @@ async fn drive(
         frames,
         progress,
         traffic,
+        streams: streams.clone(),
         lanes: Lanes::new(WINDOW_REPORTS),
         healing: false,
         lapsed: false,
@@ -283,6 +286,7 @@ async fn drive(
         }
     };
     Box::pin(driver.say_goodbye(&end)).await;
+    streams.close();
     end
 }
 
@@ -349,7 +353,11 @@ impl Driver<'_> {
     fn handle(&mut self, event: CloudEvent) -> Result<(), End> {
         match event {
             CloudEvent::Connected { software } => {
-                let registration = self.context.registry.enter(&self.peer.node, Arc::clone(&self.traffic));
+                let registration = self.context.registry.enter(
+                    &self.peer.node,
+                    Arc::clone(&self.traffic),
+                    self.streams.clone(),
+                );
                 tracing::Span::current().record("session", registration.id());
                 self.registration = Some(registration);
                 info!(software, "node connected");
@@ -471,7 +479,13 @@ impl Driver<'_> {
         }
         let node = self.context.index.node(&self.peer.node);
         let unknown = node.as_ref().is_some_and(|node| node.ready.as_deref() == Some("Unknown"));
-        let astray = unknown || node.is_none_or(|node| node.ready.is_none());
+        // As it was written by a cloudcore that the node was connected to before.
+        let elsewhere = self
+            .context
+            .upstream
+            .kubelet()
+            .is_some_and(|endpoint| node.as_ref().is_some_and(|node| node.kubelet != Some(endpoint)));
+        let astray = unknown || elsewhere || node.is_none_or(|node| node.ready.is_none());
         if astray && !self.healing && self.context.index.is_complete() {
             self.healing = true;
             self.lapsed = unknown;

@@ -5,7 +5,7 @@
 //! Pods (but see `pod::KeptStatus`), of claims and volumes, and all but the identity, labels, annotations and spec of
 //! Nodes.
 
-use std::{collections::BTreeMap, fmt, marker::PhantomData};
+use std::{collections::BTreeMap, fmt, marker::PhantomData, net::SocketAddr};
 
 use bytes::Bytes;
 pub use crds::{EDGE_LABEL, KEY_ANNOTATION};
@@ -153,6 +153,8 @@ pub struct NodeFacts {
     pub ready: Option<Box<str>>,
     /// [`KEY_ANNOTATION`].
     pub key_hash: Option<Box<str>>,
+    /// Where the API server finds the kubelet's API of the node.
+    pub kubelet: Option<SocketAddr>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -300,6 +302,7 @@ impl Kind {
                     opted_out: evicts(metadata.annotations.as_ref()),
                     ready: fields.get("status").and_then(|status| ready(status.get())),
                     key_hash: annotation(metadata.annotations.as_ref(), KEY_ANNOTATION).map(Into::into),
+                    kubelet: fields.get("status").and_then(|status| kubelet(status.get())),
                 };
                 (node_bytes(&fields, raw_metadata).map_err(parse)?, Facts::Node(facts))
             }
@@ -375,6 +378,34 @@ fn ready(status: &str) -> Option<Box<str>> {
     let status: Status = serde_json::from_str(status).ok()?;
     let ready = status.conditions.into_iter().find(|condition| &*condition.r#type == "Ready")?;
     Some(ready.status)
+}
+
+/// As the API server reads it, if it prefers internal addresses: the first of them, and the port.
+fn kubelet(status: &str) -> Option<SocketAddr> {
+    #[derive(Deserialize)]
+    struct Address {
+        r#type: String,
+        address: String,
+    }
+    #[derive(Deserialize)]
+    struct Endpoint {
+        #[serde(rename = "Port")]
+        port: u16,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Endpoints {
+        kubelet_endpoint: Endpoint,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Status {
+        addresses: Vec<Address>,
+        daemon_endpoints: Endpoints,
+    }
+    let status: Status = serde_json::from_str(status).ok()?;
+    let first = status.addresses.into_iter().find(|address| address.r#type == "InternalIP")?;
+    Some(SocketAddr::new(first.address.parse().ok()?, status.daemon_endpoints.kubelet_endpoint.port))
 }
 
 fn volume(spec: &str) -> Option<ResourceKey> {

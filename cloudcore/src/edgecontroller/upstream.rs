@@ -4,7 +4,7 @@
 //! A node may write about itself and its own pods only ([`authz`]): the cache says whose a pod is, and where the cache
 //! would refuse, the API server has the last word, since another replica may know more.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kube::Client;
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     cloudhub::authz::{self, Denied},
+    cloudstream::Endpoint,
     metrics::{Metrics, ReportLabels, ReportOutcome},
 };
 
@@ -46,6 +47,7 @@ pub struct Upstream {
     index: Arc<Index>,
     slots: Semaphore,
     metrics: Metrics,
+    kubelet: Endpoint,
 }
 
 /// What became of one attempt that is not to be repeated.
@@ -84,8 +86,14 @@ struct PodReport {
 }
 
 impl Upstream {
-    pub fn new(client: Client, index: Arc<Index>, metrics: Metrics) -> Self {
-        Self { client, index, slots: Semaphore::new(SLOTS), metrics }
+    /// `kubelet` is written into the status of each node.
+    pub fn new(client: Client, index: Arc<Index>, metrics: Metrics, kubelet: Endpoint) -> Self {
+        Self { client, index, slots: Semaphore::new(SLOTS), metrics, kubelet }
+    }
+
+    /// Where the API server is to find the kubelet's API of the nodes that are connected here, once it is served.
+    pub fn kubelet(&self) -> Option<SocketAddr> {
+        self.kubelet.get().copied()
     }
 
     /// Delivers a node's report; returns once it is settled.
@@ -157,7 +165,7 @@ impl Upstream {
         let node = &*reporter.node;
         match parsed {
             Parsed::NodeStatus(report) => {
-                let written = node::apply(&self.client, reporter, report).await?;
+                let written = node::apply(&self.client, reporter, report, self.kubelet()).await?;
                 Ok(written.map_or_else(Verdict::from, |()| Verdict::Taken))
             }
             Parsed::PodStatus { key, uid, status } => self.pod_status(node, key, uid, status).await,

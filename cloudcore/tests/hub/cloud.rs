@@ -31,6 +31,7 @@ impl Cloud {
         raw.common_config.monitor_server.bind_address = String::from("127.0.0.1:0");
         raw.kube_api_config.kube_config = kubeconfig.display().to_string();
         raw.modules.cloud_hub.websocket.port = 0;
+        raw.modules.cloud_stream.stream_port = 0;
         raw.modules.cloud_hub.websocket.address = [127, 0, 0, 1].into();
         raw.modules.cloud_hub.node_lease.renew_interval_seconds = 1;
         raw.modules.cloud_hub.node_lease.duration_seconds = 4;

@@ -79,6 +79,35 @@ pub struct KubeApiConfig {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Modules {
     pub cloud_hub: CloudHub,
+    pub cloud_stream: CloudStream,
+}
+
+/// kubectl logs, exec, attach, port-forward and cp: the kubelet's API of the nodes that are connected here. The API server
+/// connects to it, edge nodes do not. It finds the way by the addresses of each Node, where cloudcore writes its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CloudStream {
+    /// false serves none of it.
+    pub enable: bool,
+    /// The TCP port. 0 lets the kernel choose.
+    pub stream_port: u16,
+    /// The address to listen on. Who connects has to show a client certificate of the cluster.
+    pub address: IpAddr,
+    /// The address at which the API server reaches this cloudcore. Left out: the one by which this cloudcore reaches the API
+    /// server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise_address: Option<IpAddr>,
+}
+
+impl Default for CloudStream {
+    fn default() -> Self {
+        Self {
+            enable: true,
+            stream_port: 10003,
+            address: IpAddr::from([0, 0, 0, 0]),
+            advertise_address: None,
+        }
+    }
 }
 
 /// The port that edge nodes connect to.

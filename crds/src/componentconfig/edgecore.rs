@@ -81,6 +81,22 @@ pub struct Database {
 pub struct Modules {
     pub edge_hub: EdgeHub,
     pub edged: Edged,
+    pub edge_stream: EdgeStream,
+}
+
+/// What `kubectl logs`, `exec`, `attach`, `port-forward` and `cp` need of the node. It has no connection of its own: all goes over
+/// the line to cloudcore, behind everything else.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EdgeStream {
+    /// false refuses them all.
+    pub enable: bool,
+}
+
+impl Default for EdgeStream {
+    fn default() -> Self {
+        Self { enable: true }
+    }
 }
 
 /// The line to cloudcore.

@@ -328,6 +328,24 @@ impl Runtime {
         self.call("ExecSync", Some(limit.saturating_add(ASK_DEADLINE)), client.exec_sync(request)).await
     }
 
+    /// Where the runtime's own streaming server has the command's streams: a URL for one use.
+    pub async fn exec_url(&self, request: v1::ExecRequest) -> Result<String, CriError> {
+        let mut client = self.pods.clone();
+        Ok(self.call("Exec", Some(ASK_DEADLINE), client.exec(request)).await?.url)
+    }
+
+    /// As [`exec_url`](Self::exec_url), of the container's own process.
+    pub async fn attach_url(&self, request: v1::AttachRequest) -> Result<String, CriError> {
+        let mut client = self.pods.clone();
+        Ok(self.call("Attach", Some(ASK_DEADLINE), client.attach(request)).await?.url)
+    }
+
+    /// As [`exec_url`](Self::exec_url), of ports in the sandbox's network.
+    pub async fn port_forward_url(&self, request: v1::PortForwardRequest) -> Result<String, CriError> {
+        let mut client = self.pods.clone();
+        Ok(self.call("PortForward", Some(ASK_DEADLINE), client.port_forward(request)).await?.url)
+    }
+
     /// Endless; answers `Unimplemented` on runtimes older than the call.
     pub async fn events(&self) -> Result<Streaming<v1::ContainerEventResponse>, CriError> {
         let mut client = self.pods.clone();

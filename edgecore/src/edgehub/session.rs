@@ -19,6 +19,7 @@ use runtime::{
         Link, LinkError,
         queue::{Frames, queue},
         quic,
+        streams::Stream,
     },
     tls::Clock,
 };
@@ -73,6 +74,7 @@ pub(super) struct Driver<'a, S> {
     pub(super) store: &'a S,
     pub(super) traffic: &'a Traffic,
     pub(super) asks: &'a mut mpsc::Receiver<Ask>,
+    pub(super) streams: Option<&'a mpsc::Sender<Stream>>,
     pub(super) state: &'a watch::Sender<HubState>,
 }
 
@@ -132,7 +134,7 @@ fn store_after(
 impl<S: HubStore> Driver<'_, S> {
     /// Returns `Ok` only when `stop` was cancelled.
     pub(super) async fn run(mut self, link: Link, stop: &CancellationToken) -> Result<(), HubError> {
-        let Link { sender, mut receiver, progress, confirms, mut knocks, .. } = link;
+        let Link { sender, mut receiver, progress, confirms, mut knocks, streams, .. } = link;
         // A commit of the session before may still be on its way to the disk, and what the cloud is told must have it.
         if let Err(error) = self.store.apply(Vec::new()).await {
             debug!(error = %runtime::chain(&error), "the store takes nothing; the session begins with what it holds");
@@ -199,6 +201,13 @@ impl<S: HubStore> Driver<'_, S> {
                     work.questions.insert(id, ask.answer);
                     Ok(())
                 }
+                Some(stream) = streams.accept() => {
+                    // One that is not taken is dropped, which tells the cloud so.
+                    if let Some(serving) = self.streams && serving.try_send(stream).is_err() {
+                        warn!("a stream that the cloud opened is refused: others wait to be served");
+                    }
+                    Ok(())
+                }
                 // Only a hint that there is room.
                 () = frames.taken(), if !Lane::ALL.iter().all(|lane| frames.has_room(*lane)) => Ok(()),
                 Some(ended) = writer.join_next() => Err(match ended {
@@ -231,6 +240,7 @@ impl<S: HubStore> Driver<'_, S> {
         if time::timeout(FAREWELL, writer.join_next()).await.is_err() {
             debug!("the line did not carry the goodbye");
         }
+        streams.close();
         ended
     }
 

@@ -48,7 +48,7 @@ pub(crate) async fn run(args: Init) -> Result<()> {
     };
     match args.mode {
         Mode::Host => objects.push(manifests::token()),
-        Mode::Deployment => objects.extend(manifests::deployment(&image, &text, hub.websocket.port)),
+        Mode::Deployment => objects.extend(manifests::deployment(&image, &text, &config)),
     }
     let daemon = program.map(|program| host::daemon(&args.config_dir, program));
     if args.dry_run {

@@ -53,6 +53,9 @@ async fn a_reset_of_another_root_leaves_the_pods(stage: &Stage<'_>) -> Result<()
     wait::until("a sandbox", Duration::from_mins(1), async || {
         let ip = stage.cluster.kubectl(&["get", "pod", "guest", "-o", "jsonpath={.status.podIP}"]).await?;
         ensure!(!ip.is_empty(), "the pod has no address");
+        // Pods of the steps before this one may be on their way out.
+        let sandboxes = stage.site.containers().await?.into_iter().filter(|one| one.sandbox).count();
+        ensure!(sandboxes == 1, "{sandboxes} sandboxes");
         Ok(())
     })
     .await?;

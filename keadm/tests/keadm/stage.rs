@@ -85,6 +85,7 @@ impl<'a> Stage<'a> {
             format!("--advertise-address={}", self.site.host_address()),
             format!("--cloudhub-port={}", self.port),
             format!("--admin-address=0.0.0.0:{}", self.admin),
+            "--set=modules.cloudStream.streamPort=0".to_owned(),
         ];
         let flags: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
         self.init_again(&flags).await

@@ -27,7 +27,9 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use socket2::SockRef;
 
 use super::{
-    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, patiently, queue::FrameQueue,
+    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, patiently,
+    queue::FrameQueue,
+    streams::{self, Streams},
     udp::WatchedUdp,
 };
 
@@ -37,6 +39,9 @@ const ALPN: &[u8] = b"skerry/1";
 /// second. It is what the sender holds for the lane, too: nothing else bounds that, so that no lane waits for another one.
 const WINDOW: u32 = 256 << 10;
 const LANES: u32 = 3;
+const STREAMS: u32 = streams::MAX as u32;
+/// As much as all lanes and streams may hold: streams that nobody reads hold up no lane.
+const TOTAL_WINDOW: u32 = (LANES + STREAMS) * WINDOW;
 /// The longest time between two pings on QUIC. What translates addresses in between (NAT) forgets UDP after half a minute and
 /// more, TCP after hours, and a cloudcore that ended without a word is found out by the next ping alone.
 pub const HEARTBEAT: Duration = Duration::from_secs(40);
@@ -49,22 +54,23 @@ const BUFFER: usize = 4 << 20;
 /// Read at once.
 const CHUNK: usize = 64 << 10;
 /// Why a connection ends when nothing is wrong.
-const CLOSED: VarInt = VarInt::from_u32(0);
+pub(super) const CLOSED: VarInt = VarInt::from_u32(0);
 
 /// TLS that cannot be used for QUIC.
 #[derive(Debug, thiserror::Error)]
 #[error("TLS has no cipher suite for QUIC")]
 pub struct NoSuite(#[from] quinn::crypto::rustls::NoInitialCipherSuite);
 
-fn transport() -> TransportConfig {
+/// `streams` is how many the peer may open beside the lanes.
+fn transport(streams: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(LANES))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(WINDOW))
-        .receive_window(VarInt::from_u32(LANES * WINDOW))
-        .send_window(u64::from(LANES * WINDOW))
+        .receive_window(VarInt::from_u32(TOTAL_WINDOW))
+        .send_window(u64::from(TOTAL_WINDOW))
         // The session knows how long a peer may be silent.
         .max_idle_timeout(None)
         // The search for larger packets costs each new connection 10 KB, and wins 1 % of what follows.
@@ -76,7 +82,7 @@ fn transport() -> TransportConfig {
 pub fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, NoSuite> {
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    config.transport_config(Arc::new(transport()));
+    config.transport_config(Arc::new(transport(0)));
     Ok(config)
 }
 
@@ -157,7 +163,7 @@ impl Dialer {
         tls.alpn_protocols = vec![ALPN.to_vec()];
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| failed(io::Error::other(error)))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport()));
+        config.transport_config(Arc::new(transport(STREAMS)));
         let (endpoint, knocks, progress) = match &self.0 {
             Some((endpoint, knocks)) => (endpoint.clone(), knocks.clone(), None),
             None => own_endpoint(peer).map_err(failed)?,
@@ -232,6 +238,7 @@ async fn link(
             connection: connection.clone(),
             address: address.clone(),
         }),
+        streams: Streams::over_quic(connection.clone()),
         sender: Box::new(Sender { streams, connection, address }),
         progress,
         transport: "quic",

@@ -32,6 +32,8 @@ use crate::{
     tls::{self, CertificateAuthority},
 };
 
+mod streams;
+
 const TRANSPORTS: [&str; 2] = ["quic", "websocket"];
 const LONG: Duration = Duration::from_secs(20);
 const NODE: &str = "edge-1";
@@ -120,15 +122,16 @@ struct End {
     progress: Progress,
     knocks: Knocks,
     transport: &'static str,
+    streams: Streams,
 }
 
 impl End {
     fn of(link: Link) -> Self {
-        let Link { sender, receiver, progress, knocks, transport, .. } = link;
+        let Link { sender, receiver, progress, knocks, transport, streams, .. } = link;
         let (frames, queue) = queue();
         let mut writer = JoinSet::new();
         writer.spawn(sender.run(queue, LONG));
-        Self { frames, writer, receiver, progress, knocks, transport }
+        Self { frames, writer, receiver, progress, knocks, transport, streams }
     }
 
     async fn send(&self, lane: Lane, frame: &Bytes) {
@@ -392,19 +395,24 @@ async fn over_a_relay(ends: &Ends, port: &quinn::Endpoint) -> (End, End, Relay) 
 /// On metered lines each beat is paid for.
 #[tokio::test]
 async fn a_quiet_line_carries_less_than_twelve_kilobytes_an_hour() {
-    const PINGS: u64 = 5;
+    const PINGS: usize = 5;
     let ends = Ends::new();
     let port = ends.quic_port();
     let (edge, mut cloud, line) = over_a_relay(&ends, &port).await;
     let opened = line.settled().await;
     assert!(opened < 8_000, "opening the link took {opened} bytes");
+    let (mut before, mut beats) = (opened, Vec::new());
     for _ in 0..PINGS {
         let ping = codec::encode(Body::Ping(Ping {})).unwrap();
         edge.frames.push(Lane::Control, ping.clone());
         assert_eq!(cloud.next().await.unwrap(), Some(ping));
-        line.settled().await;
+        let now = line.settled().await;
+        beats.push(now - before);
+        before = now;
     }
-    let a_beat = (line.settled().await - opened) / PINGS;
+    // A machine that stands still in between has one of them sent again.
+    beats.sort_unstable();
+    let a_beat = beats[PINGS / 2];
     let an_hour = a_beat * 3600 / quic::HEARTBEAT.as_secs();
     assert!(an_hour < 12_000, "{a_beat} bytes a beat, {an_hour} an hour");
     eprintln!("opening a link over QUIC: {opened} bytes; a beat: {a_beat} bytes, {an_hour} an hour");

@@ -5,7 +5,7 @@
 //! | bits | content |
 //! |---|---|
 //! | 7 | it is the last piece of its frame |
-//! | 0 to 6 | the lane: 0 control, 1 status, 2 objects |
+//! | 0 to 6 | the lane: 0 control, 1 status, 2 objects. More are [`mod@super::mux`]'s |
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -20,6 +20,7 @@ use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::Instant,
 };
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::{
@@ -28,7 +29,8 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, Watched, patiently, queue::FrameQueue,
+    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, Watched, mux::Mux, patiently,
+    queue::FrameQueue, streams::Streams,
 };
 
 /// The path of the upgrade request.
@@ -40,6 +42,9 @@ const BUFFER: usize = 1 << 10;
 
 /// A piece of a frame: what an urgent frame may have to wait for, half a second on a line of 64 kbit/s.
 const PIECE: usize = 4 << 10;
+/// Of a stream, on a line that takes so much in [`SWIFT`]: nothing has to wait long for it there.
+const LARGEST_PIECE: usize = 32 << 10;
+const SWIFT: Duration = Duration::from_millis(2);
 /// In the first byte of a message.
 const LAST: u8 = 0x80;
 
@@ -111,9 +116,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sink, stream) = socket.split();
+    let mux = Mux::new();
     Link {
-        sender: Box::new(Sender(sink)),
-        receiver: Box::new(Receiver { stream, begun: Default::default() }),
+        streams: Streams::over_websocket(Arc::clone(&mux)),
+        sender: Box::new(Sender { sink, mux: Arc::clone(&mux) }),
+        receiver: Box::new(Receiver { stream, begun: Default::default(), mux }),
         progress,
         peer,
         knocks: Knocks::default(),
@@ -139,7 +146,38 @@ fn piece(lane: Lane, bytes: &[u8], last: bool) -> Message {
     Message::Binary(message.freeze())
 }
 
-struct Sender<S>(SplitSink<WebSocketStream<S>, Message>);
+struct Sender<S> {
+    sink: SplitSink<WebSocketStream<S>, Message>,
+    mux: Arc<Mux>,
+}
+
+/// Frames that were begun, by lane.
+#[derive(Default)]
+struct Begun([Option<Bytes>; Lane::ALL.len()]);
+
+impl Begun {
+    /// The most urgent lane that has something to send.
+    fn urgent(&mut self, queue: &FrameQueue) -> Option<Lane> {
+        for lane in Lane::ALL {
+            let rest = &mut self.0[lane as usize];
+            if rest.is_none() {
+                *rest = queue.try_next(lane);
+            }
+        }
+        Lane::ALL.into_iter().find(|lane| self.0[*lane as usize].is_some())
+    }
+
+    fn next(&mut self, lane: Lane) -> Message {
+        let rest = &mut self.0[lane as usize];
+        let frame = rest.get_or_insert_default();
+        let bytes = frame.split_to(frame.len().min(PIECE));
+        let last = frame.is_empty();
+        if last {
+            *rest = None;
+        }
+        piece(lane, &bytes, last)
+    }
+}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> FrameSender for Sender<S> {
     fn run(
@@ -148,31 +186,45 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> FrameSender for Sender<
         patience: Duration,
     ) -> BoxFuture<'static, Result<(), LinkError>> {
         async move {
-            let mut begun: [Option<Bytes>; Lane::ALL.len()] = Default::default();
+            let mut begun = Begun::default();
+            let mut most = PIECE;
             loop {
-                for lane in Lane::ALL {
-                    let rest = &mut begun[lane as usize];
-                    if rest.is_none() {
-                        *rest = queue.try_next(lane);
-                    }
-                }
-                let urgent = Lane::ALL.into_iter().zip(&mut begun).find(|(_, rest)| rest.is_some());
-                let Some((lane, Some(rest))) = urgent else {
-                    if queue.filled().await {
+                let urgent = begun.urgent(&queue);
+                // A stream that waits for its credit waits for no object.
+                let early = urgent.is_none_or(|lane| lane == Lane::Objects);
+                let notice = early.then(|| self.mux.notice()).flatten();
+                let of_stream = notice.is_none() && urgent.is_none();
+                let message = if let Some(notice) = notice {
+                    Message::Binary(notice)
+                } else if let Some(lane) = urgent {
+                    begun.next(lane)
+                } else if let Some(piece) = self.mux.piece(most) {
+                    Message::Binary(piece)
+                } else {
+                    let open = tokio::select! {
+                        open = queue.filled() => open,
+                        () = self.mux.filled() => true,
+                    };
+                    if open {
                         continue;
                     }
-                    return patiently(patience, 0, self.0.close().map_err(LinkError::broken)).await;
+                    return patiently(patience, 0, self.sink.close().map_err(LinkError::broken)).await;
                 };
-                let bytes = rest.split_to(rest.len().min(PIECE));
-                let last = rest.is_empty();
-                if last {
-                    begun[lane as usize] = None;
+                let (bytes, begun) = (message.len(), Instant::now());
+                patiently(patience, bytes, self.sink.send(message).map_err(LinkError::broken)).await?;
+                if of_stream {
+                    let swift = begun.elapsed() < SWIFT;
+                    most = if swift { (most * 2).min(LARGEST_PIECE) } else { (most / 2).max(PIECE) };
                 }
-                let sent = self.0.send(piece(lane, &bytes, last)).map_err(LinkError::broken);
-                patiently(patience, bytes.len(), sent).await?;
             }
         }
         .boxed()
+    }
+}
+
+impl<S> Drop for Sender<S> {
+    fn drop(&mut self) {
+        self.mux.close();
     }
 }
 
@@ -180,13 +232,22 @@ struct Receiver<S> {
     stream: SplitStream<WebSocketStream<S>>,
     /// Frames of which not all pieces have come.
     begun: [BytesMut; Lane::ALL.len()],
+    mux: Arc<Mux>,
+}
+
+impl<S> Drop for Receiver<S> {
+    fn drop(&mut self) {
+        self.mux.close();
+    }
 }
 
 impl<S> Receiver<S> {
     /// The frame that this piece completes.
     fn take(&mut self, mut piece: Bytes) -> Result<Option<Bytes>, LinkError> {
         let head = piece.try_get_u8().map_err(|_| LinkError::Piece)?;
-        let lane = Lane::ALL.get(usize::from(head & !LAST)).ok_or(LinkError::Piece)?;
+        let Some(lane) = Lane::ALL.get(usize::from(head & !LAST)) else {
+            return self.mux.receive(head, piece).map(|()| None);
+        };
         let begun = &mut self.begun[*lane as usize];
         let (length, last) = (begun.len() + piece.len(), head & LAST != 0);
         if length > lane.max_frame() {

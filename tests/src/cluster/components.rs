@@ -90,8 +90,8 @@ impl Start<'_> {
                 .arg("--enable-admission-plugins=NodeRestriction")
                 .arg("--allow-privileged=true")
                 .arg("--profiling=false")
-                // Its own default asks DNS for the Hostname first.
-                .arg("--kubelet-preferred-address-types=InternalIP,Hostname")
+                .arg(format!("--kubelet-client-certificate={}", self.ids.kubelet_client.cert.display()))
+                .arg(format!("--kubelet-client-key={}", self.ids.kubelet_client.key.display()))
                 .arg(format!("--default-not-ready-toleration-seconds={}", options.eviction_after.as_secs()))
                 .arg(format!("--default-unreachable-toleration-seconds={}", options.eviction_after.as_secs()))
                 .args(&options.kube_apiserver_args);

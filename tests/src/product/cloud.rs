@@ -59,6 +59,7 @@ impl Cloud {
                 format!("--bin-dir={}", bin.display()),
                 format!("--cloudhub-port={port}"),
                 format!("--admin-address={admin}"),
+                "--set=modules.cloudStream.streamPort=0".to_owned(),
             ])
             .await?;
         Ok(cloud)

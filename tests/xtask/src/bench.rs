@@ -20,6 +20,7 @@ mod reading;
 mod report;
 mod restart;
 mod size;
+mod stream;
 mod trace;
 mod workload;
 mod world;
@@ -84,6 +85,8 @@ pub(crate) enum Measure {
     Adopt,
     /// The line restored: until the node is Ready and a change has arrived
     Cuts,
+    /// A stream of the link (logs and the like) beside raw TLS: throughput, memory, heartbeats meanwhile
+    Stream,
     /// Thousands of hollow nodes over either transport: cost at rest, reconnect storm, 1,000 changes a second
     Hollow,
 }
@@ -98,6 +101,7 @@ impl Measure {
             Self::Restart => "restart",
             Self::Adopt => "adopt",
             Self::Cuts => "cuts",
+            Self::Stream => "stream",
             Self::Hollow => "hollow",
         }
     }
@@ -111,6 +115,7 @@ impl Measure {
             Self::Restart => restart::take(assets).await,
             Self::Adopt => adopt::take(assets).await,
             Self::Cuts => cuts::take(assets).await,
+            Self::Stream => stream::take().await,
             Self::Hollow => hollow::take(assets, args.hollow_nodes, args.hollow_transport).await,
         }
     }

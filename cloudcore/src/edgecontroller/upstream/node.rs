@@ -5,6 +5,8 @@
 //! type, so that those of other writers stay; other lists are replaced, because `addresses` may hold a type twice, which
 //! neither server-side apply nor a strategic merge can express.
 
+use std::net::SocketAddr;
+
 use jiff::Timestamp;
 use kube::Client;
 use serde_json::{Map, Value, json};
@@ -24,6 +26,7 @@ pub(super) async fn apply(
     client: &Client,
     reporter: &Reporter,
     report: &Value,
+    kubelet: Option<SocketAddr>,
 ) -> Result<Result<(), Denied>, Failure> {
     let node = &*reporter.node;
     let path = format!("/api/v1/nodes/{node}");
@@ -49,7 +52,10 @@ pub(super) async fn apply(
     if let Some(patch) = missing_metadata(&current, reporter, report) {
         current = api::patch(client, &path, Patch::Merge, &patch).await?.json()?;
     }
-    let patch = status_patch(&current, report, Timestamp::now());
+    let mut patch = status_patch(&current, report, Timestamp::now());
+    if let Some(kubelet) = kubelet {
+        lead_to(kubelet, &mut patch["status"]);
+    }
     api::patch(client, &format!("{path}/status"), Patch::Merge, &patch).await?;
     Ok(Ok(()))
 }
@@ -135,12 +141,36 @@ fn status_patch(current: &Value, report: &Value, now: Timestamp) -> Value {
     json!({"metadata": {"resourceVersion": current["metadata"]["resourceVersion"]}, "status": status})
 }
 
+/// The API server takes the first address of the type that it prefers: the node's own are behind the one that answers for it.
+/// A Hostname is not among them: most API servers that are not told otherwise prefer one, and that of an edge node leads nowhere.
+fn lead_to(kubelet: SocketAddr, status: &mut Value) {
+    let address = kubelet.ip().to_string();
+    let own = status["addresses"].as_array().cloned().unwrap_or_default();
+    let own = own.into_iter().filter(|own| own["type"] != "Hostname" && own["address"] != *address);
+    let first = json!({"type": "InternalIP", "address": address});
+    status["addresses"] = [first].into_iter().chain(own).collect();
+    status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": kubelet.port()}});
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn reporter() -> Reporter {
         Reporter { node: "n".into(), key_hash: "k".into() }
+    }
+
+    #[test]
+    fn the_api_server_is_led_to_cloudcore_and_people_still_see_the_nodes_own_address() {
+        let mut status = json!({"addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "10.0.0.9"}]});
+        let wanted = json!({
+            "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "10.0.0.9"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 10003}},
+        });
+        for _ in 0..2 {
+            lead_to("192.0.2.1:10003".parse().unwrap(), &mut status);
+            assert_eq!(status, wanted);
+        }
     }
 
     #[test]

@@ -76,8 +76,11 @@ pub(super) fn ports_are_free(config: &CloudCoreConfig, running: Option<&CloudCor
 /// With the flag that moves it. A socket in the file system is no address that others could have.
 fn listeners(config: &CloudCoreConfig) -> Vec<(SocketAddr, &'static str)> {
     let hub = &config.modules.cloud_hub.websocket;
+    let stream = Some(&config.modules.cloud_stream).filter(|stream| stream.enable);
+    let stream = stream.map(|stream| SocketAddr::new(stream.address, stream.stream_port));
     let admin = config.common_config.monitor_server.bind_address.parse().ok();
     std::iter::once((SocketAddr::new(hub.address, hub.port), "--cloudhub-port"))
+        .chain(stream.map(|stream| (stream, "--set=modules.cloudStream.streamPort=PORT")))
         .chain(admin.map(|admin| (admin, "--admin-address")))
         .collect()
 }

@@ -1,5 +1,6 @@
 //! What `keadm init` applies to the cluster.
 
+use crds::componentconfig::cloudcore::{CloudCoreConfig, Modules};
 use serde_json::{Value, json};
 
 use super::node_selector;
@@ -26,7 +27,7 @@ pub(crate) fn needed_access(mode: Mode) -> Vec<Access> {
     objects.extend(node_selector::policy("v1"));
     let read = match mode {
         Mode::Host => vec![token()],
-        Mode::Deployment => deployment("", "", 0),
+        Mode::Deployment => deployment("", "", &CloudCoreConfig::default()),
     };
     let mut needed: Vec<Access> = read.iter().map(|object| object.access("get")).collect();
     objects.extend(read);
@@ -86,6 +87,8 @@ pub(crate) fn permissions() -> Vec<Manifest> {
         // Which of them a node gets is decided by the pods on it, and enforced by cloudcore.
         rule(&[""], &["configmaps", "secrets", "persistentvolumeclaims", "persistentvolumes"], READ),
         rule(&[""], &["serviceaccounts/token"], &["create"]),
+        // Whether who asks for logs and the like may.
+        rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
         rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
         rule(&["node.k8s.io"], &["runtimeclasses"], READ),
         rule(&["devices.kubeedge.io"], &["devices", "devicemodels"], READ),
@@ -145,17 +148,29 @@ pub(crate) fn token() -> Manifest {
 }
 
 /// cloudcore in the cluster. On the host's network, so that the port is that of the node and of nothing in between.
-pub(crate) fn deployment(image: &str, config: &str, port: u16) -> Vec<Manifest> {
+pub(crate) fn deployment(image: &str, text: &str, config: &CloudCoreConfig) -> Vec<Manifest> {
+    let Modules { cloud_hub, cloud_stream } = &config.modules;
+    let port = cloud_hub.websocket.port;
+    let mut ports = vec![
+        json!({ "name": "cloudhub", "containerPort": port, "hostPort": port, "protocol": "TCP" }),
+        json!({ "name": "cloudhub-quic", "containerPort": port, "hostPort": port, "protocol": "UDP" }),
+    ];
+    if cloud_stream.enable && cloud_stream.stream_port != 0 {
+        let port = cloud_stream.stream_port;
+        ports.push(
+            json!({ "name": "cloudstream", "containerPort": port, "hostPort": port, "protocol": "TCP" }),
+        );
+    }
     let selector = json!({ "k8s-app": "kubeedge", "kubeedge": NAME });
     let config_map = json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": meta(Some(NAMESPACE), NAME),
-        "data": { "cloudcore.yaml": config },
+        "data": { "cloudcore.yaml": text },
     });
     let mut template = json!({ "metadata": { "labels": selector } });
     // A changed configuration is a changed template, so the pods are replaced.
-    template["metadata"]["annotations"] = json!({ "node.skerry.io/config": crate::kubernetes::hash(config) });
+    template["metadata"]["annotations"] = json!({ "node.skerry.io/config": crate::kubernetes::hash(text) });
     template["spec"] = json!({
         "serviceAccountName": NAME,
         "hostNetwork": true,
@@ -173,10 +188,7 @@ pub(crate) fn deployment(image: &str, config: &str, port: u16) -> Vec<Manifest> 
             "command": [NAME],
             "args": ["--config", "/etc/kubeedge/config/cloudcore.yaml"],
             "env": ENVIRONMENT.map(|(name, value)| json!({ "name": name, "value": value })),
-            "ports": [
-                { "name": "cloudhub", "containerPort": port, "hostPort": port, "protocol": "TCP" },
-                { "name": "cloudhub-quic", "containerPort": port, "hostPort": port, "protocol": "UDP" },
-            ],
+            "ports": ports,
             "readinessProbe": { "httpGet": { "path": "/healthz", "port": port, "scheme": "HTTPS" }, "periodSeconds": 5 },
             "resources": { "requests": { "cpu": "50m", "memory": "64Mi" } },
             "securityContext": {

@@ -52,6 +52,11 @@ pub(crate) async fn deploy(demo: &Demo, story: &mut Story) -> Result<Workload> {
     ensure!(secret == "s3cret", "the Secret's variable holds {secret:?}");
     story.checked("both answer HTTP at the site, with the ConfigMap's and the Secret's values")?;
     workload.has_token(demo).await?;
+    let greeting = demo.cluster.kubectl(&["exec", "deploy/web", "--", "cat", "/etc/greeting/text"]).await?;
+    ensure!(greeting == "hello", "kubectl exec prints {greeting:?}");
+    let log = demo.cluster.kubectl(&["logs", "deploy/web"]).await?;
+    ensure!(log.contains("HTTP server"), "kubectl logs prints {log:?}");
+    story.checked("kubectl exec and kubectl logs reach into the site")?;
     Ok(workload)
 }
 

@@ -1,0 +1,282 @@
+//! A stream of the link beside raw TLS over TCP, both ends in this process: throughput, memory a stream, and how late heartbeats
+//! come meanwhile. Prints JSON; `cargo xtask bench stream` runs it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use proto::Lane;
+use runtime::{
+    link::{
+        Link, Watched, prepare,
+        queue::{Frames, queue},
+        quic,
+        streams::{MAX, Stream, Streams},
+        websocket,
+    },
+    tls::{self, CertificateAuthority},
+};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinSet,
+    time,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const TRANSPORTS: [&str; 2] = ["quic", "websocket"];
+const NODE: &str = "edge-1";
+const YEAR: Duration = Duration::from_hours(365 * 24);
+const CHUNK: usize = 32 << 10;
+const BEAT: Duration = Duration::from_millis(50);
+/// For what is filled to come to rest.
+const REST: Duration = Duration::from_millis(500);
+
+struct Ends {
+    server: rustls::ServerConfig,
+    client: Arc<rustls::ClientConfig>,
+    name: ServerName<'static>,
+}
+
+/// An end whose frames are received all the time, as by a session.
+struct End {
+    frames: Frames,
+    streams: Streams,
+    received: mpsc::UnboundedReceiver<Bytes>,
+    _tasks: JoinSet<()>,
+}
+
+fn main() -> Outcome<()> {
+    tls::install_provider();
+    let bytes = std::env::args().nth(1).unwrap_or_default().parse().unwrap_or(1 << 30);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(Box::pin(measure(bytes)))
+}
+
+#[allow(clippy::print_stdout, reason = "this is what was asked for")]
+async fn measure(bytes: usize) -> Outcome<()> {
+    let ends = Ends::new()?;
+    // First: what the rest has freed would be used again unseen.
+    let mut full = Vec::new();
+    for transport in TRANSPORTS {
+        let (edge, cloud) = Box::pin(ends.link(transport)).await?;
+        full.push(memory(&edge, &cloud).await?);
+    }
+    let raw = raw(&ends, bytes).await?;
+    let mut results = vec![serde_json::json!({"over": "tls", "bytesPerSecond": raw})];
+    for (transport, full) in TRANSPORTS.into_iter().zip(full) {
+        let (edge, mut cloud) = Box::pin(ends.link(transport)).await?;
+        let (to, from) = pair(&edge, &cloud).await?;
+        let transfer = async { rate(to, from, bytes).await };
+        let (rate, late) = beside(&edge, &mut cloud, transfer).await?;
+        results.push(serde_json::json!({
+            "over": transport, "bytesPerSecond": rate, "heartbeatsLateMs": late,
+            "kibPerFullStream": full,
+        }));
+    }
+    println!("{}", serde_json::Value::from(results));
+    Ok(())
+}
+
+/// From the edge to the cloud, as logs go.
+async fn rate(
+    mut to: impl AsyncWrite + Unpin,
+    mut from: impl AsyncRead + Unpin,
+    bytes: usize,
+) -> Outcome<f64> {
+    let begun = Instant::now();
+    let write = async {
+        let chunk = vec![b'x'; CHUNK];
+        let mut left = bytes;
+        while left > 0 {
+            let part = left.min(CHUNK);
+            to.write_all(&chunk[..part]).await?;
+            left -= part;
+        }
+        to.flush().await?;
+        to.shutdown().await
+    };
+    let read = async {
+        let mut chunk = vec![0; CHUNK];
+        let mut count = 0;
+        loop {
+            match from.read(&mut chunk).await? {
+                0 => return Ok(count),
+                more => count += more,
+            }
+        }
+    };
+    let ((), count): ((), usize) = tokio::try_join!(write, read)?;
+    if count != bytes {
+        return Err(format!("{count} of {bytes} bytes came").into());
+    }
+    #[allow(clippy::cast_precision_loss, reason = "of no account here")]
+    let rate = bytes as f64 / begun.elapsed().as_secs_f64();
+    Ok(rate)
+}
+
+/// `transfer`, and the lateness of heartbeats that go the same way beside it: the median and the worst, in ms.
+async fn beside<T>(
+    edge: &End,
+    cloud: &mut End,
+    transfer: impl Future<Output = Outcome<T>>,
+) -> Outcome<(T, [f64; 2])> {
+    let mut late = Vec::new();
+    let beats = async {
+        let mut ticks = time::interval(BEAT);
+        loop {
+            ticks.tick().await;
+            let sent = Instant::now();
+            edge.frames.push(Lane::Control, Bytes::from_static(b"beat"));
+            if cloud.received.recv().await.is_none() {
+                return;
+            }
+            late.push(sent.elapsed().as_secs_f64() * 1000.0);
+        }
+    };
+    let transferred = tokio::select! {
+        transferred = transfer => transferred?,
+        () = beats => return Err("the link broke".into()),
+    };
+    late.sort_by(f64::total_cmp);
+    let median = late.get(late.len() / 2).copied().unwrap_or_default();
+    Ok((transferred, [median, late.last().copied().unwrap_or_default()]))
+}
+
+/// What a stream that is full, and that nobody reads, takes at both ends together.
+async fn memory(edge: &End, cloud: &End) -> Outcome<f64> {
+    let before = private_kib()?;
+    let mut held = Vec::new();
+    // QUIC gives places back by the eighth.
+    let count = MAX - MAX / 4;
+    for _ in 0..count {
+        let (mut to, from) = pair(edge, cloud).await?;
+        let fill = async { while to.write_all(&[b'x'; 4096]).await.is_ok() {} };
+        drop(time::timeout(Duration::from_millis(20), fill).await);
+        held.push((to, from));
+    }
+    time::sleep(REST).await;
+    Ok((private_kib()? - before) / f64::from(count))
+}
+
+fn private_kib() -> Outcome<f64> {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup")?;
+    let lines = text.lines().filter(|line| line.starts_with("Private_"));
+    let values = lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+    Ok(values.sum())
+}
+
+async fn pair(edge: &End, cloud: &End) -> Outcome<(Stream, Stream)> {
+    let mut ours = cloud.streams.open().await?;
+    ours.write_all(b"?").await?;
+    let mut theirs = edge.streams.accept().await.ok_or("the link broke")?;
+    theirs.read_exact(&mut [0]).await?;
+    Ok((theirs, ours))
+}
+
+async fn raw(ends: &Ends, bytes: usize) -> Outcome<f64> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    let cloud = async {
+        let (tcp, _) = listener.accept().await?;
+        TlsAcceptor::from(Arc::new(ends.server.clone())).accept(tcp).await
+    };
+    let edge = async {
+        let tcp = TcpStream::connect(address).await?;
+        TlsConnector::from(Arc::clone(&ends.client)).connect(ends.name.clone(), tcp).await
+    };
+    let (cloud, edge) = tokio::try_join!(cloud, edge)?;
+    rate(edge, cloud, bytes).await
+}
+
+impl Ends {
+    fn new() -> Outcome<Self> {
+        let ca = CertificateAuthority::generate()?;
+        let (chain, key) = ca.issue_server(&["127.0.0.1".to_owned()])?;
+        let server = tls::server_config(chain, key, std::slice::from_ref(ca.certificate()), Duration::ZERO)?;
+        let (key, csr) = tls::node_csr(NODE)?;
+        let chain = vec![CertificateDer::from(ca.sign_node_csr(&csr, NODE, YEAR)?)];
+        let client = tls::client_config(&[ca.certificate().clone()], chain, tls::pkcs8(key), Arc::default())?;
+        Ok(Self { server, client: Arc::new(client), name: ServerName::try_from("127.0.0.1")? })
+    }
+
+    /// The edge's end and the cloud's, which have greeted each other.
+    async fn link(&self, transport: &str) -> Outcome<(End, End)> {
+        let (mut edge, mut cloud) =
+            if transport == "quic" { self.quic().await? } else { Box::pin(self.websocket()).await? };
+        cloud.frames.push(Lane::Control, Bytes::from_static(b"hello"));
+        for end in [&mut edge, &mut cloud] {
+            end.received.recv().await.ok_or("the link broke")?;
+        }
+        Ok((edge, cloud))
+    }
+
+    async fn quic(&self) -> Outcome<(End, End)> {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = quic::listen(socket, quic::server_config(self.server.clone())?, b"secret")?;
+        let peer: SocketAddr = port.local_addr()?;
+        let cloud = async {
+            let connection = port.accept().await.ok_or("the port is closed")?.await?;
+            Ok(End::of(quic::accept(connection).await?))
+        };
+        let edge = async {
+            let link = quic::connect(peer, &peer.to_string(), &self.name, &self.client).await?;
+            Ok(End::greeting(link))
+        };
+        tokio::try_join!(edge, cloud)
+    }
+
+    async fn websocket(&self) -> Outcome<(End, End)> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let cloud = async {
+            let (tcp, peer) = listener.accept().await?;
+            prepare(&tcp)?;
+            let stream = TlsAcceptor::from(Arc::new(self.server.clone())).accept(Watched::new(tcp)).await?;
+            let progress = stream.get_ref().0.progress();
+            let upgraded = tokio_tungstenite::accept_async(stream).await?;
+            Ok(End::of(websocket::server(upgraded.into_inner(), peer, progress).await))
+        };
+        let edge = async {
+            let text = address.to_string();
+            Ok(End::greeting(websocket::connect(&text, self.name.clone(), Arc::clone(&self.client)).await?))
+        };
+        tokio::try_join!(edge, cloud)
+    }
+}
+
+impl End {
+    /// The edge's: over QUIC the cloud's end is there with the first byte.
+    fn greeting(link: Link) -> Self {
+        let end = Self::of(link);
+        end.frames.push(Lane::Control, Bytes::from_static(b"hello"));
+        end
+    }
+
+    fn of(link: Link) -> Self {
+        let Link { sender, mut receiver, streams, .. } = link;
+        let (frames, queue) = queue();
+        let (received, receiving) = mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            if let Err(error) = sender.run(queue, Duration::from_secs(30)).await {
+                eprintln!("the link broke: {error}");
+            }
+        });
+        tasks.spawn(async move {
+            while let Ok(Some(frame)) = receiver.receive().await {
+                if received.send(frame).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { frames, streams, received: receiving, _tasks: tasks }
+    }
+}

@@ -1,0 +1,194 @@
+//! Byte streams beside the frames: bulk, such as logs and the terminals of `kubectl exec`. cloudcore opens them, the edge accepts
+//! them, and all that the lanes carry goes first. Each has a bound on what is on its way, so one that nobody reads holds up
+//! itself alone.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
+};
+
+use super::mux::{Mux, MuxStream};
+
+/// Open at once on a link.
+pub const MAX: u8 = 64;
+/// Bytes of a stream, each way, that are on their way, or have come and nobody has read them.
+pub const WINDOW: u32 = 64 << 10;
+/// Behind every lane.
+const PRIORITY: i32 = -16;
+/// Why a stream ends before its end: whoever held it has gone.
+const GONE: VarInt = VarInt::from_u32(1);
+
+/// The streams of one link. Cheap to clone; none outlives the link.
+#[derive(Clone, Debug, Default)]
+pub struct Streams {
+    transport: Transport,
+    open: Arc<Open>,
+}
+
+/// The streams that are held at this end.
+#[derive(Debug, Default)]
+struct Open {
+    count: AtomicUsize,
+    none: Notify,
+}
+
+#[derive(Clone, Debug, Default)]
+enum Transport {
+    /// There are none.
+    #[default]
+    None,
+    Quic(Connection),
+    WebSocket(Arc<Mux>),
+}
+
+impl Streams {
+    pub(super) fn over_quic(connection: Connection) -> Self {
+        Self { transport: Transport::Quic(connection), open: Arc::default() }
+    }
+
+    pub(super) fn over_websocket(mux: Arc<Mux>) -> Self {
+        Self { transport: Transport::WebSocket(mux), open: Arc::default() }
+    }
+
+    /// A new stream; the edge hears of it with its first byte. Waits while [`MAX`] are open over QUIC, where the edge counts.
+    /// Safe to cancel.
+    ///
+    /// # Errors
+    /// The link is down, or [`MAX`] streams are open.
+    pub async fn open(&self) -> io::Result<Stream> {
+        let io = match &self.transport {
+            Transport::None => return Err(io::ErrorKind::Unsupported.into()),
+            Transport::Quic(connection) => {
+                let (send, receive) = connection.open_bi().await?;
+                quic(send, receive)
+            }
+            Transport::WebSocket(mux) => Io::WebSocket(mux.open()?),
+        };
+        Ok(self.counted(io))
+    }
+
+    /// The next stream that the peer has opened; `None` once the link is down. Safe to cancel.
+    pub async fn accept(&self) -> Option<Stream> {
+        let io = match &self.transport {
+            Transport::None => std::future::pending().await,
+            Transport::Quic(connection) => {
+                let (send, receive) = connection.accept_bi().await.ok()?;
+                quic(send, receive)
+            }
+            Transport::WebSocket(mux) => Io::WebSocket(mux.accept().await?),
+        };
+        Some(self.counted(io))
+    }
+
+    /// Ends all streams, and the link below them: whoever holds one would keep a link alive that has no session any more.
+    pub fn close(&self) {
+        match &self.transport {
+            Transport::None => {}
+            Transport::Quic(connection) => connection.close(super::quic::CLOSED, b""),
+            Transport::WebSocket(mux) => mux.close(),
+        }
+    }
+
+    /// How many are held at this end.
+    pub fn len(&self) -> usize {
+        self.open.count.load(Ordering::Relaxed)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Resolves when none is held at this end. For one task; safe to cancel.
+    pub async fn idle(&self) {
+        while !self.is_empty() {
+            self.open.none.notified().await;
+        }
+    }
+
+    fn counted(&self, io: Io) -> Stream {
+        self.open.count.fetch_add(1, Ordering::Relaxed);
+        Stream { io, open: Arc::clone(&self.open) }
+    }
+}
+
+fn quic(send: SendStream, receive: RecvStream) -> Io {
+    // It fails only on a stream that has ended.
+    drop(send.set_priority(PRIORITY));
+    Io::Quic { send, receive, finished: false }
+}
+
+/// Dropping it tells the peer that nobody reads it any more, and resets what was not shut down.
+#[derive(Debug)]
+pub struct Stream {
+    io: Io,
+    open: Arc<Open>,
+}
+
+#[derive(Debug)]
+enum Io {
+    Quic { send: SendStream, receive: RecvStream, finished: bool },
+    WebSocket(MuxStream),
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.open.count.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.open.none.notify_one();
+        }
+        if let Io::Quic { send, finished: false, .. } = &mut self.io {
+            // quinn's own drop would call it complete. It fails only on a stream that has ended.
+            drop(send.reset(GONE));
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Quic { receive, .. } => AsyncRead::poll_read(Pin::new(receive), cx, buf),
+            Io::WebSocket(stream) => stream.poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Quic { send, .. } => AsyncWrite::poll_write(Pin::new(send), cx, buf),
+            Io::WebSocket(stream) => stream.poll_write(cx, buf),
+        }
+    }
+
+    /// What was written goes as the line takes it; there is nothing to wait for.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Quic { send, finished, .. } => {
+                *finished = true;
+                AsyncWrite::poll_shutdown(Pin::new(send), cx)
+            }
+            Io::WebSocket(stream) => {
+                stream.finish();
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
