@@ -22,7 +22,7 @@ use runtime::{
     telemetry::LogLevel,
 };
 use serde_json::json;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -41,6 +41,8 @@ use crate::{
     secrets::{self, SecretError},
 };
 
+/// Nodes that say at once what their edge has of the CAs: a whole fleet has something else when a CA is rotated.
+const NOTES: usize = 4;
 /// For sessions to say goodbye.
 const GRACE: Duration = Duration::from_secs(8);
 
@@ -132,6 +134,7 @@ impl App {
             client: client.clone(),
             index: Arc::clone(&index),
             upstream: Arc::new(upstream),
+            notes: Semaphore::new(NOTES),
             registry: sessions,
             metrics,
             hub,
@@ -176,18 +179,21 @@ async fn serve(
     serving: Arc<AtomicBool>,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let ca = tokio::select! {
+    let authorities = tokio::select! {
         // What was created is read at the next start.
-        ca = secrets::establish(&client) => Arc::new(ca?),
+        authorities = secrets::establish(&client) => authorities?,
         () = stop.cancelled() => return Ok(()),
     };
+    let stream = match stream {
+        Some(stream) => Some(stream.serve(client, &context).await?),
+        None => None,
+    };
+    let hub = CloudHub::new(listener, udp, context, authorities);
     // Ends with this.
     let mut streaming = JoinSet::new();
     if let Some(stream) = stream {
-        let served = stream.serve(client, &context).await?;
-        streaming.spawn(served.run(Arc::clone(&ca), stop.clone()));
+        streaming.spawn(stream.run(hub.authorities(), stop.clone()));
     }
-    let hub = CloudHub::new(listener, udp, context, ca);
     serving.store(true, Ordering::Relaxed);
     info!("serving edge nodes");
     let served = hub.run(stop).await;

@@ -22,7 +22,7 @@ use kube::Client;
 use runtime::{
     backoff::Backoff,
     passage::Passage,
-    tls::{self, CertificateAuthority, Subject},
+    tls::{self, Authorities, Subject},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -93,12 +93,12 @@ struct Refusal(StatusCode, String);
 
 impl CloudStream {
     /// Serves until `stop` is cancelled.
-    pub async fn run(self, ca: Arc<CertificateAuthority>, stop: CancellationToken) {
+    pub async fn run(self, authorities: impl Fn() -> Arc<Authorities>, stop: CancellationToken) {
         let Self { listener, client, index, registry, metrics, mut names, address, endpoint } = self;
         names.push(address.to_string());
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut acceptor = loop {
-            match acceptor(&client, &ca, &names).await {
+            match acceptor(&client, &authorities(), &names).await {
                 Ok(acceptor) => break acceptor,
                 Err(reason) => warn!(reason, "kubectl logs and exec will not work before this is put right"),
             }
@@ -144,7 +144,7 @@ impl CloudStream {
                         warn!(error = %runtime::chain(&error), "a connection's task panicked");
                     }
                 }
-                _ = refresh.tick() => match self::acceptor(&client, &ca, &names).await {
+                _ = refresh.tick() => match self::acceptor(&client, &authorities(), &names).await {
                     Ok(new) => acceptor = new,
                     Err(reason) => warn!(reason, "the clients of the kubelet's API stay those that were known"),
                 },
@@ -156,11 +156,11 @@ impl CloudStream {
 
 async fn acceptor(
     client: &Client,
-    ca: &CertificateAuthority,
+    authorities: &Authorities,
     names: &[String],
 ) -> Result<TlsAcceptor, String> {
     let clients = client_ca::read(client).await?;
-    let (chain, key) = ca.issue_server(names).map_err(|error| runtime::chain(&error).to_string())?;
+    let (chain, key) = authorities.issue_server(names).map_err(|error| runtime::chain(&error).to_string())?;
     let mut config =
         tls::server_config_for(chain, key, &clients).map_err(|error| runtime::chain(&error).to_string())?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -10,7 +10,7 @@ use kube::Client;
 use proto::ResourceKey;
 use runtime::{
     backoff::Backoff,
-    tls::{CertificateAuthority, CsrError},
+    tls::{Authorities, authorities::AuthoritiesError},
     token::{SigningKeys, TokenError},
 };
 use serde_json::{Value, json};
@@ -25,8 +25,6 @@ use crate::edgecontroller::{
 pub const NAMESPACE: &str = "kubeedge";
 const CA_SECRET: &str = "casecret";
 const TOKEN_SECRET: &str = "tokensecret";
-const CA_CERTIFICATE: &str = "cadata";
-const CA_KEY: &str = "cakeydata";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
@@ -37,11 +35,13 @@ pub enum SecretError {
         source: Failure,
     },
     #[error(
-        "Secret {NAMESPACE}/{name} has no {key}; restore it from a backup, or delete it to have every node join anew"
+        "Secret {NAMESPACE}/{CA_SECRET} holds no usable CAs; restore it from a backup, or delete it to have every node join anew"
     )]
-    Missing { name: &'static str, key: &'static str },
-    #[error("Secret {NAMESPACE}/{CA_SECRET} holds no usable CA")]
-    Ca(#[source] CsrError),
+    Authorities(#[source] AuthoritiesError),
+    #[error(
+        "Secret {NAMESPACE}/{CA_SECRET} is gone; restore it from a backup, or every node has to join anew"
+    )]
+    Gone,
     #[error("Secret {NAMESPACE}/{TOKEN_SECRET} holds no usable signing keys")]
     Keys(#[source] TokenError),
 }
@@ -53,20 +53,21 @@ fn token_key() -> ResourceKey {
     ResourceKey::new("Secret", NAMESPACE, TOKEN_SECRET).expect("constant names make a key")
 }
 
-/// Reads the CA and the signing keys, and makes what is missing. Waits for as long as the API server cannot be reached, or
+/// The key of the Secret with the CAs.
+pub fn authorities_key() -> ResourceKey {
+    ResourceKey::new("Secret", NAMESPACE, CA_SECRET).expect("constant names make a key")
+}
+
+/// Reads the CAs and the signing keys, and makes what is missing. Waits for as long as the API server cannot be reached, or
 /// does not let us.
-pub async fn establish(client: &Client) -> Result<CertificateAuthority, SecretError> {
+pub async fn establish(client: &Client) -> Result<Authorities, SecretError> {
     let data = get_or_create(client, CA_SECRET, || {
-        let ca = CertificateAuthority::generate().map_err(SecretError::Ca)?;
+        let authorities = Authorities::generate().map_err(SecretError::Authorities)?;
         info!("made a new CA");
-        Ok(Data::from([
-            (CA_CERTIFICATE.to_owned(), ca.certificate().to_vec()),
-            (CA_KEY.to_owned(), ca.key_der().to_vec()),
-        ]))
+        Ok(authorities.to_secret())
     })
     .await?;
-    let part = |key| data.get(key).cloned().ok_or(SecretError::Missing { name: CA_SECRET, key });
-    let ca = CertificateAuthority::from_der(part(CA_CERTIFICATE)?, part(CA_KEY)?).map_err(SecretError::Ca)?;
+    let authorities = Authorities::from_secret(&data).map_err(SecretError::Authorities)?;
     let keys = get_or_create(client, TOKEN_SECRET, || {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         info!("made a new token signing key");
@@ -74,7 +75,7 @@ pub async fn establish(client: &Client) -> Result<CertificateAuthority, SecretEr
     })
     .await?;
     SigningKeys::from_secret(&keys).map_err(SecretError::Keys)?;
-    Ok(ca)
+    Ok(authorities)
 }
 
 async fn get_or_create(
@@ -146,9 +147,19 @@ fn decode(secret: &Value) -> Data {
         .collect()
 }
 
+/// The CAs in the cached Secret.
+pub fn authorities(index: &Index) -> Result<Authorities, SecretError> {
+    let data = cached(index, &authorities_key()).ok_or(SecretError::Gone)?;
+    Authorities::from_secret(&data).map_err(SecretError::Authorities)
+}
+
 /// The signing keys in the cached Secret, if it is there and usable.
 pub fn signing_keys(index: &Index) -> Option<SigningKeys> {
-    let secret = index.get(&token_key())?;
+    SigningKeys::from_secret(&cached(index, &token_key())?).ok()
+}
+
+fn cached(index: &Index, key: &ResourceKey) -> Option<Data> {
+    let secret = index.get(key)?;
     let secret: Value = serde_json::from_slice(&secret.bytes).ok()?;
-    SigningKeys::from_secret(&decode(&secret)).ok()
+    Some(decode(&secret))
 }

@@ -20,12 +20,13 @@ use proto::{
 };
 use runtime::{
     link::websocket,
-    tls::{self, authority::CertificateAuthority},
+    tls::{self, Authorities},
 };
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, copy_bidirectional, duplex},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinSet,
     time::{self, Instant},
 };
@@ -63,6 +64,7 @@ fn context(metrics: &Metrics) -> SessionContext {
         client: client.clone(),
         upstream: Arc::new(Upstream::new(client, Arc::clone(&index), metrics.clone(), Arc::default())),
         index,
+        notes: Semaphore::new(1),
         registry: Arc::new(Registry::default()),
         metrics: metrics.clone(),
         hub: HubConfig {
@@ -83,7 +85,8 @@ impl Line {
     /// The upgrade is answered, and nothing is said.
     async fn open() -> Self {
         tls::install_provider();
-        let ca = CertificateAuthority::generate().unwrap();
+        let authorities = Authorities::generate().unwrap();
+        let ca = authorities.issuer();
         let (key, csr) = tls::node_csr(NODE).unwrap();
         let certificate = ca.sign_node_csr(&csr, NODE, Duration::from_hours(1)).unwrap();
         let chain = vec![CertificateDer::from(certificate)];
@@ -93,7 +96,7 @@ impl Line {
         let metrics = Metrics::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let hub = CloudHub::new(listener, None, Arc::new(context(&metrics)), Arc::new(ca));
+        let hub = CloudHub::new(listener, None, Arc::new(context(&metrics)), authorities);
         let mut running = JoinSet::new();
         running.spawn(async move { hub.run(CancellationToken::new()).await.unwrap() });
 

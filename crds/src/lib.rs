@@ -15,3 +15,7 @@ pub const EDGE_LABEL: &str = "node-role.kubernetes.io/edge";
 /// On a Node: the hash of the key of the machine that is this node, written by cloudcore. Anything else that an operator
 /// writes shuts the machine out (`kubectl annotate --overwrite node N skerry.io/enrolled-key=revoked`).
 pub const KEY_ANNOTATION: &str = "skerry.io/enrolled-key";
+
+/// On a Node, written by cloudcore while a CA is rotated: what the node has on its disk, as in
+/// `{"trusted":["0123456789abcdef"],"issuer":"0123456789abcdef"}`, each CA by the first eight bytes of its certificate's SHA-256.
+pub const AUTHORITIES_ANNOTATION: &str = "skerry.io/authorities";

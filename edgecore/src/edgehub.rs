@@ -19,7 +19,6 @@ use runtime::{
     },
     tls::{Clock, TlsError},
 };
-use rustls::ClientConfig;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{self, Instant},
@@ -27,6 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use identity::Dialing;
 use session::SessionError;
 use transports::{Server, Transports};
 
@@ -40,6 +40,7 @@ mod store;
 mod tests;
 mod traffic;
 mod transports;
+mod trust;
 
 pub use identity::IdentityPaths;
 pub use renewal::Renewal;
@@ -138,6 +139,7 @@ pub struct EdgeHub<S> {
     /// The one that is tried next, or that the session is with.
     at: usize,
     proxy: Option<Proxy>,
+    dialing: Dialing,
     clock: Arc<Clock>,
     store: S,
     traffic: Arc<Traffic>,
@@ -165,7 +167,11 @@ impl<S: HubStore> EdgeHub<S> {
         let clock = Arc::new(Clock::starting_at(session::latest_time(&store)));
         let (state, watching) = watch::channel(HubState::default());
         let traffic = Arc::default();
-        Ok((Self { config, places, at, proxy, clock, store, traffic, asks, streams: None, state }, watching))
+        let dialing = Dialing::default();
+        Ok((
+            Self { config, places, at, proxy, dialing, clock, store, traffic, asks, streams: None, state },
+            watching,
+        ))
     }
 
     /// Has connections over QUIC made by `dialer`, which many hubs may share.
@@ -202,7 +208,7 @@ impl<S: HubStore> EdgeHub<S> {
                 // Stopping drops the connection attempt; nothing of it was promised to anyone.
                 () = stop.cancelled() => return Ok(()),
                 connected = self.connect() => match connected {
-                    Ok((link, tls)) => match self.hold(link, &tls, &mut backoff, &stop).await {
+                    Ok(link) => match self.hold(link, &mut backoff, &stop).await {
                         None => return Ok(()),
                         Some(error) => error,
                     },
@@ -236,15 +242,15 @@ impl<S: HubStore> EdgeHub<S> {
         }
     }
 
-    async fn connect(&mut self) -> Result<(Link, Arc<ClientConfig>), HubError> {
+    async fn connect(&mut self) -> Result<Link, HubError> {
         let place = &mut self.places[self.at];
         let identity = match identity::load(&self.config.identity, &self.config.node)? {
             Some(identity) => identity,
             None => enrollment::enroll(&self.config, &place.server, self.proxy.as_ref()).await?,
         };
-        let tls = Arc::new(identity.client_config(&self.clock)?);
+        let tls = self.dialing.by(identity, &self.clock)?;
         match time::timeout(self.config.handshake_timeout, place.transports.connect(&tls)).await {
-            Ok(link) => Ok((link?, tls)),
+            Ok(link) => Ok(link?),
             Err(_) => Err(HubError::TimedOut(self.config.handshake_timeout)),
         }
     }
@@ -253,11 +259,16 @@ impl<S: HubStore> EdgeHub<S> {
     async fn hold(
         &mut self,
         mut link: Link,
-        tls: &Arc<ClientConfig>,
         backoff: &mut Backoff,
         stop: &CancellationToken,
     ) -> Option<HubError> {
         let transports = &mut self.places[self.at].transports;
+        let (config, clock, dialing) = (&self.config, &self.clock, &self.dialing);
+        // Whatever the identity is by then.
+        let tls = || {
+            let identity = identity::load(&config.identity, &config.node).ok()??;
+            dialing.by(identity, clock).ok()
+        };
         loop {
             let transport = link.transport;
             info!(peer = %link.peer, transport, "link is up");
@@ -298,7 +309,9 @@ impl<S: HubStore> EdgeHub<S> {
                     let refused = matches!(
                         &error,
                         HubError::Goodbye { .. }
-                            | HubError::Session(SessionError::Link(LinkError::Refused { .. }))
+                            | HubError::Session(SessionError::Link(
+                                LinkError::Refused { .. } | LinkError::NodeNotTrusted { .. }
+                            ))
                     );
                     if transport == "quic" && !connected && !refused {
                         transports.quic_failed();

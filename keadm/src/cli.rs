@@ -33,6 +33,7 @@ pub(crate) enum Command {
     GetToken(GetToken),
     Join(Box<Join>),
     Revoke(Revoke),
+    Certs(Certs),
     Reset(Reset),
     Config(Config),
     Version(Version),
@@ -227,6 +228,79 @@ pub(crate) struct Revoke {
     /// Only print what would be done
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// Look after the certificate authority of the cluster's edge nodes.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  keadm certs status
+  keadm certs rotate-ca")]
+pub(crate) struct Certs {
+    #[command(subcommand)]
+    pub(crate) command: CertsCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum CertsCommand {
+    Status(CertsStatus),
+    #[command(name = "rotate-ca")]
+    RotateCa(RotateCa),
+}
+
+/// Say which CA issues, how far a rotation is, and which nodes it waits for.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  keadm certs status
+  keadm certs status -o json")]
+pub(crate) struct CertsStatus {
+    #[command(flatten)]
+    pub(crate) kube: KubeConfig,
+    /// text, or json
+    #[arg(long, short, value_enum, default_value_t = Format::Text)]
+    pub(crate) output: Format,
+}
+
+/// Take the next step of putting another CA in the place of the one that there is; three steps make a rotation.
+///
+/// prepare makes a CA that all trust beside the one that issues; issue has it issue, and nodes renew their certificates within
+/// minutes; drop ends the trust in the CA before. No link is cut, nothing is restarted, and a site that was off all the while gets
+/// in as long as the CA before is not dropped. A token counts as long as the CA of its time is trusted. A node that has not
+/// followed when the CA before is dropped has to join anew, so drop is refused while there is one.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  keadm certs rotate-ca prepare
+  keadm certs rotate-ca issue
+  keadm certs status
+  keadm certs rotate-ca drop
+  keadm certs rotate-ca --dry-run -o json")]
+pub(crate) struct RotateCa {
+    /// The step, for scripts: one that has been taken is not taken again [default: the next one]
+    #[arg(value_enum, value_name = "STEP")]
+    pub(crate) step: Option<RotateStep>,
+    #[command(flatten)]
+    pub(crate) kube: KubeConfig,
+    /// How long to wait for the nodes that are connected
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::time::parse)]
+    pub(crate) timeout: Duration,
+    /// Only print what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Take the step although nodes have not followed
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// text, or json with how far the rotation is after the step
+    #[arg(long, short, value_enum, default_value_t = Format::Text)]
+    pub(crate) output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RotateStep {
+    /// A new CA is made, and trusted beside the one that issues
+    Prepare,
+    /// The new CA issues; nodes renew
+    Issue,
+    /// The CA before is trusted no more
+    Drop,
 }
 
 /// Take this machine's edge node away, or with --kube-config the cloud side.

@@ -8,6 +8,7 @@ use crate::{
     output,
 };
 
+mod certs;
 pub(crate) mod config;
 mod gettoken;
 mod init;
@@ -23,6 +24,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::GetToken(args) => gettoken::run(args).await,
         Command::Join(args) => join::run(*args).await,
         Command::Revoke(args) => revoke::run(args).await,
+        Command::Certs(args) => certs::run(args).await,
         Command::Reset(args) => reset::run(args).await,
         Command::Config(args) => config::run(args),
         Command::Version(args) => version::run(&args),

@@ -56,7 +56,10 @@ pub(crate) enum HubError {
     Proxy(#[source] io::Error),
     #[error("something other than cloudcore answers at {0}")]
     Other(String),
-    #[error("the CA at {0} does not match the pin in the token: it is the cloudcore of another cluster")]
+    #[error(
+        "the CA at {0} does not match the pin in the token: it is the cloudcore of another cluster, or its CA was rotated since \
+         the token was made"
+    )]
     OtherCa(String),
     /// By cloudcore itself, which says why.
     #[error("cloudcore refuses the token: {reason}")]

@@ -37,3 +37,9 @@ pub const MAX_KEY: usize = 700;
 
 /// Any other string of the protocol: versions, reasons.
 pub const MAX_TEXT: usize = 1 << 10;
+
+/// CAs that an edge trusts at a time: one, and two while it is rotated. Twice as many, for a step that nobody has thought of.
+pub const MAX_AUTHORITIES: usize = 4;
+
+/// A CA's certificate: those of cloudcore have 400 bytes.
+pub const MAX_CERTIFICATE: usize = 4 << 10;

@@ -309,7 +309,7 @@ pub struct Pong {}
 pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "Question", tags = "2, 3")]
+    #[prost(oneof = "Question", tags = "2, 3, 4")]
     pub question: Option<Question>,
 }
 
@@ -320,6 +320,21 @@ pub enum Question {
     /// A new certificate for the key that this session was opened with: a PKCS#10 request, DER.
     #[prost(bytes = "bytes", tag = "3")]
     Certificate(bytes::Bytes),
+    /// Which CAs the edge should hold. Answered once that is not what it holds, so perhaps never; whoever asks again takes
+    /// the earlier question back, which is refused then.
+    #[prost(message, tag = "4")]
+    Authorities(AuthoritiesHeld),
+}
+
+/// What an edge has on its disk, each CA by the first eight bytes of its certificate's SHA-256 (big-endian).
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct AuthoritiesHeld {
+    /// Whose cloudcore it takes for one. The first issues, as far as the edge has been told.
+    #[prost(fixed64, repeated, tag = "1")]
+    pub trusted: Vec<u64>,
+    /// The one of them that the edge's own certificate is from; 0 if it is none of them.
+    #[prost(fixed64, tag = "2")]
+    pub issuer: u64,
 }
 
 /// A token for a pod's service account (TokenRequest, `authentication.k8s.io/v1`), bound to the pod.
@@ -344,7 +359,7 @@ pub struct TokenQuestion {
 pub struct Response {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "Answer", tags = "2, 3, 4")]
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5")]
     pub answer: Option<Answer>,
 }
 
@@ -359,4 +374,58 @@ pub enum Answer {
     /// X.509, DER.
     #[prost(bytes = "bytes", tag = "4")]
     Certificate(bytes::Bytes),
+    #[prost(message, tag = "5")]
+    Authorities(Authorities),
+}
+
+/// The cluster's CAs, to be kept in the place of those that the edge had.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Authorities {
+    /// X.509, DER. The first one issues.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub certificates: Vec<bytes::Bytes>,
+    /// An edge whose certificate is from another one renews it at some time within so many seconds: a fleet does not at once.
+    #[prost(uint32, tag = "2")]
+    pub renew_within_seconds: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_what_is_said_about_authorities_stay() {
+        let held = AuthoritiesHeld { trusted: vec![1, 2], issuer: 2 };
+        let request =
+            Frame::from(Body::Request(Request { id: 7, question: Some(Question::Authorities(held)) }));
+        let bytes =
+            b"\x6a\x1f\x08\x07\x22\x1b\x0a\x10\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x11\x02\0\0\0\0\0\0\0";
+        assert_eq!(request.encode_to_vec(), bytes);
+        assert_eq!(Frame::decode(&bytes[..]).unwrap(), request);
+        let certificates = vec![bytes::Bytes::from_static(b"new"), bytes::Bytes::from_static(b"old")];
+        let told = Answer::Authorities(Authorities { certificates, renew_within_seconds: 300 });
+        let response = Frame::from(Body::Response(Response { id: 7, answer: Some(told) }));
+        let bytes = b"\x72\x11\x08\x07\x2a\x0d\x0a\x03new\x0a\x03old\x10\xac\x02";
+        assert_eq!(response.encode_to_vec(), bytes);
+        assert_eq!(Frame::decode(&bytes[..]).unwrap(), response);
+    }
+
+    /// As it was before there were authorities to ask for.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct OlderRequest {
+        #[prost(uint64, tag = "1")]
+        id: u64,
+        #[prost(bytes = "bytes", optional, tag = "3")]
+        certificate: Option<bytes::Bytes>,
+    }
+
+    #[test]
+    fn an_older_cloud_reads_a_question_that_it_does_not_know() {
+        let question = Some(Question::Authorities(AuthoritiesHeld { trusted: vec![1], issuer: 1 }));
+        let bytes = Request { id: 7, question }.encode_to_vec();
+        let read = OlderRequest::decode(&bytes[..]).unwrap();
+        assert_eq!(read, OlderRequest { id: 7, certificate: None });
+    }
 }

@@ -19,6 +19,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use queue::FrameQueue;
+use rustls::{AlertDescription, CertificateError};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -154,6 +155,17 @@ pub enum LinkError {
         #[source]
         source: quinn::ConnectionError,
     },
+    #[error(
+        "cloudcore at {address} has a certificate of a CA that this node does not trust: the one that it trusts has been dropped \
+         (`keadm certs rotate-ca`), or it is the cloudcore of another cluster; to join anew: keadm reset, then a token from \
+         `keadm gettoken --node`"
+    )]
+    CloudNotTrusted { address: String },
+    #[error(
+        "cloudcore at {address} does not trust the CA of this node's certificate: it has been dropped (`keadm certs rotate-ca`), \
+         or it is another cluster's; to join anew: keadm reset, then a token from `keadm gettoken --node`"
+    )]
+    NodeNotTrusted { address: String },
     #[error("link broke")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("peer sent a frame that is not binary")]
@@ -188,6 +200,20 @@ pub fn prepare(tcp: &TcpStream) -> io::Result<()> {
 }
 
 impl LinkError {
+    /// If what failed is that one end does not know the CA of the other.
+    fn not_trusted(address: &str, error: &io::Error) -> Option<Self> {
+        let address = address.to_owned();
+        match error.get_ref()?.downcast_ref()? {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                Some(Self::CloudNotTrusted { address })
+            }
+            rustls::Error::AlertReceived(AlertDescription::UnknownCA) => {
+                Some(Self::NodeNotTrusted { address })
+            }
+            _ => None,
+        }
+    }
+
     fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Broken(error.into())
     }

@@ -6,24 +6,30 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
+    client::Resumption,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
-    server::WebPkiClientVerifier,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 use rustls_pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 
+pub mod authorities;
 pub mod authority;
 mod clock;
 mod grace;
 pub mod pin;
+mod tickets;
 
+pub use authorities::Authorities;
 pub use authority::{CertificateAuthority, CsrError, node_csr, node_csr_for};
 pub use clock::Clock;
 pub use pin::{PinError, pinned_client_config};
 
 /// Prefix of a node's common name.
 pub const NODE_CN: &str = "system:node:";
+/// Of a client; those of a server take eight of them.
+const SESSIONS: usize = 32;
 /// A node's organization.
 pub const NODES_ORGANIZATION: &str = "system:nodes";
 
@@ -45,6 +51,8 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
     #[error("CA certificate is not usable to verify clients")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
+    #[error("certificate is no CA's")]
+    NoAuthority,
     #[error("certificate is malformed")]
     Certificate(#[source] x509_parser::nom::Err<x509_parser::error::X509Error>),
 }
@@ -78,7 +86,17 @@ pub fn server_config_for(
     Ok(ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?)
 }
 
-/// edgecore's side, once it has a certificate.
+/// Has clients go on with earlier sessions, at any server with the same `secret`.
+#[must_use]
+pub fn resumable(mut config: ServerConfig, secret: &[u8]) -> ServerConfig {
+    config.ticketer = Arc::new(tickets::Tickets::new(secret));
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    // As long as the certificates that it saves; a client dials once, mostly.
+    config.send_tls13_tickets = 1;
+    config
+}
+
+/// edgecore's side, once it has a certificate. Sessions are gone on with by whoever has this very configuration.
 pub fn client_config(
     ca: &[CertificateDer<'static>],
     chain: Vec<CertificateDer<'static>>,
@@ -87,7 +105,9 @@ pub fn client_config(
 ) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_details(provider, clock).with_safe_default_protocol_versions()?;
-    Ok(config.with_root_certificates(roots(ca)?).with_client_auth_cert(chain, key)?)
+    let mut config = config.with_root_certificates(roots(ca)?).with_client_auth_cert(chain, key)?;
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    Ok(config)
 }
 
 fn roots(ca: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
@@ -131,6 +151,36 @@ pub fn subject_of(certificate: &CertificateDer<'_>) -> Option<Subject> {
 pub fn key_hash(certificate: &CertificateDer<'_>) -> Result<String, TlsError> {
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(TlsError::Certificate)?;
     Ok(crate::token::hex(&Sha256::digest(certificate.public_key().raw)))
+}
+
+/// By what a CA is known in short: the first eight bytes of its certificate's SHA-256.
+pub fn authority_id(ca: &CertificateDer<'_>) -> u64 {
+    let hash = Sha256::digest(ca);
+    u64::from_be_bytes(*hash.first_chunk().expect("a SHA-256 has 32 bytes"))
+}
+
+/// Whether the certificate says that it is from this CA. That it is, its signature says.
+pub fn is_issued_by(certificate: &CertificateDer<'_>, ca: &CertificateDer<'_>) -> Result<bool, TlsError> {
+    let parse = |der| X509Certificate::from_der(der).map(|(_, parsed)| parsed).map_err(TlsError::Certificate);
+    let (certificate, ca) = (parse(certificate)?, parse(ca)?);
+    let issuer = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(issuer) => issuer.key_identifier.as_ref(),
+        _ => None,
+    });
+    let subject = ca.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(subject) => Some(subject),
+        _ => None,
+    });
+    Ok(certificate.issuer() == ca.subject() && issuer == subject)
+}
+
+/// Whether this can be trusted as a CA.
+pub fn check_authority(ca: &CertificateDer<'static>) -> Result<(), TlsError> {
+    let (_, parsed) = X509Certificate::from_der(ca).map_err(TlsError::Certificate)?;
+    if !parsed.is_ca() {
+        return Err(TlsError::NoAuthority);
+    }
+    roots(std::slice::from_ref(ca)).map(drop)
 }
 
 /// Not before and not after, in seconds since 1970.

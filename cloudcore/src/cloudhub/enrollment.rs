@@ -1,10 +1,11 @@
 //! `/edge.crt`: `POST` gets a certificate for a node, for who holds a join token; `GET` says whether it would, before there
 //! is a key; `DELETE`, by who holds the certificate, gives the name back.
 //!
-//! The signing keys are read from the cached Secret at each request, so a rotation counts at once.
+//! The signing keys are read from the cached Secret at each request, so a rotation counts at once; for that of a CA see
+//! [`Enrollment::reload`].
 
 use std::{
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,7 +16,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use kube::Client;
 use runtime::{
-    tls::{self, CertificateAuthority, CsrError},
+    tls::{self, Authorities, CsrError},
     token::Grant,
 };
 use rustls_pki_types::CertificateDer;
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     edgecontroller::{api::Failure, index::Index, upstream::Reporter},
-    secrets,
+    secrets::{self, SecretError},
 };
 
 /// A signing request is about 400 bytes.
@@ -35,7 +36,7 @@ const MAX_CSR: usize = 64 << 10;
 
 /// Signs nodes' requests.
 pub struct Enrollment {
-    ca: Arc<CertificateAuthority>,
+    authorities: RwLock<Arc<Authorities>>,
     client: Client,
     index: Arc<Index>,
     validity: Duration,
@@ -44,12 +45,26 @@ pub struct Enrollment {
 type Refusal = (StatusCode, String);
 
 impl Enrollment {
-    pub fn new(ca: Arc<CertificateAuthority>, client: Client, index: Arc<Index>, validity: Duration) -> Self {
-        Self { ca, client, index, validity }
+    pub fn new(authorities: Authorities, client: Client, index: Arc<Index>, validity: Duration) -> Self {
+        Self { authorities: RwLock::new(Arc::new(authorities)), client, index, validity }
     }
 
-    pub fn ca(&self) -> &CertificateAuthority {
-        &self.ca
+    pub fn authorities(&self) -> Arc<Authorities> {
+        // Replaced as a whole.
+        Arc::clone(&self.authorities.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over what the cached Secret says of the CAs; whether that is something else.
+    ///
+    /// # Errors
+    /// It says nothing that can be used: what there was goes on.
+    pub fn reload(&self) -> Result<bool, SecretError> {
+        let new = secrets::authorities(&self.index)?;
+        if new.to_secret() == self.authorities().to_secret() {
+            return Ok(false);
+        }
+        *self.authorities.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        Ok(true)
     }
 
     /// `POST`.
@@ -82,7 +97,9 @@ impl Enrollment {
     }
 
     async fn issue(&self, node: &str, grant: &Grant, csr: &[u8]) -> Result<Vec<u8>, Refusal> {
-        let certificate = self.ca.sign_node_csr(csr, node, self.validity).map_err(|error| {
+        let authorities = self.authorities();
+        let signed = authorities.issuer().sign_node_csr(csr, node, self.validity);
+        let certificate = signed.map_err(|error| {
             let code = match error {
                 CsrError::Malformed(_) | CsrError::Forbidden { .. } => StatusCode::BAD_REQUEST,
                 CsrError::Issue(_) | CsrError::Randomness => StatusCode::INTERNAL_SERVER_ERROR,
@@ -101,7 +118,7 @@ impl Enrollment {
     /// What the edge is told.
     pub fn renew(&self, machine: &Reporter, csr: &[u8]) -> Result<Vec<u8>, String> {
         let Reporter { node, key_hash } = machine;
-        let signed = self.ca.sign_node_csr(csr, node, self.validity);
+        let signed = self.authorities().issuer().sign_node_csr(csr, node, self.validity);
         let certificate = signed.map_err(|error| runtime::chain(&error).to_string())?;
         let hash = tls::key_hash(&CertificateDer::from(certificate.as_slice()));
         match hash {

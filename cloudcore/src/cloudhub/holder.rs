@@ -100,6 +100,7 @@ async fn held(client: &Client, node: &str) -> Result<Option<Held>, Failure> {
         ready: None,
         key_hash: text(&metadata["annotations"][KEY_ANNOTATION]),
         kubelet: None,
+        authorities: None,
     };
     let resource_version = metadata["resourceVersion"].as_str().unwrap_or_default().to_owned();
     Ok(Some(Held { facts, resource_version }))
@@ -201,6 +202,7 @@ mod tests {
             ready: None,
             key_hash: key_hash.map(Into::into),
             kubelet: None,
+            authorities: None,
         }
     }
 

@@ -24,7 +24,7 @@ use runtime::{
         quic::{self, NoSuite},
         websocket,
     },
-    tls::{self, CertificateAuthority},
+    tls::{self, Authorities},
 };
 use rustls_pki_types::CertificateDer;
 use tokio::{
@@ -36,7 +36,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     enrollment::Enrollment,
@@ -46,6 +46,7 @@ use super::{
 use crate::{
     edgecontroller::upstream::Reporter,
     metrics::{EnrollmentLabels, HandshakeLabels},
+    secrets,
 };
 
 /// TLS handshakes under way at once: each costs a signature, and a core makes a few thousand a second.
@@ -99,19 +100,25 @@ impl CloudHub {
         listener: TcpListener,
         udp: Option<UdpSocket>,
         context: Arc<SessionContext>,
-        ca: Arc<CertificateAuthority>,
+        authorities: Authorities,
     ) -> Self {
         let (client, index) = (context.client.clone(), Arc::clone(&context.index));
-        let enrollment = Enrollment::new(ca, client, index, context.hub.certificate_validity);
+        let enrollment = Enrollment::new(authorities, client, index, context.hub.certificate_validity);
         let hub = Hub { context, enrollment, handshakes: Semaphore::new(HANDSHAKES) };
         Self { listener, udp, hub: Arc::new(hub) }
+    }
+
+    /// The cluster's CAs, as they are whenever it is asked.
+    pub fn authorities(&self) -> impl Fn() -> Arc<Authorities> + Send + 'static {
+        let hub = Arc::clone(&self.hub);
+        move || hub.enrollment.authorities()
     }
 
     /// Serves until `stop` is cancelled, then has every session say goodbye.
     pub async fn run(self, stop: CancellationToken) -> Result<(), HubError> {
         let Self { listener, udp, hub } = self;
         let (mut acceptor, config) = hub.configurations()?;
-        let secret = hub.enrollment.ca().key_der();
+        let reset_key = hub.enrollment.authorities().reset_key();
         // Ends with this.
         let mut roll_call = JoinSet::new();
         if let Some(socket) = &udp {
@@ -120,11 +127,12 @@ impl CloudHub {
             roll_call.spawn(roll_call::run(client, registry, socket));
         }
         let endpoint =
-            udp.map(|udp| quic::listen(udp, config, secret)).transpose().map_err(HubError::Listen)?;
+            udp.map(|udp| quic::listen(udp, config, &reset_key)).transpose().map_err(HubError::Listen)?;
         let mut reissue = time::interval(REISSUE);
         reissue.reset();
         let limit = hub.context.hub.node_limit.saturating_add(GUESTS);
         let mut connections = JoinSet::new();
+        let secret = hub.context.index.follow(secrets::authorities_key());
         loop {
             let full = connections.len() >= limit;
             tokio::select! {
@@ -148,11 +156,21 @@ impl CloudHub {
                         warn!(error = %runtime::chain(&error), "a connection's task panicked");
                     }
                 }
-                _ = reissue.tick() => {
-                    let (new, config) = hub.configurations()?;
-                    acceptor = new;
-                    if let Some(endpoint) = &endpoint {
-                        endpoint.set_server_config(Some(config));
+                _ = reissue.tick() => acceptor = hub.reconfigure(endpoint.as_ref())?,
+                // Connections that there are go on.
+                () = secret.marked() => {
+                    while secret.pop().is_some() {}
+                    match hub.enrollment.reload() {
+                        Ok(false) => {}
+                        Ok(true) => {
+                            acceptor = hub.reconfigure(endpoint.as_ref())?;
+                            hub.context.index.wake_sessions();
+                            let phase = hub.enrollment.authorities().phase();
+                            info!(?phase, "the CAs have changed");
+                        }
+                        Err(error) => {
+                            error!(error = %runtime::chain(&error), "going on with the CAs that were read before");
+                        }
                     }
                 }
                 () = stop.cancelled() => break,
@@ -183,16 +201,22 @@ async fn incoming(endpoint: Option<&Endpoint>) -> Option<quinn::Incoming> {
 }
 
 impl Hub {
+    /// For the connections to come.
+    fn reconfigure(&self, endpoint: Option<&Endpoint>) -> Result<TlsAcceptor, HubError> {
+        let (acceptor, config) = self.configurations()?;
+        if let Some(endpoint) = endpoint {
+            endpoint.set_server_config(Some(config));
+        }
+        Ok(acceptor)
+    }
+
     /// With a new certificate: for TCP and for QUIC.
     fn configurations(&self) -> Result<(TlsAcceptor, quinn::ServerConfig), HubError> {
-        let ca = self.enrollment.ca();
-        let (chain, key) = ca.issue_server(&self.context.hub.names)?;
-        let mut config = tls::server_config(
-            chain,
-            key,
-            std::slice::from_ref(ca.certificate()),
-            self.context.hub.certificate_grace,
-        )?;
+        let authorities = self.enrollment.authorities();
+        let (chain, key) = authorities.issue_server(&self.context.hub.names)?;
+        let grace = self.context.hub.certificate_grace;
+        let config = tls::server_config(chain, key, &authorities.trusted(), grace)?;
+        let mut config = tls::resumable(config, &authorities.ticket_secret());
         let quic = quic::server_config(config.clone())?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok((TlsAcceptor::from(Arc::new(config)), quic))

@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, trace, warn};
 
 use super::{
+    authorities::{self, Holding},
     enrollment::Enrollment,
     holder::{self, NotYours},
     registry::{Registration, Registry},
@@ -69,6 +70,8 @@ pub struct SessionContext {
     pub client: Client,
     pub index: Arc<Index>,
     pub upstream: Arc<Upstream>,
+    /// For those who write on their Node what the edge has of the CAs.
+    pub notes: Semaphore,
     pub registry: Arc<Registry>,
     pub metrics: Metrics,
     pub hub: HubConfig,
@@ -152,6 +155,7 @@ enum Work {
 enum Done {
     Work { lane: String, ack: Option<ReportAck> },
     Answer(Response),
+    Noted,
 }
 
 struct Driver<'a> {
@@ -178,6 +182,8 @@ struct Driver<'a> {
     node_status: Option<Bytes>,
     questions: VecDeque<Request>,
     answering: usize,
+    holding: Option<Holding>,
+    noting: bool,
 }
 
 /// Runs a session on a link whose other end has proven to be `node`, until it ends.
@@ -240,6 +246,8 @@ async fn drive(
         node_status: None,
         questions: VecDeque::new(),
         answering: 0,
+        holding: None,
+        noting: false,
         context,
     };
     let mut heal = time::interval(driver.context.lease.renew_every);
@@ -276,6 +284,7 @@ async fn drive(
             _ = heal.tick() => {
                 driver.session.handle_progress(driver.progress.last().into_std());
                 driver.heal();
+                driver.note_authorities();
                 Ok(())
             }
             () = superseded(driver.registration.as_ref()) => Err(End::Superseded),
@@ -312,6 +321,7 @@ impl Driver<'_> {
         while let Some(event) = self.session.poll_event() {
             self.handle(event)?;
         }
+        self.tell_authorities();
         self.start_work();
         for lane in Lane::ALL {
             while self.frames.has_room(lane)
@@ -386,6 +396,12 @@ impl Driver<'_> {
                 };
                 self.session.answer(Response { id, answer: Some(answer) });
             }
+            CloudEvent::Question(Request { id, question: Some(Question::Authorities(held)) }) => {
+                if let Some(response) = Holding::take(&mut self.holding, id, held) {
+                    self.session.answer(response);
+                }
+                self.note_authorities();
+            }
             CloudEvent::Question(request) => {
                 if self.questions.len() < QUESTIONS_WAITING {
                     self.questions.push_back(request);
@@ -417,6 +433,38 @@ impl Driver<'_> {
             };
             let address = move || progress.address();
             match lease::keep(client, node.to_string(), uid, address, config).await {}
+        });
+    }
+
+    /// The edge should hold other CAs than it does.
+    fn tell_authorities(&mut self) {
+        let Some(holding) = &mut self.holding else { return };
+        let nodes = || self.context.registry.len();
+        if let Some(response) = holding.answer(&self.enrollment.authorities(), nodes) {
+            self.session.answer(response);
+        }
+    }
+
+    /// The Node says what the edge has of the CAs, as far as it has told.
+    fn note_authorities(&mut self) {
+        let authorities = self.enrollment.authorities();
+        let Some(text) = self.holding.as_ref().and_then(|holding| holding.annotation(&authorities)) else {
+            return;
+        };
+        let node = Arc::clone(&self.peer.node);
+        let noted = self.context.index.node(&node).map(|node| node.authorities.as_deref() == Some(&*text));
+        // A Node that is not there has it when it is.
+        if self.noting || noted != Some(false) {
+            return;
+        }
+        self.noting = true;
+        let context = Arc::clone(&self.context);
+        self.tasks.spawn(async move {
+            let _turn = context.notes.acquire().await;
+            if let Err(error) = authorities::note(&context.client, &node, &text).await {
+                debug!(error = %runtime::chain(&error), "failed to note the node's CAs; trying again");
+            }
+            Done::Noted
         });
     }
 
@@ -464,6 +512,11 @@ impl Driver<'_> {
             Ok(Done::Answer(response)) => {
                 self.answering -= 1;
                 self.session.answer(response);
+                Ok(())
+            }
+            // Once the cache has it, or with the next look.
+            Ok(Done::Noted) => {
+                self.noting = false;
                 Ok(())
             }
             // It panicked; the node starts over with a new session.

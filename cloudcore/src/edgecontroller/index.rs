@@ -49,6 +49,8 @@ struct State {
     nodes: HashMap<Arc<str>, NodeView>,
     /// The nodes of `nodes` that need a key.
     holders: HashMap<ResourceKey, HashSet<Arc<str>>>,
+    /// Those who want to know of a change of one object.
+    followed: HashMap<ResourceKey, Arc<KeySet>>,
     /// Sessions that wait for a cache to come further.
     waiting: HashMap<u64, Arc<KeySet>>,
     next_session: u64,
@@ -95,6 +97,7 @@ impl Index {
             pods: HashMap::new(),
             nodes: HashMap::new(),
             holders: HashMap::new(),
+            followed: HashMap::new(),
             waiting: HashMap::new(),
             next_session: 1,
         };
@@ -207,6 +210,24 @@ impl Index {
         Some((cached.object.bytes.clone(), state.guard(facts)?))
     }
 
+    /// Starts to follow one object, for one follower: it is marked whenever the object is another one, and now.
+    pub fn follow(&self, key: ResourceKey) -> Arc<KeySet> {
+        let changes = Arc::new(KeySet::default());
+        let mut state = self.write();
+        if state.objects.contains_key(&key) {
+            changes.mark(&key);
+        }
+        state.followed.insert(key, Arc::clone(&changes));
+        changes
+    }
+
+    /// Has every session look at what it has to do.
+    pub fn wake_sessions(&self) {
+        for session in self.read().nodes.values().flat_map(|view| view.sessions.values()) {
+            session.wake();
+        }
+    }
+
     /// Starts to follow what a node needs, for one session.
     pub fn subscribe(self: &Arc<Self>, node: &str) -> NodeSubscription {
         let mut state = self.write();
@@ -296,6 +317,7 @@ impl State {
         let previous = self.objects.insert(key.clone(), cached);
         let changed = previous.as_ref().map(|previous| previous.object.version.hash) != Some(hash);
         if changed {
+            self.mark_followed(&key);
             for node in self.holders.get(&key).into_iter().flatten() {
                 if let Some(view) = self.nodes.get_mut(node) {
                     if let Some(previous) = &previous {
@@ -336,6 +358,7 @@ impl State {
         if previous.is_none() && !was_unreadable {
             return;
         }
+        self.mark_followed(key);
         for node in self.holders.get(key).into_iter().flatten() {
             if let Some(view) = self.nodes.get_mut(node) {
                 if let Some(previous) = &previous {
@@ -349,6 +372,12 @@ impl State {
             Facts::Pod(before) => self.pod_changed(key, Some(&before), None, unguarded),
             Facts::Claim(before) => self.claim_changed(key, before.as_ref(), None),
             Facts::Plain | Facts::Node(_) => {}
+        }
+    }
+
+    fn mark_followed(&self, key: &ResourceKey) {
+        if let Some(changes) = self.followed.get(key) {
+            changes.mark(key);
         }
     }
 

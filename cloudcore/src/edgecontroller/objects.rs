@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, fmt, marker::PhantomData, net::SocketAddr};
 
 use bytes::Bytes;
-pub use crds::{EDGE_LABEL, KEY_ANNOTATION};
+pub use crds::{AUTHORITIES_ANNOTATION, EDGE_LABEL, KEY_ANNOTATION};
 use proto::{Object, ResourceKey, limits, resource::KeyError};
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -155,6 +155,8 @@ pub struct NodeFacts {
     pub key_hash: Option<Box<str>>,
     /// Where the API server finds the kubelet's API of the node.
     pub kubelet: Option<SocketAddr>,
+    /// What [`AUTHORITIES_ANNOTATION`] says.
+    pub authorities: Option<Box<str>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -303,6 +305,8 @@ impl Kind {
                     ready: fields.get("status").and_then(|status| ready(status.get())),
                     key_hash: annotation(metadata.annotations.as_ref(), KEY_ANNOTATION).map(Into::into),
                     kubelet: fields.get("status").and_then(|status| kubelet(status.get())),
+                    authorities: annotation(metadata.annotations.as_ref(), AUTHORITIES_ANNOTATION)
+                        .map(Into::into),
                 };
                 (node_bytes(&fields, raw_metadata).map_err(parse)?, Facts::Node(facts))
             }
@@ -354,6 +358,8 @@ fn node_bytes(fields: &Fields<'_>, metadata: &str) -> Result<Vec<u8>, serde_json
     });
     if let Some(serde_json::Value::Object(annotations)) = metadata.get_mut("annotations") {
         annotations.remove(TTL);
+        // It knows what it has.
+        annotations.remove(AUTHORITIES_ANNOTATION);
         if annotations.is_empty() {
             metadata.remove("annotations");
         }
@@ -517,7 +523,7 @@ mod tests {
         let cut = kind("Node").take(&node(taint, "Unknown")).unwrap();
         assert_eq!(calm.object.bytes, cut.object.bytes);
         let mut crowded: Value = serde_json::from_str(&node(json!([]), "True")).unwrap();
-        crowded["metadata"]["annotations"] = json!({TTL: "15"});
+        crowded["metadata"]["annotations"] = json!({TTL: "15", AUTHORITIES_ANNOTATION: "{}"});
         assert_eq!(calm.object.bytes, kind("Node").take(&crowded.to_string()).unwrap().object.bytes);
         crowded["metadata"]["annotations"]["a"] = "b".into();
         let kept: Value =

@@ -284,8 +284,8 @@ impl Upstream {
     pub async fn answer(&self, node: &str, request: Request) -> Response {
         let answer = match request.question {
             Some(Question::ServiceAccountToken(question)) => self.token(node, &question).await,
-            // The session answers those for certificates itself.
-            Some(Question::Certificate(_)) | None => {
+            // The session answers those for certificates and CAs itself.
+            Some(Question::Certificate(_) | Question::Authorities(_)) | None => {
                 Answer::Refused("this cloudcore does not know the question".to_owned())
             }
         };

@@ -48,6 +48,7 @@ tokio::task_local! {
 pub(crate) struct Identity {
     pub(crate) node: String,
     pub(crate) ca: CertificateDer<'static>,
+    pub(crate) certificate: CertificateDer<'static>,
     /// PKCS#8, DER.
     pub(crate) key: Vec<u8>,
     pub(crate) tls: Arc<rustls::ClientConfig>,
@@ -130,9 +131,10 @@ impl Identity {
         key: Vec<u8>,
         certificate: Vec<u8>,
     ) -> Result<Self> {
-        let (roots, chain) = ([ca.clone()], vec![CertificateDer::from(certificate)]);
+        let (roots, certificate) = ([ca.clone()], CertificateDer::from(certificate));
+        let chain = vec![certificate.clone()];
         let tls = tls::client_config(&roots, chain, tls::pkcs8(key.clone()), Arc::default())?;
-        Ok(Self { node: node.to_owned(), ca, key, tls: Arc::new(tls) })
+        Ok(Self { node: node.to_owned(), ca, certificate, key, tls: Arc::new(tls) })
     }
 }
 

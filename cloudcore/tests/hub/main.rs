@@ -13,6 +13,7 @@ mod holder;
 mod outage;
 mod path;
 mod renewal;
+mod rotation;
 
 async fn over(transport: Transport, scenario: impl AsyncFnOnce(&Bench) -> Result<()>) -> Result<()> {
     TRANSPORT.scope(transport, bench::run_without_product(scenario)).await
@@ -42,6 +43,7 @@ scenarios! {
     a_node_sees_and_writes_nothing_but_its_own: confinement::confinement,
     a_nodes_name_belongs_to_one_machine: holder::holder,
     a_certificate_is_renewed_also_when_it_has_expired: renewal::renewal,
+    a_ca_takes_the_place_of_another: rotation::rotation,
     pods_of_a_node_that_is_cut_off_are_not_evicted: eviction::eviction,
     an_api_server_out_of_reach_is_waited_for: outage::outage,
     a_replica_that_lags_takes_nothing_away: outage::lag,

@@ -65,13 +65,13 @@ pub(crate) async fn renewal(bench: &Bench) -> Result<()> {
 }
 
 /// The certificate, or why there is none.
-async fn renew(edge: &mut Edge, csr: Vec<u8>) -> Result<Result<Vec<u8>>> {
+pub(crate) async fn renew(edge: &mut Edge, csr: Vec<u8>) -> Result<Result<Vec<u8>>> {
     let id = edge.ask(Question::Certificate(csr.into()));
     edge.until("answer", |edge| edge.answers.iter().any(|(of, _)| *of == id)).await?;
     let (_, answer) = edge.answers.iter().find(|(of, _)| *of == id).context("it was there")?;
     match answer {
         Answer::Certificate(certificate) => Ok(Ok(certificate.to_vec())),
         Answer::Refused(why) => Ok(Err(anyhow::anyhow!("{why}"))),
-        Answer::ServiceAccountToken(_) => bail!("an answer to another question"),
+        Answer::ServiceAccountToken(_) | Answer::Authorities(_) => bail!("an answer to another question"),
     }
 }

@@ -116,7 +116,7 @@ impl Tokens {
         let bytes = match answer {
             Answer::ServiceAccountToken(bytes) => bytes,
             Answer::Refused(why) => return Err(TokenError::Cloud(why)),
-            Answer::Certificate(_) => {
+            Answer::Certificate(_) | Answer::Authorities(_) => {
                 return Err(TokenError::Cloud("an answer to another question".to_owned()));
             }
         };

@@ -1,5 +1,5 @@
-//! The node's certificate is renewed over the link, well before it ends, for the key that the node has. The next connection
-//! is made with the new one; the one that is open goes on.
+//! The node's certificate is renewed over the link, well before it ends, or when another CA issues than the one that it is from,
+//! for the key that the node has. The next connection is made with the new one; the one that is open goes on.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -12,17 +12,20 @@ use runtime::{
 use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time,
+    time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Ask, HubState, IdentityPaths};
+use super::{Ask, HubState, IdentityPaths, identity, trust::Trust};
 
 /// How often the certificate's age is looked at, at least: clocks are set, and files are put in place by hand.
 const LOOK: Duration = Duration::from_hours(1);
 /// Between attempts that failed.
 const RETRY: (Duration, Duration) = (Duration::from_secs(30), Duration::from_hours(1));
+/// Within what time a certificate of another CA than the one that issues is renewed, if the cloud has not said: it has before this
+/// process began.
+const UNTOLD: Duration = Duration::from_mins(10);
 const ANSWER_DEADLINE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +38,11 @@ enum RenewalError {
     Cloud(String),
     #[error("the cloud gave a certificate of {holder:?}, or for another key")]
     WrongCertificate { holder: Option<String> },
+    #[error("the cloud gave a certificate of the same CA as before")]
+    SameAuthority,
 }
 
+/// Keeps this node's certificate valid, and the CAs that it trusts those of the cluster.
 pub struct Renewal {
     pub node: String,
     pub identity: IdentityPaths,
@@ -47,20 +53,49 @@ pub struct Renewal {
 
 impl Renewal {
     /// Runs until `stop` is cancelled.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Infallible> {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
+        let (renewed, changes) = watch::channel(());
+        let (within, told) = watch::channel(None);
+        let (hub, asks) = (self.hub.clone(), &self.asks);
+        let trust = Trust { identity: &self.identity, asks, hub, renewed: changes, within };
+        tokio::select! {
+            never = trust.run() => match never {},
+            never = self.renew_in_time(told, renewed) => match never {},
+            // A certificate that is not written yet is asked for again.
+            () = stop.cancelled() => Ok(()),
+        }
+    }
+
+    async fn renew_in_time(
+        &self,
+        mut told: watch::Receiver<Option<Duration>>,
+        renewed: watch::Sender<()>,
+    ) -> Infallible {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut hub = self.hub.clone();
+        // When a certificate of another CA than the one that issues is renewed.
+        let mut ahead: Option<Instant> = None;
         loop {
+            let within = *told.borrow_and_update();
+            ahead = self.spread().map(|share| {
+                ahead.unwrap_or_else(|| Instant::now() + within.unwrap_or(UNTOLD).mul_f64(share))
+            });
+            let ahead_in = ahead.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()));
             // Before the node has enrolled there is nothing to renew.
-            let wait = self.due_in().unwrap_or(LOOK).min(LOOK);
+            let wait = self.due_in().unwrap_or(LOOK).min(LOOK).min(ahead_in);
             let turn = async {
                 time::sleep(wait).await;
-                if self.due_in() != Some(Duration::ZERO) {
+                let is_ahead = ahead.is_some_and(|at| at <= Instant::now());
+                if !is_ahead && self.due_in() != Some(Duration::ZERO) {
                     return;
                 }
                 // An error means that the process is ending.
-                drop(self.hub.wait_for(|hub| hub.connected).await);
-                match self.renew().await {
-                    Ok(()) => backoff.reset(),
+                drop(hub.wait_for(|hub| hub.connected).await);
+                match self.renew(is_ahead).await {
+                    Ok(()) => {
+                        backoff.reset();
+                        renewed.send_replace(());
+                    }
                     Err(error) => {
                         warn!(error = %chain(&error), "certificate not renewed; trying again");
                         time::sleep(backoff.next_delay()).await;
@@ -69,10 +104,23 @@ impl Renewal {
             };
             tokio::select! {
                 () = turn => {}
-                // A certificate that is not written yet is asked for again.
-                () = stop.cancelled() => return Ok(()),
+                // Another CA may issue now. A certificate that is not written yet is asked for again.
+                Ok(()) = told.changed() => ahead = None,
             }
         }
+    }
+
+    /// A share of the time within which a fleet renews, by the node's key; `None` if its certificate is from the CA that issues,
+    /// or there is none.
+    fn spread(&self) -> Option<f64> {
+        let authorities = tls::read_certificates(&self.identity.ca).ok()?;
+        let certificate = tls::read_certificates(&self.identity.certificate).ok()?.into_iter().next()?;
+        if identity::issuer(&authorities, &certificate).ok()? == Some(0) {
+            return None;
+        }
+        let hash = tls::key_hash(&certificate).ok()?;
+        let share = hash.get(..4).and_then(|head| u16::from_str_radix(head, 16).ok())?;
+        Some(f64::from(share) / f64::from(u16::MAX))
     }
 
     /// How long the certificate need not be renewed; `None` if there is none.
@@ -86,7 +134,8 @@ impl Renewal {
         Some(Duration::from_secs(at.saturating_sub(self.clock.now())))
     }
 
-    async fn renew(&self) -> Result<(), RenewalError> {
+    /// `is_ahead`: only because another CA issues.
+    async fn renew(&self, is_ahead: bool) -> Result<(), RenewalError> {
         let key = tls::read_key(&self.identity.key)?;
         let csr = tls::node_csr_for(&self.node, key.secret_der())?;
         let old = tls::read_certificates(&self.identity.certificate)?;
@@ -98,6 +147,13 @@ impl Renewal {
         let holder = tls::node_of(&certificate);
         if holder.as_deref() != Some(self.node.as_str()) || !same_key {
             return Err(RenewalError::WrongCertificate { holder });
+        }
+        if is_ahead && let Some(old) = old.first() {
+            let authorities = tls::read_certificates(&self.identity.ca)?;
+            let issuer = identity::issuer(&authorities, &certificate)?;
+            if issuer.is_some() && issuer == identity::issuer(&authorities, old)? {
+                return Err(RenewalError::SameAuthority);
+            }
         }
         let pem = tls::pem("CERTIFICATE", &certificate);
         tls::write_durably(&self.identity.certificate, 0o644, pem.as_bytes())?;
@@ -116,7 +172,9 @@ impl Renewal {
         match answer.map_err(|_| cloud("the question was dropped"))?.map_err(RenewalError::Cloud)? {
             Answer::Certificate(certificate) => Ok(certificate.to_vec()),
             Answer::Refused(why) => Err(RenewalError::Cloud(why)),
-            Answer::ServiceAccountToken(_) => Err(cloud("an answer to another question")),
+            Answer::ServiceAccountToken(_) | Answer::Authorities(_) => {
+                Err(cloud("an answer to another question"))
+            }
         }
     }
 }
@@ -204,7 +262,7 @@ mod tests {
                 let Ask { answer, .. } = asked.recv().await.unwrap();
                 answer.send(Ok(Answer::Certificate(certificate.into()))).unwrap();
             };
-            let (renewed, ()) = tokio::join!(renewal.renew(), answering);
+            let (renewed, ()) = tokio::join!(renewal.renew(false), answering);
             assert!(matches!(renewed, Err(RenewalError::WrongCertificate { .. })), "{renewed:?}");
             assert_eq!(read(&identity), old);
         }

@@ -325,7 +325,9 @@ impl<S: HubStore> Driver<'_, S> {
                 if let Some(asker) = work.questions.remove(&id) {
                     let answer = match answer {
                         Answer::Refused(reason) => Err(reason),
-                        answered @ (Answer::ServiceAccountToken(_) | Answer::Certificate(_)) => Ok(answered),
+                        answered @ (Answer::ServiceAccountToken(_)
+                        | Answer::Certificate(_)
+                        | Answer::Authorities(_)) => Ok(answered),
                     };
                     // Whoever asked may have stopped waiting.
                     drop(asker.send(answer));

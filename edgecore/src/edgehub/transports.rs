@@ -120,11 +120,13 @@ impl Transports {
     }
 
     /// A link over QUIC, whenever it gets through again, for a session that does without.
-    pub(super) async fn quic_again(&mut self, tls: &Arc<ClientConfig>) -> Link {
+    /// `tls` is asked for each time: months may go by meanwhile.
+    pub(super) async fn quic_again(&mut self, tls: impl Fn() -> Option<Arc<ClientConfig>>) -> Link {
         let Some(quic) = &self.quic else { return std::future::pending().await };
         loop {
             time::sleep(self.probes.next_delay()).await;
-            match time::timeout(PROBE, over_quic(&self.dialer, quic, tls)).await {
+            let Some(tls) = tls() else { continue };
+            match time::timeout(PROBE, over_quic(&self.dialer, quic, &tls)).await {
                 Ok(Ok(link)) => {
                     self.quic_is_blocked = false;
                     self.probes.reset();

@@ -119,12 +119,12 @@ async fn check(args: &Join) -> Result<Found> {
     let mut is_enrolled = false;
     if let Some(config) = &config {
         let node = &config.modules.edged.hostname_override;
-        let joined = preflight.take(checks::joined_ca(&config.paths(), node));
-        is_enrolled = joined.is_some_and(|ca| ca.is_some());
+        let joined = preflight.take(checks::joined_cas(&config.paths(), node));
+        is_enrolled = matches!(joined, Some(Some(_)));
         if let Some(joined) = joined {
             let proxy = &config.modules.edge_hub.websocket.proxy.0;
-            let hub =
-                checks::any_hub(&args.cloudcore_ipport, proxy, args.token.as_deref(), node, joined).await;
+            let (servers, token) = (&args.cloudcore_ipport, args.token.as_deref());
+            let hub = checks::any_hub(servers, proxy, token, node, joined.as_deref()).await;
             preflight
                 .say(hub, |server| format!("cloudcore answers at {server}, and its CA is the expected one"));
         }

@@ -16,13 +16,15 @@ use futures_util::{
 use proto::Lane;
 use quinn::{
     ApplicationClose, Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint,
-    EndpointConfig, ReadError, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt, WriteError,
+    EndpointConfig, ReadError, RecvStream, SendStream, TokioRuntime, TransportConfig, TransportErrorCode,
+    VarInt, WriteError,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use ring::{
     hmac,
     rand::{SecureRandom, SystemRandom},
 };
+use rustls::AlertDescription;
 use rustls_pki_types::{CertificateDer, ServerName};
 use socket2::SockRef;
 
@@ -86,19 +88,24 @@ pub fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfi
     Ok(config)
 }
 
+/// The key of stateless resets that goes with a secret.
+pub fn reset_key(secret: &[u8]) -> [u8; 32] {
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"skerry QUIC stateless reset");
+    *tag.as_ref().first_chunk().expect("an HMAC-SHA256 has 32 bytes")
+}
+
 /// Listens for connections. To be called within a runtime.
 ///
-/// `secret` is the same after a restart, and at all replicas: who speaks to one that does not know it is told so at once
+/// `reset_key` is the same after a restart, and at all replicas: who speaks to one that does not know it is told so at once
 /// (stateless reset), where TCP would be by the kernel.
-pub fn listen(socket: UdpSocket, config: quinn::ServerConfig, secret: &[u8]) -> io::Result<Endpoint> {
+pub fn listen(socket: UdpSocket, config: quinn::ServerConfig, reset_key: &[u8]) -> io::Result<Endpoint> {
     let buffers = SockRef::from(&socket);
     for enlarged in [buffers.set_recv_buffer_size(BUFFER), buffers.set_send_buffer_size(BUFFER)] {
         if let Err(error) = enlarged {
             tracing::debug!(%error, "the buffers of the UDP port stay as they are");
         }
     }
-    let reset_key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), b"skerry QUIC stateless reset");
-    let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key.as_ref())));
+    let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
     endpoint.cid_generator(|| Box::new(Names(CLOUD_NAME))).min_reset_interval(RESET_INTERVAL);
     let (socket, _) = WatchedUdp::new(socket, None)?;
     Endpoint::new_with_abstract_socket(endpoint, Some(config), Arc::new(socket), Arc::new(TokioRuntime))
@@ -400,6 +407,10 @@ impl FrameReceiver for Receiver {
     }
 }
 
+fn unknown_ca() -> TransportErrorCode {
+    TransportErrorCode::crypto(AlertDescription::UnknownCA.into())
+}
+
 fn lost(address: &str, error: ConnectionError) -> LinkError {
     match error {
         ConnectionError::ApplicationClosed(ApplicationClose { error_code, reason }) => LinkError::Refused {
@@ -407,6 +418,13 @@ fn lost(address: &str, error: ConnectionError) -> LinkError {
             status: u16::try_from(error_code.into_inner()).unwrap_or(0),
             reason: String::from_utf8_lossy(&reason).chars().take(200).collect(),
         },
+        // At this end TLS fails with the alert that the other end is sent.
+        ConnectionError::TransportError(error) if error.code == unknown_ca() => {
+            LinkError::CloudNotTrusted { address: address.to_owned() }
+        }
+        ConnectionError::ConnectionClosed(close) if close.error_code == unknown_ca() => {
+            LinkError::NodeNotTrusted { address: address.to_owned() }
+        }
         error => LinkError::Quic { address: address.to_owned(), source: error },
     }
 }

@@ -435,3 +435,148 @@ async fn a_cloud_that_knows_no_such_connection_says_so_to_the_next_ping() {
     let error = edge.next().await.unwrap_err();
     assert!(chain(&error).to_string().contains("reset by peer"), "{}", chain(&error));
 }
+
+/// The other end of a handshake that fails.
+async fn refused(transport: &str, server: rustls::ServerConfig, client: rustls::ClientConfig) -> LinkError {
+    let (name, client) = (ServerName::try_from("127.0.0.1").unwrap(), Arc::new(client));
+    let link = if transport == "quic" {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = quic::listen(socket, quic::server_config(server).unwrap(), b"secret").unwrap();
+        let peer = port.local_addr().unwrap();
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move { port.accept().await.unwrap().await.unwrap_err() });
+        let link = quic::connect(peer, "cloud:1", &name, &client).await;
+        accepting.join_next().await.unwrap().unwrap();
+        link
+    } else {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accept = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            TlsAcceptor::from(Arc::new(server)).accept(tcp).await.map(drop).unwrap_err()
+        };
+        let connect = async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            websocket::over(tcp, "cloud:1", name, client).await
+        };
+        tokio::join!(connect, accept).0
+    };
+    match link {
+        Ok(link) => {
+            let mut end = End::of(link);
+            end.frames.push(Lane::Control, Bytes::from_static(HELLO));
+            end.receiver.receive().await.unwrap_err()
+        }
+        Err(error) => error,
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_trusted_is_told_whose_ca_it_is() {
+    tls::install_provider();
+    let ca = || CertificateAuthority::generate().unwrap();
+    let (ours, other) = (ca(), ca());
+    let trusted = [ours.certificate().clone()];
+    for transport in TRANSPORTS {
+        for (trusts, holds, wanted) in [
+            (&ours, &other, "cloudcore at cloud:1 does not trust the CA of this node's certificate"),
+            (&other, &ours, "cloudcore at cloud:1 has a certificate of a CA that this node does not trust"),
+        ] {
+            let (chain, key) = ours.issue_server(&["127.0.0.1".to_owned()]).unwrap();
+            let server = tls::server_config(chain, key, &trusted, Duration::ZERO).unwrap();
+            let (key, csr) = tls::node_csr(NODE).unwrap();
+            let chain = vec![CertificateDer::from(holds.sign_node_csr(&csr, NODE, LONG).unwrap())];
+            let trusts = [trusts.certificate().clone()];
+            let client = tls::client_config(&trusts, chain, tls::pkcs8(key), Arc::default()).unwrap();
+            let error = time::timeout(LONG, refused(transport, server, client)).await.unwrap();
+            assert!(error.to_string().starts_with(wanted), "{transport}: {}", chain_of(&error));
+        }
+    }
+}
+
+fn chain_of(error: &LinkError) -> String {
+    chain(error).to_string()
+}
+
+/// One that would not verify the client's certificate: whom it lets in has gone on with an earlier session.
+#[tokio::test]
+async fn an_earlier_session_is_gone_on_with_at_any_server_that_has_the_secret() {
+    tls::install_provider();
+    let ca = || CertificateAuthority::generate().unwrap();
+    let (ours, other) = (ca(), ca());
+    for transport in TRANSPORTS {
+        let server = |trusted: &CertificateAuthority, secret: &[u8]| {
+            let (chain, key) = ours.issue_server(&["127.0.0.1".to_owned()]).unwrap();
+            let trusted = [trusted.certificate().clone()];
+            tls::resumable(tls::server_config(chain, key, &trusted, Duration::ZERO).unwrap(), secret)
+        };
+        let client = || {
+            let (key, csr) = tls::node_csr(NODE).unwrap();
+            let chain = vec![CertificateDer::from(ours.sign_node_csr(&csr, NODE, LONG).unwrap())];
+            let trusts = [ours.certificate().clone()];
+            Arc::new(tls::client_config(&trusts, chain, tls::pkcs8(key), Arc::default()).unwrap())
+        };
+        let edge = client();
+        let gets_in = async |server, client: &Arc<rustls::ClientConfig>| {
+            time::timeout(LONG, Box::pin(shown(transport, server, client))).await.unwrap()
+        };
+        assert!(gets_in(server(&ours, b"s"), &edge).await.is_some(), "{transport}");
+        // Each session brings the ticket for the next one.
+        for _ in 0..2 {
+            let certificate = gets_in(server(&other, b"s"), &edge).await.expect(transport);
+            assert_eq!(tls::node_of(&certificate).as_deref(), Some(NODE), "{transport}");
+        }
+        // Another client has none of them, and where the secret is another one they are worth nothing.
+        assert!(gets_in(server(&other, b"s"), &client()).await.is_none(), "{transport}");
+        assert!(gets_in(server(&other, b"another"), &edge).await.is_none(), "{transport}");
+    }
+}
+
+/// The certificate by which a server knows a client that it has let in, and that has heard from it.
+async fn shown(
+    transport: &str,
+    server: rustls::ServerConfig,
+    client: &Arc<rustls::ClientConfig>,
+) -> Option<CertificateDer<'static>> {
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let (mut edge, cloud, certificate) = if transport == "quic" {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = quic::listen(socket, quic::server_config(server).unwrap(), b"secret").unwrap();
+        let peer = port.local_addr().unwrap();
+        let accept = async {
+            let connection = port.accept().await.unwrap().await.ok()?;
+            let certificate = quic::peer_certificate(&connection).unwrap();
+            Some((quic::accept(connection).await.unwrap(), certificate))
+        };
+        let connect = async {
+            let end = End::of(quic::connect(peer, "cloud:1", &name, client).await.unwrap());
+            end.frames.push(Lane::Control, Bytes::from_static(HELLO));
+            end
+        };
+        let (edge, accepted) = tokio::join!(connect, accept);
+        let (cloud, certificate) = accepted?;
+        (edge, cloud, certificate)
+    } else {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accept = async {
+            let (tcp, peer) = listener.accept().await.unwrap();
+            let stream = TlsAcceptor::from(Arc::new(server)).accept(Watched::new(tcp)).await.ok()?;
+            let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned();
+            let progress = stream.get_ref().0.progress();
+            let upgraded = tokio_tungstenite::accept_async(stream).await.unwrap();
+            Some((websocket::server(upgraded.into_inner(), peer, progress).await, certificate))
+        };
+        let connect = async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            websocket::over(tcp, "cloud:1", name, Arc::clone(client)).await
+        };
+        let (edge, accepted) = tokio::join!(connect, accept);
+        let (cloud, certificate) = accepted?;
+        (End::of(edge.unwrap()), cloud, certificate)
+    };
+    let cloud = End::of(cloud);
+    cloud.frames.push(Lane::Control, Bytes::from_static(HELLO));
+    assert_eq!(edge.next().await.unwrap().as_deref(), Some(HELLO));
+    Some(certificate)
+}

@@ -89,10 +89,10 @@ pub async fn over(
     let peer = tcp.peer_addr().map_err(connect_error)?;
     let tcp = Watched::new(tcp);
     let progress = tcp.progress();
-    let stream = TlsConnector::from(tls)
-        .connect(server_name, tcp)
-        .await
-        .map_err(|source| LinkError::Tls { address: address.to_owned(), source })?;
+    let stream = TlsConnector::from(tls).connect(server_name, tcp).await.map_err(|source| {
+        let told = LinkError::not_trusted(address, &source);
+        told.unwrap_or_else(|| LinkError::Tls { address: address.to_owned(), source })
+    })?;
     let request = format!("wss://{address}{PATH}")
         .into_client_request()
         .map_err(|source| LinkError::Upgrade { address: address.to_owned(), source })?;
@@ -107,7 +107,14 @@ pub async fn over(
                 reason,
             })
         }
-        Err(source) => Err(LinkError::Upgrade { address: address.to_owned(), source }),
+        // What cloudcore says of our certificate comes after our end of the handshake.
+        Err(source) => {
+            let told = match &source {
+                Error::Io(error) => LinkError::not_trusted(address, error),
+                _ => None,
+            };
+            Err(told.unwrap_or_else(|| LinkError::Upgrade { address: address.to_owned(), source }))
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use rcgen::{
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::{NODE_CN, NODES_ORGANIZATION, pkcs8, validity};
@@ -54,10 +55,27 @@ impl fmt::Debug for CertificateAuthority {
 impl CertificateAuthority {
     pub fn generate() -> Result<Self, CsrError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CsrError::Issue)?;
-        let mut params = params(CA_NAME, None, CA_VALIDITY)?;
+        Self::self_signed(&ca_params(&key)?, &key)
+    }
+
+    /// The CA that is to take this one's place, and the same as a certificate that this one has signed: with it in the chain,
+    /// who trusts this one alone takes what the other has issued.
+    ///
+    /// It begins when this one did: see [`SERVER_VALIDITY`], and the site may have been away since then.
+    pub fn successor(&self) -> Result<(Self, CertificateDer<'static>), CsrError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CsrError::Issue)?;
+        let mut params = ca_params(&key)?;
+        params.not_before = self.begins;
+        let successor = Self::self_signed(&params, &key)?;
+        params.serial_number = Some(serial()?);
+        // It signs end entities alone.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        let certificate = params.self_signed(&key).map_err(CsrError::Issue)?.der().clone();
+        let cross = params.signed_by(&key, &self.issuer).map_err(CsrError::Issue)?.der().clone();
+        Ok((successor, cross))
+    }
+
+    fn self_signed(params: &CertificateParams, key: &KeyPair) -> Result<Self, CsrError> {
+        let certificate = params.self_signed(key).map_err(CsrError::Issue)?.der().clone();
         Self::from_der(certificate.to_vec(), key.serialize_der())
     }
 
@@ -173,19 +191,34 @@ fn name(common: &str, organization: Option<&str>) -> DistinguishedName {
     name
 }
 
+/// No two CAs have the same name: of which one a certificate is says the certificate, and no key is tried in vain.
+fn ca_params(key: &KeyPair) -> Result<CertificateParams, CsrError> {
+    let mut params = params(CA_NAME, None, CA_VALIDITY)?;
+    let unit = crate::token::hex(&Sha256::digest(key.public_key_raw())[..4]);
+    params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
+    // The next one is signed by this one while they overlap.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    Ok(params)
+}
+
+fn serial() -> Result<SerialNumber, CsrError> {
+    let mut serial = [0; 16];
+    SystemRandom::new().fill(&mut serial).map_err(|_| CsrError::Randomness)?;
+    // RFC 5280: positive, at most 20 bytes.
+    serial[0] &= 0x7f;
+    Ok(SerialNumber::from_slice(&serial))
+}
+
 fn params(
     common: &str,
     organization: Option<&str>,
     validity: Duration,
 ) -> Result<CertificateParams, CsrError> {
-    let mut serial = [0; 16];
-    SystemRandom::new().fill(&mut serial).map_err(|_| CsrError::Randomness)?;
-    // RFC 5280: positive, at most 20 bytes.
-    serial[0] &= 0x7f;
     let now = OffsetDateTime::now_utc();
     let mut params = CertificateParams::default();
     params.distinguished_name = name(common, organization);
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.serial_number = Some(serial()?);
     params.not_before = now - BACKDATE;
     params.not_after = now + validity;
     params.use_authority_key_identifier_extension = true;

@@ -21,8 +21,8 @@ use super::authority::CA_NAME;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PinError {
     #[error(
-        "the server's CA does not match the pin in the token: it is the cloudcore of another cluster; get a token from the \
-         right one with `keadm gettoken`"
+        "the server's CA does not match the pin in the token: it is the cloudcore of another cluster, or its CA was rotated \
+         since the token was made; get a new one from the right cluster with `keadm gettoken`"
     )]
     OtherCa,
     #[error(

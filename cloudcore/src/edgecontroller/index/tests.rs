@@ -303,3 +303,31 @@ fn a_claim_brings_the_volume_that_it_is_bound_to() {
     drop(view);
     assert!(index.read().holders.is_empty());
 }
+
+#[tokio::test]
+async fn one_object_is_followed_from_what_it_is_now() {
+    let index = Arc::new(Index::new());
+    let secret = |value: &str, version: u64| {
+        let metadata = json!({"name": "ca", "namespace": "a", "resourceVersion": version.to_string()});
+        cached("Secret", &json!({"metadata": metadata, "data": {"k": value}}))
+    };
+    let followed = index.follow(key("Secret/a/ca"));
+    assert!(drain(&followed).is_empty());
+    index.apply(kind("Secret"), secret("1", 1));
+    assert_eq!(drain(&followed), ["Secret/a/ca"]);
+    // A version that says the same.
+    index.apply(kind("Secret"), secret("1", 2));
+    index.apply(kind("ConfigMap"), config_map("other", "1", 3));
+    assert!(drain(&followed).is_empty());
+    index.replace(kind("Secret"), vec![secret("2", 4)], Vec::new(), 4);
+    assert_eq!(drain(&followed), ["Secret/a/ca"]);
+    index.delete(kind("Secret"), &key("Secret/a/ca"), 5);
+    assert_eq!(drain(&followed), ["Secret/a/ca"]);
+    index.apply(kind("Secret"), secret("3", 6));
+    assert_eq!(drain(&index.follow(key("Secret/a/ca"))), ["Secret/a/ca"], "it is there already");
+
+    let session = index.subscribe("n");
+    index.wake_sessions();
+    tokio::time::timeout(Duration::from_secs(20), session.dirty().marked()).await.expect("nobody wakes it");
+    assert!(drain(session.dirty()).is_empty());
+}

@@ -109,7 +109,7 @@ async fn where_udp_is_swallowed_the_websocket_is_up_soon_and_quic_comes_back() {
     assert!(transport == "websocket" && took < HEAD_START, "{transport} after {took:?}");
 
     let _answering = port.answer_udp();
-    let link = time::timeout(LONG, transports.quic_again(&port.client)).await.unwrap();
+    let link = time::timeout(LONG, transports.quic_again(|| Some(Arc::clone(&port.client)))).await.unwrap();
     assert_eq!(link.transport, "quic");
     let (transport, took) = port.connect(&mut transports).await;
     assert!(transport == "quic" && took < HEAD_START, "{transport} after {took:?}");
@@ -134,7 +134,7 @@ async fn what_is_switched_off_is_not_used() {
     let port = Port::open().await;
     let mut transports = port.transports(true, false);
     assert_eq!(port.connect(&mut transports).await.0, "websocket");
-    let again = time::timeout(HEAD_START, transports.quic_again(&port.client)).await;
+    let again = time::timeout(HEAD_START, transports.quic_again(|| Some(Arc::clone(&port.client)))).await;
     assert!(again.is_err(), "QUIC is probed");
 
     let mut transports = port.transports(false, true);

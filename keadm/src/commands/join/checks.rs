@@ -139,7 +139,7 @@ pub(super) async fn any_hub<'a>(
     proxy: &str,
     token: Option<&str>,
     node: &str,
-    joined: Option<[u8; 32]>,
+    joined: Option<&[[u8; 32]]>,
 ) -> Check<&'a str> {
     let mut problem = Problem::new("no cloudcore was named", "name one with --cloudcore-ipport");
     for server in servers {
@@ -153,13 +153,13 @@ pub(super) async fn any_hub<'a>(
 
 /// cloudcore at the address, and the token with it.
 ///
-/// `joined` is what [`joined_ca`] found.
+/// `joined` is what [`joined_cas`] found.
 async fn hub(
     server: &str,
     proxy: &str,
     token: Option<&str>,
     node: &str,
-    joined: Option<[u8; 32]>,
+    joined: Option<&[[u8; 32]]>,
 ) -> Check<()> {
     let proxy = Some(proxy).filter(|url| !url.is_empty()).map(str::parse::<Proxy>).transpose();
     let proxy = proxy.map_err(|error| {
@@ -170,14 +170,14 @@ async fn hub(
     })?;
     let proxy = proxy.as_ref();
     let problem = |error: HubError| Problem::new(runtime::chain(&error).to_string(), error.fix());
-    let ca_hash = match (joined, token) {
+    let joined = match (joined, token) {
         // Enrolled: the token has done its work, and may have expired since.
         (Some(joined), token) => {
-            let other = token.map(parse).transpose()?.is_some_and(|token| token.ca_hash != joined);
+            let other = token.map(parse).transpose()?.is_some_and(|token| !joined.contains(&token.ca_hash));
             if other {
                 return Err(Problem::new(
-                    "this machine has joined another cluster than the token's",
-                    "run keadm reset first, or leave --token out",
+                    "this machine has joined another cluster than the token's, or its CA was rotated while the machine was away",
+                    "leave --token out, or run keadm reset first",
                 ));
             }
             joined
@@ -194,30 +194,37 @@ async fn hub(
             ));
         }
     };
-    fetch::hub(server, proxy, ca_hash).await.map_err(problem)
+    let mut last = Ok(());
+    for ca_hash in joined {
+        last = fetch::hub(server, proxy, *ca_hash).await.map_err(problem);
+        if last.is_ok() {
+            break;
+        }
+    }
+    last
 }
 
-/// The hash of the CA of the cluster that this machine has joined. As edgecore sees it, which enrols anew, and needs a
+/// The hashes of the CAs by which this machine knows the cluster that it has joined: one, or two while it is rotated. As edgecore sees it, which enrols anew, and needs a
 /// token, unless CA, certificate and key are there and the certificate is the node's.
-pub(super) fn joined_ca(paths: &EdgePaths, node: &str) -> Check<Option<[u8; 32]>> {
+pub(super) fn joined_cas(paths: &EdgePaths, node: &str) -> Check<Option<Vec<[u8; 32]>>> {
     let EdgePaths { ca_file, cert_file, key_file, .. } = paths;
     if ![ca_file, cert_file, key_file].iter().all(|path| path.exists()) {
         return Ok(None);
     }
-    if first_certificate(cert_file)?.as_ref().and_then(node_of).as_deref() != Some(node) {
+    if certificates(cert_file)?.first().and_then(node_of).as_deref() != Some(node) {
         return Ok(None);
     }
-    let ca = first_certificate(ca_file)?.ok_or_else(|| {
-        Problem::new(format!("{} holds no certificate", ca_file.display()), "run keadm reset, then join anew")
-    })?;
-    Ok(Some(Sha256::digest(ca).into()))
+    let cas = certificates(ca_file)?;
+    if cas.is_empty() {
+        let cause = format!("{} holds no certificate", ca_file.display());
+        return Err(Problem::new(cause, "run keadm reset, then join anew"));
+    }
+    Ok(Some(cas.iter().map(|ca| Sha256::digest(ca).into()).collect()))
 }
 
-fn first_certificate(path: &Path) -> Check<Option<CertificateDer<'static>>> {
-    let certificates = read_certificates(path).map_err(|error| {
-        Problem::new(runtime::chain(&error).to_string(), "run keadm reset, then join anew")
-    })?;
-    Ok(certificates.into_iter().next())
+fn certificates(path: &Path) -> Check<Vec<CertificateDer<'static>>> {
+    read_certificates(path)
+        .map_err(|error| Problem::new(runtime::chain(&error).to_string(), "run keadm reset, then join anew"))
 }
 
 fn parse(token: &str) -> Check<Token> {
@@ -257,7 +264,7 @@ mod tests {
     fn a_machine_has_joined_if_nothing_of_its_identity_is_missing() {
         let dir = tempfile::tempdir().unwrap();
         let paths = EdgePaths::under(dir.path());
-        assert_eq!(joined_ca(&paths, "pump-7").unwrap(), None);
+        assert_eq!(joined_cas(&paths, "pump-7").unwrap(), None);
         let ca = CertificateAuthority::generate().unwrap();
         let (key, csr) = node_csr("pump-7").unwrap();
         let certificate = ca.sign_node_csr(&csr, "pump-7", Duration::from_hours(1)).unwrap();
@@ -274,15 +281,15 @@ mod tests {
         };
         write();
         let hash: [u8; 32] = Sha256::digest(ca.certificate()).into();
-        assert_eq!(joined_ca(&paths, "pump-7").unwrap(), Some(hash));
-        assert_eq!(joined_ca(&paths, "pump-8").unwrap(), None);
+        assert_eq!(joined_cas(&paths, "pump-7").unwrap(), Some(vec![hash]));
+        assert_eq!(joined_cas(&paths, "pump-8").unwrap(), None);
         for (path, _) in &files {
             fs::remove_file(path).unwrap();
-            assert_eq!(joined_ca(&paths, "pump-7").unwrap(), None, "{}", path.display());
+            assert_eq!(joined_cas(&paths, "pump-7").unwrap(), None, "{}", path.display());
             write();
         }
         fs::write(&paths.ca_file, "").unwrap();
-        assert!(joined_ca(&paths, "pump-7").unwrap_err().cause.ends_with("rootCA.crt holds no certificate"));
+        assert!(joined_cas(&paths, "pump-7").unwrap_err().cause.ends_with("rootCA.crt holds no certificate"));
     }
 
     #[test]

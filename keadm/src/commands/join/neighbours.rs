@@ -115,7 +115,7 @@ mod tests {
         fs::write(config("other.yaml"), text.replace("b.sock", "a.sock")).unwrap();
         let problem = find().unwrap_err();
         assert!(problem.cause.starts_with("another edgecore (process 3, "), "{problem:?}");
-        fs::write(config("other.yaml"), "modules: {edgeStream: {}}\n").unwrap();
+        fs::write(config("other.yaml"), "modules: {metaManager: {}}\n").unwrap();
         assert!(find().is_err());
         fs::remove_file(config("other.yaml")).unwrap();
         find().unwrap();
