@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{Method, Request};
 use kube::Client;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time;
 
@@ -101,12 +102,21 @@ pub struct Answer(String);
 
 impl Answer {
     pub fn json(&self) -> Result<Value, Failure> {
+        self.part()
+    }
+
+    /// Of which `T` is what is to be looked at.
+    pub fn part<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_str(&self.0).map_err(Failure::Decode)
     }
 }
 
 pub async fn get(client: &Client, path: &str) -> Result<Value, Failure> {
-    send(client, Method::GET, path, "application/json", Vec::new()).await?.json()
+    read(client, path).await?.json()
+}
+
+pub async fn read(client: &Client, path: &str) -> Result<Answer, Failure> {
+    send(client, Method::GET, path, "application/json", Vec::new()).await
 }
 
 pub async fn create(client: &Client, path: &str, object: &Value) -> Result<Answer, Failure> {

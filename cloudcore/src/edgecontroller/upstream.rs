@@ -33,8 +33,8 @@ use crate::{
 mod node;
 
 /// Requests under way at once for all nodes together: what one API server takes from one client without its priority and
-/// fairness queues filling up. Nobody holds a slot while waiting to try again.
-const SLOTS: usize = 128;
+/// fairness queues filling up, and what cloudcore holds of its answers. Nobody holds a slot while waiting to try again.
+const SLOTS: usize = 64;
 
 /// A namespaced object's uid and reason are short; more of a refusal than this is not sent to the edge.
 const MAX_REASON: usize = 300;

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use kube::Client;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tracing::info;
 
@@ -21,6 +22,28 @@ use crate::{
     },
 };
 
+/// What is looked at of a Node that is there. Most of one is the names of images, and whose field is whose.
+#[derive(Debug, Default, Deserialize)]
+struct Current {
+    metadata: Metadata,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Metadata {
+    resource_version: String,
+    labels: Map<String, Value>,
+    annotations: Map<String, Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    conditions: Vec<Value>,
+}
+
 /// Registers the node and writes its status. A conflict means that somebody wrote in between: to be tried again.
 pub(super) async fn apply(
     client: &Client,
@@ -30,27 +53,27 @@ pub(super) async fn apply(
 ) -> Result<Result<(), Denied>, Failure> {
     let node = &*reporter.node;
     let path = format!("/api/v1/nodes/{node}");
-    let mut current = match api::get(client, &path).await {
-        Ok(current) => current,
+    let answer = match api::read(client, &path).await {
         Err(Failure::Refused { code: 404, .. }) => {
             match api::create(client, "/api/v1/nodes", &registration(reporter, report)).await {
                 Ok(created) => {
                     info!(node, "node registered");
-                    created.json()?
+                    created
                 }
                 // Somebody else was faster.
-                Err(Failure::Refused { code: 409, .. }) => api::get(client, &path).await?,
+                Err(Failure::Refused { code: 409, .. }) => api::read(client, &path).await?,
                 Err(failure) => return Err(failure),
             }
         }
-        Err(failure) => return Err(failure),
+        answer => answer?,
     };
-    let held_by = &current["metadata"]["annotations"][KEY_ANNOTATION];
-    if held_by.as_str().is_some_and(|key| *key != *reporter.key_hash) {
+    let mut current: Current = answer.part()?;
+    let held_by = current.metadata.annotations.get(KEY_ANNOTATION).and_then(Value::as_str);
+    if held_by.is_some_and(|key| *key != *reporter.key_hash) {
         return Ok(Err(Denied::OtherKey));
     }
     if let Some(patch) = missing_metadata(&current, reporter, report) {
-        current = api::patch(client, &path, Patch::Merge, &patch).await?.json()?;
+        current = api::patch(client, &path, Patch::Merge, &patch).await?.part()?;
     }
     let mut patch = status_patch(&current, report, Timestamp::now());
     if let Some(kubelet) = kubelet {
@@ -97,28 +120,29 @@ fn allowed(report: &Value, field: &str) -> Map<String, Value> {
 }
 
 /// What the Node lacks of the report's labels and annotations.
-fn missing_metadata(current: &Value, reporter: &Reporter, report: &Value) -> Option<Value> {
-    let missing = |field: &str, wanted: Map<String, Value>| -> Map<String, Value> {
-        wanted.into_iter().filter(|(key, _)| current["metadata"][field].get(key).is_none()).collect()
+fn missing_metadata(current: &Current, reporter: &Reporter, report: &Value) -> Option<Value> {
+    let missing = |held: &Map<String, Value>, wanted: Map<String, Value>| -> Map<String, Value> {
+        wanted.into_iter().filter(|(key, _)| !held.contains_key(key)).collect()
     };
-    let labels = missing("labels", labels(report));
-    let annotations = missing("annotations", annotations(reporter, report));
+    let Metadata { resource_version: version, labels: held_labels, annotations: held_annotations } =
+        &current.metadata;
+    let labels = missing(held_labels, labels(report));
+    let annotations = missing(held_annotations, annotations(reporter, report));
     if labels.is_empty() && annotations.is_empty() {
         return None;
     }
-    let version = &current["metadata"]["resourceVersion"];
     Some(json!({"metadata": {"resourceVersion": version, "labels": labels, "annotations": annotations}}))
 }
 
 /// The report's status with the heartbeat of now, over the status that is there.
-fn status_patch(current: &Value, report: &Value, now: Timestamp) -> Value {
+fn status_patch(current: &Current, report: &Value, now: Timestamp) -> Value {
     let now = format!("{now:.0}");
     let mut status = report["status"].as_object().cloned().unwrap_or_default();
     let reported = match status.remove("conditions") {
         Some(Value::Array(conditions)) => conditions,
         _ => Vec::new(),
     };
-    let mut conditions = current["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let mut conditions = current.status.conditions.clone();
     for mut condition in reported.into_iter().filter(Value::is_object) {
         condition["lastHeartbeatTime"] = now.as_str().into();
         let held = conditions.iter_mut().find(|held| held["type"] == condition["type"]);
@@ -138,7 +162,7 @@ fn status_patch(current: &Value, report: &Value, now: Timestamp) -> Value {
     if !conditions.is_empty() {
         status.insert("conditions".to_owned(), conditions.into());
     }
-    json!({"metadata": {"resourceVersion": current["metadata"]["resourceVersion"]}, "status": status})
+    json!({"metadata": {"resourceVersion": current.metadata.resource_version}, "status": status})
 }
 
 /// The API server takes the first address of the type that it prefers: the node's own are behind the one that answers for it.
@@ -155,6 +179,10 @@ fn lead_to(kubelet: SocketAddr, status: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn held(value: Value) -> Current {
+        serde_json::from_value(value).unwrap()
+    }
 
     fn reporter() -> Reporter {
         Reporter { node: "n".into(), key_hash: "k".into() }
@@ -177,13 +205,14 @@ mod tests {
     fn an_operators_labels_survive_and_missing_ones_are_added() {
         let report = json!({"metadata": {"labels": {EDGE_LABEL: "", "site": "a", "new": "1",
             "node-role.kubernetes.io/control-plane": ""}, "annotations": {KEY_ANNOTATION: "forged"}}, "status": {}});
-        let current = json!({"metadata": {"resourceVersion": "7", "labels": {EDGE_LABEL: "", "site": "b"}}});
+        let current =
+            held(json!({"metadata": {"resourceVersion": "7", "labels": {EDGE_LABEL: "", "site": "b"}}}));
         assert_eq!(
             missing_metadata(&current, &reporter(), &report).unwrap(),
             json!({"metadata": {"resourceVersion": "7", "labels": {"new": "1"}, "annotations": {KEY_ANNOTATION: "k"}}})
         );
-        let complete = json!({"metadata": {"labels": {EDGE_LABEL: "true", "site": "b", "new": "2"},
-            "annotations": {KEY_ANNOTATION: "k"}}});
+        let complete = held(json!({"metadata": {"labels": {EDGE_LABEL: "true", "site": "b", "new": "2"},
+            "annotations": {KEY_ANNOTATION: "k"}}}));
         assert_eq!(missing_metadata(&complete, &reporter(), &report), None);
         assert_eq!(registration(&reporter(), &json!({}))["metadata"]["labels"], json!({EDGE_LABEL: "true"}));
     }
@@ -199,10 +228,10 @@ mod tests {
     #[test]
     fn conditions_are_merged_by_type() {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
-        let current = json!({"metadata": {"resourceVersion": "7"}, "status": {"conditions": [
+        let current = held(json!({"metadata": {"resourceVersion": "7"}, "status": {"conditions": [
             {"type": "NetworkUnavailable", "status": "False", "lastTransitionTime": "2020-01-01T00:00:00Z"},
             {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "lastTransitionTime": "2020-01-01T00:00:00Z"},
-            {"type": "DiskPressure", "status": "False", "lastTransitionTime": "2020-01-01T00:00:00Z"}]}});
+            {"type": "DiskPressure", "status": "False", "lastTransitionTime": "2020-01-01T00:00:00Z"}]}}));
         let report = json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}], "conditions": [
             {"type": "Ready", "status": "True", "lastTransitionTime": "2019-01-01T00:00:00Z"},
             {"type": "DiskPressure", "status": "False"}, {"type": "PIDPressure", "status": "False"}]}});
@@ -212,7 +241,7 @@ mod tests {
         let time = |at: usize| patch["status"]["conditions"][at]["lastTransitionTime"].as_str().unwrap();
         let conditions = patch["status"]["conditions"].as_array().unwrap();
         assert_eq!(conditions.len(), 4);
-        assert_eq!(conditions[0], current["status"]["conditions"][0]);
+        assert_eq!(conditions[0], current.status.conditions[0]);
         assert_eq!((conditions[1]["status"].as_str(), time(1)), (Some("True"), "2023-11-14T22:13:20Z"));
         assert!(conditions[1].get("reason").is_none());
         assert_eq!(time(2), "2020-01-01T00:00:00Z");
