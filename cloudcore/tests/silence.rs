@@ -4,7 +4,11 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "test code, its helpers too")]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use cloudcore::{
     cloudhub::{listener::CloudHub, registry::Registry, session::SessionContext},
@@ -22,10 +26,11 @@ use runtime::{
     link::websocket,
     tls::{self, Authorities},
 };
+use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, copy_bidirectional, duplex},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
     task::JoinSet,
     time::{self, Instant},
@@ -81,8 +86,15 @@ fn context(metrics: &Metrics) -> SessionContext {
     }
 }
 
-impl Line {
-    /// The upgrade is answered, and nothing is said.
+/// cloudcore's port alone.
+struct Port {
+    hub: JoinSet<()>,
+    metrics: Metrics,
+    address: SocketAddr,
+    client: Arc<ClientConfig>,
+}
+
+impl Port {
     async fn open() -> Self {
         tls::install_provider();
         let authorities = Authorities::generate().unwrap();
@@ -99,14 +111,21 @@ impl Line {
         let hub = CloudHub::new(listener, None, Arc::new(context(&metrics)), authorities);
         let mut running = JoinSet::new();
         running.spawn(async move { hub.run(CancellationToken::new()).await.unwrap() });
+        Self { hub: running, metrics, address, client: Arc::new(client) }
+    }
+}
 
+impl Line {
+    /// The upgrade is answered, and nothing is said.
+    async fn open() -> Self {
+        let Port { hub, metrics, address, client } = Port::open().await;
         let mut tcp = TcpStream::connect(address).await.unwrap();
         // Else the kernel waits for an answer before it sends the next few bytes, and its time is not the test's.
         tcp.set_nodelay(true).unwrap();
         // Room for all that a test says.
         let (edge, mut wire) = duplex(1 << 20);
         let upgrade = async {
-            let connector = TlsConnector::from(Arc::new(client));
+            let connector = TlsConnector::from(client);
             let name = ServerName::IpAddress(address.ip().into());
             let tls = connector.connect(name, edge).await.unwrap();
             client_async(format!("wss://{address}/link"), tls).await.unwrap().0
@@ -115,7 +134,7 @@ impl Line {
             socket = upgrade => socket,
             ended = copy_bidirectional(&mut tcp, &mut wire) => panic!("{ended:?}"),
         };
-        Self { _hub: running, metrics, tcp, wire, socket }
+        Self { _hub: hub, metrics, tcp, wire, socket }
     }
 
     /// After the hello and the welcome.
@@ -220,4 +239,45 @@ async fn what_came_while_nobody_looked_is_a_sign_of_life() {
         pass(MARGIN).await;
         assert!(line.is_up(), "round {round}: given up");
     }
+}
+
+/// Those who say nothing, and those who begin TLS and say no more: both have an address of their own, and none of it is used up.
+#[tokio::test]
+async fn strangers_who_hang_in_their_handshake_keep_nobody_out() {
+    let port = Port::open().await;
+    let name = ServerName::IpAddress(port.address.ip().into());
+    let mut hello = Vec::new();
+    ClientConnection::new(Arc::clone(&port.client), name.clone()).unwrap().write_tls(&mut hello).unwrap();
+    let mut strangers = Vec::new();
+    for number in 0..1200 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into()).unwrap();
+        let mut tcp = socket.connect(port.address).await.unwrap();
+        if number % 2 == 0 {
+            // It may have been shown out at once.
+            drop(tcp.write_all(&hello).await);
+        }
+        strangers.push(tcp);
+    }
+    let connector = TlsConnector::from(Arc::clone(&port.client));
+    let welcome =
+        async { connector.connect(name, TcpStream::connect(port.address).await.unwrap()).await.unwrap() };
+    // Half of what a stranger has to go through its handshake.
+    time::timeout(Duration::from_secs(5), welcome).await.expect("a node is kept out");
+}
+
+/// A node may open more links than it goes on to use: not all that there is room for.
+#[tokio::test]
+async fn links_that_say_no_hello_keep_nobody_out() {
+    let port = Port::open().await;
+    let text = port.address.to_string();
+    let name = || ServerName::IpAddress(port.address.ip().into());
+    let link = || websocket::connect(&text, name(), Arc::clone(&port.client));
+    let mut links = Vec::new();
+    for _ in 0..600 {
+        links.push(link().await.unwrap());
+    }
+    let crowded_out = port.metrics.session_ends.get_or_create_owned(&EndLabels { reason: "crowded out" });
+    assert!(crowded_out.get() > 0, "there is room for all of them");
+    time::timeout(Duration::from_secs(5), link()).await.expect("a node is kept out").unwrap();
 }

@@ -59,6 +59,8 @@ mod clean_stop;
 mod commands;
 mod error;
 mod files;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod index;
 mod journal;
 mod memory;

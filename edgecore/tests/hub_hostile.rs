@@ -82,7 +82,8 @@ impl Cloud {
     /// As [`Cloud::accept`], welcomed.
     async fn welcome(&self) -> Result<Socket> {
         let (mut socket, hello) = self.accept().await?;
-        let welcome = Welcome { protocol: hello.protocol_max, software: String::new(), unix_ms: 0 };
+        let welcome =
+            Welcome { protocol: hello.protocol_max, software: String::new(), unix_ms: 0, dictionary: 0 };
         socket.send(frame(Body::Welcome(welcome))?).await?;
         Ok(socket)
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 0 | the message |
 //! | 1 | the message as one zstd frame; no longer sent |
-//! | 2 | the message as one zstd frame with dictionary 1, without the magic number that begins it |
+//! | 2 | the message as one zstd frame with the [`dictionary`] that its header names, without the magic number that begins it |
 //!
 //! A number is never used again. What is on [`Lane::Control`] is plain: the greetings, in which versions are
 //! told, must be understood whatever the versions are. The transport keeps message boundaries, so there is no
@@ -13,10 +13,14 @@
 use std::{
     io::{BufRead, Read},
     num::NonZero,
+    ops::RangeInclusive,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
 use zstd::{
     bulk::{Compressor, Decompressor},
     stream::read::Decoder,
@@ -24,13 +28,19 @@ use zstd::{
 
 use crate::{
     Lane, dictionary,
-    limits::MAX_FRAME,
+    limits::{MAX_FIELDS, MAX_FRAME},
     message::{Body, Frame},
 };
 
 const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
-const DICTIONARY_1: u8 = 2;
+const DICTIONARY: u8 = 2;
+
+/// The fields of [`Body`].
+const KINDS: RangeInclusive<u32> = 1..=14;
+
+/// [`Body::Request`] and its field: the only list that is further down.
+const TOKEN_QUESTION: (u32, u32) = (13, 2);
 
 /// What every zstd frame begins with.
 const MAGIC: &[u8] = &zstd::zstd_safe::MAGICNUMBER.to_le_bytes();
@@ -65,18 +75,30 @@ pub enum DecodeError {
     Encoding(u8),
     #[error("failed to decompress a frame")]
     Decompress(#[source] std::io::Error),
-    #[error("frame is compressed with dictionary {0}, not with {id}", id = dictionary::ID)]
+    #[error(
+        "frame is compressed with dictionary {0}; this version has {first} to {newest}",
+        first = dictionary::FIRST, newest = dictionary::NEWEST
+    )]
     Dictionary(u32),
     #[error("failed to decode a frame")]
     Malformed(#[from] prost::DecodeError),
-    #[error("frame with no message that this version knows")]
-    Unknown,
+    #[error("frame with no message")]
+    Nothing,
+    #[error("message of kind {0}, which this version does not know: upgrade it, or the peer that sends it")]
+    Unknown(u32),
+    #[error("frame of more than {MAX_FIELDS} fields")]
+    TooMany,
     #[error("patch of {patch} bytes does not yield the {length} bytes with the hash that it announces")]
     Patch { patch: usize, length: usize },
 }
 
-/// Encodes one message, compressed where that makes it shorter.
+/// Encodes one message, compressed where that makes it shorter, for any peer.
 pub fn encode(body: Body) -> Result<Bytes, EncodeError> {
+    encode_with(body, dictionary::FIRST)
+}
+
+/// As [`encode`], for a peer that has said that it has the dictionary, see [`dictionary::common`].
+pub fn encode_with(body: Body, dictionary: u32) -> Result<Bytes, EncodeError> {
     let is_control = body.lane() == Lane::Control;
     let frame = Frame::from(body);
     let length = frame.encoded_len();
@@ -89,7 +111,8 @@ pub fn encode(body: Body) -> Result<Bytes, EncodeError> {
     if is_control || length < WORTH_COMPRESSING {
         return Ok(plain.freeze());
     }
-    let packed = Compressor::with_prepared_dictionary(&dictionary::ENCODER)
+    let Some(dictionary) = dictionary::encoder(dictionary) else { return Ok(plain.freeze()) };
+    let packed = Compressor::with_prepared_dictionary(dictionary)
         .and_then(|mut compressor| compressor.compress(&plain[1..]))
         .map_err(EncodeError::Compress)?;
     let packed = &packed[MAGIC.len()..];
@@ -97,7 +120,7 @@ pub fn encode(body: Body) -> Result<Bytes, EncodeError> {
         return Ok(plain.freeze());
     }
     plain.clear();
-    plain.put_u8(DICTIONARY_1);
+    plain.put_u8(DICTIONARY);
     plain.extend_from_slice(packed);
     Ok(plain.freeze())
 }
@@ -111,30 +134,76 @@ pub fn decode(bytes: Bytes) -> Result<Body, DecodeError> {
     if bytes.len() > MAX_FRAME {
         return Err(DecodeError::TooLong { length: bytes.len() });
     }
-    let frame = match bytes.first() {
+    let plain = match bytes.first() {
         None => return Err(DecodeError::Empty),
-        Some(&PLAIN) => Frame::decode(bytes.slice(1..))?,
+        Some(&PLAIN) => bytes.slice(1..),
         Some(&ZSTD) => {
             let decoder = Decoder::with_buffer(&bytes[1..]).map_err(DecodeError::Decompress)?;
-            Frame::decode(Bytes::from(bounded_decompress(decoder)?))?
+            bounded_decompress(decoder)?
         }
-        Some(&DICTIONARY_1) => {
+        Some(&DICTIONARY) => {
             let packed = &bytes[1..];
             let header: Vec<u8> = MAGIC.iter().chain(packed).take(MAX_HEADER).copied().collect();
             let id = zstd::zstd_safe::get_dict_id_from_frame(&header).map_or(0, NonZero::get);
-            if id != dictionary::ID {
-                return Err(DecodeError::Dictionary(id));
-            }
-            let decoder = Decoder::with_prepared_dictionary(MAGIC.chain(packed), &dictionary::DECODER)
+            let dictionary = dictionary::decoder(id).ok_or(DecodeError::Dictionary(id))?;
+            let decoder = Decoder::with_prepared_dictionary(MAGIC.chain(packed), dictionary)
                 .map_err(DecodeError::Decompress)?;
-            Frame::decode(Bytes::from(bounded_decompress(decoder)?))?
+            bounded_decompress(decoder)?
         }
         Some(&other) => return Err(DecodeError::Encoding(other)),
     };
-    frame.body.ok_or(DecodeError::Unknown)
+    let unknown = look_through(&plain)?;
+    Frame::decode(plain)?.body.ok_or_else(|| unknown.map_or(DecodeError::Nothing, DecodeError::Unknown))
 }
 
-fn bounded_decompress(mut decoder: Decoder<'_, impl BufRead>) -> Result<Vec<u8>, DecodeError> {
+/// Counts what would take memory. Returns the kind of a message that this version does not know.
+fn look_through(plain: &[u8]) -> Result<Option<u32>, DecodeError> {
+    let (mut unknown, mut count) = (None, 0);
+    let mut count_more = |more: usize| {
+        count += more;
+        if count > MAX_FIELDS { Err(DecodeError::TooMany) } else { Ok(()) }
+    };
+    let mut frame = plain;
+    while let Some((tag, message)) = next_field(&mut frame)? {
+        count_more(1)?;
+        if !KINDS.contains(&tag) {
+            unknown = Some(tag);
+            continue;
+        }
+        let mut message = message.unwrap_or_default();
+        while let Some((of_message, part)) = next_field(&mut message)? {
+            count_more(1)?;
+            let mut part = part.filter(|_| (tag, of_message) == TOKEN_QUESTION).unwrap_or_default();
+            while next_field(&mut part)?.is_some() {
+                count_more(1)?;
+            }
+        }
+    }
+    Ok(unknown)
+}
+
+type Field<'a> = (u32, Option<&'a [u8]>);
+
+/// Takes one field off: its number, and its bytes where it has a length.
+fn next_field<'a>(message: &mut &'a [u8]) -> Result<Option<Field<'a>>, prost::DecodeError> {
+    if message.is_empty() {
+        return Ok(None);
+    }
+    let (tag, wire_type) = decode_key(message)?;
+    let before = *message;
+    skip_field(wire_type, tag, message, DecodeContext::default())?;
+    let mut field = &before[..before.len() - message.len()];
+    let bytes = match wire_type {
+        WireType::LengthDelimited => {
+            decode_varint(&mut field)?;
+            Some(field)
+        }
+        _ => None,
+    };
+    Ok(Some((tag, bytes)))
+}
+
+fn bounded_decompress(mut decoder: Decoder<'_, impl BufRead>) -> Result<Bytes, DecodeError> {
     decoder.window_log_max(WINDOW_LOG).map_err(DecodeError::Decompress)?;
     // A frame of a few bytes may claim gigabytes: read up to the bound, growing as bytes really come.
     let mut plain = Vec::new();
@@ -142,7 +211,7 @@ fn bounded_decompress(mut decoder: Decoder<'_, impl BufRead>) -> Result<Vec<u8>,
     if plain.len() > MAX_FRAME {
         return Err(DecodeError::TooLong { length: plain.len() });
     }
-    Ok(plain)
+    Ok(plain.into())
 }
 
 /// The difference from `base` to `target`: `target` compressed with `base` as the dictionary.
@@ -193,7 +262,7 @@ mod tests {
     fn packed_with(dictionary: &zstd::dict::EncoderDictionary<'_>, plain: &[u8]) -> Bytes {
         let mut compressor = Compressor::with_prepared_dictionary(dictionary).unwrap();
         let packed = compressor.compress(plain).unwrap();
-        [&[DICTIONARY_1], &packed[MAGIC.len()..]].concat().into()
+        [&[DICTIONARY], &packed[MAGIC.len()..]].concat().into()
     }
 
     fn report(payload: String) -> Body {
@@ -205,15 +274,51 @@ mod tests {
     fn a_bomb_is_refused() {
         let zeros = vec![0; 64 << 20];
         let without = [vec![ZSTD], zstd::bulk::compress(&zeros, 3).unwrap()].concat().into();
-        for bytes in [without, packed_with(&dictionary::ENCODER, &zeros)] {
+        for bytes in [without, packed_with(dictionary::encoder(1).unwrap(), &zeros)] {
             assert!(matches!(decode(bytes), Err(DecodeError::TooLong { .. })));
         }
+    }
+
+    /// Two bytes each on the line, a hundred in memory.
+    #[test]
+    fn a_frame_of_empty_parts_is_refused() {
+        let length_delimited = |tag: u8, content: &[u8]| {
+            let mut field = vec![tag << 3 | 2];
+            prost::encoding::encode_varint(content.len() as u64, &mut field);
+            [&field[..], content].concat()
+        };
+        // Positions, entries, changes, reports, acks; and audiences, one level further down.
+        for (kind, list) in [(1, 9), (5, 1), (6, 2), (9, 1), (10, 1), (13, 5)] {
+            let parts = |count| {
+                let list = [list << 3 | 2, 0].repeat(count);
+                let message = if kind == 13 { length_delimited(2, &list) } else { list };
+                let frame = length_delimited(kind, &message);
+                packed_with(dictionary::encoder(1).unwrap(), &frame)
+            };
+            let bomb = parts(2_000_000);
+            assert!(bomb.len() < 1_000, "{} bytes", bomb.len());
+            assert!(matches!(decode(bomb), Err(DecodeError::TooMany)), "kind {kind}");
+            assert!(decode(parts(crate::limits::INVENTORY_CHUNK)).is_ok(), "kind {kind}");
+        }
+        // A frame that has its message many times over.
+        let again = length_delimited(11, &[]).repeat(2_000_000);
+        assert!(matches!(
+            decode(packed_with(dictionary::encoder(1).unwrap(), &again)),
+            Err(DecodeError::TooMany)
+        ));
+    }
+
+    #[test]
+    fn who_sends_a_message_of_tomorrow_is_told_its_kind() {
+        let error = decode(vec![PLAIN, 0x82, 6, 1, 0].into()).unwrap_err().to_string();
+        assert!(error.starts_with("message of kind 96, which this version does not know"), "{error}");
+        assert!(matches!(decode(vec![PLAIN].into()), Err(DecodeError::Nothing)));
     }
 
     #[test]
     fn a_length_that_is_a_lie_is_refused() {
         // One segment, an id of one byte, a length of four; then one raw block that is empty.
-        let mut bytes = vec![DICTIONARY_1, 0xa1, 1];
+        let mut bytes = vec![DICTIONARY, 0xa1, 1];
         bytes.extend_from_slice(&(3_u32 << 30).to_le_bytes());
         bytes.extend_from_slice(&[1, 0, 0]);
         assert!(matches!(decode(bytes.into()), Err(DecodeError::Decompress(_))));
@@ -222,18 +327,18 @@ mod tests {
     #[test]
     fn another_dictionary_is_refused() {
         let plain = Frame::from(report("x".repeat(100))).encode_to_vec();
-        assert!(decode(packed_with(&dictionary::tests::other(dictionary::ID), &plain)).is_ok());
+        assert!(decode(packed_with(&dictionary::tests::other(1), &plain)).is_ok());
         let error = decode(packed_with(&dictionary::tests::other(7), &plain)).unwrap_err();
-        assert_eq!(error.to_string(), "frame is compressed with dictionary 7, not with 1");
+        assert_eq!(error.to_string(), "frame is compressed with dictionary 7; this version has 1 to 1");
         let none = zstd::bulk::compress(&plain, 3).unwrap();
-        let none = [&[DICTIONARY_1], &none[MAGIC.len()..]].concat();
+        let none = [&[DICTIONARY], &none[MAGIC.len()..]].concat();
         assert!(matches!(decode(none.into()), Err(DecodeError::Dictionary(0))));
     }
 
     #[test]
     fn every_encoding_has_its_use() {
         let long = "x".repeat(500);
-        assert_eq!(encode(report(long.clone())).unwrap()[0], DICTIONARY_1);
+        assert_eq!(encode(report(long.clone())).unwrap()[0], DICTIONARY);
         // The peer may be of any version.
         assert_eq!(encode(Body::Goodbye(Goodbye { reason: 3, detail: long })).unwrap()[0], PLAIN);
         let action = Some(Action::Delete(Delete { resource_version: 7 }));
@@ -274,7 +379,7 @@ mod tests {
         fn any_bytes_decode_or_fail(mut bytes in proptest::collection::vec(any::<u8>(), 4..512)) {
             drop(decode(Bytes::from(bytes.clone())));
             // What gets as far as the dictionary.
-            bytes[..3].copy_from_slice(&[DICTIONARY_1, 0x21, 1]);
+            bytes[..3].copy_from_slice(&[DICTIONARY, 0x21, 1]);
             drop(decode(Bytes::from(bytes)));
         }
 

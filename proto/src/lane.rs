@@ -59,23 +59,37 @@ impl Body {
 
 /// Frames that wait for their turn, by lane.
 #[derive(Debug, Default)]
-pub(crate) struct Queues([VecDeque<Body>; Lane::ALL.len()]);
+pub(crate) struct Queues {
+    lanes: [VecDeque<Body>; Lane::ALL.len()],
+    /// The last word has been said.
+    closed: bool,
+}
 
 impl Queues {
     pub(crate) fn push(&mut self, body: Body) {
-        self.0[body.lane() as usize].push_back(body);
+        if !self.closed {
+            self.lanes[body.lane() as usize].push_back(body);
+        }
     }
 
     pub(crate) fn pop(&mut self, lane: Lane) -> Option<Body> {
-        pop(&mut self.0[lane as usize])
+        pop(&mut self.lanes[lane as usize])
     }
 
     pub(crate) fn lane(&mut self, lane: Lane) -> &mut VecDeque<Body> {
-        &mut self.0[lane as usize]
+        &mut self.lanes[lane as usize]
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.0.iter_mut().for_each(VecDeque::clear);
+    /// Nothing else is sent any more, whatever comes to be pushed.
+    pub(crate) fn close(&mut self, goodbye: Body) {
+        self.lanes.iter_mut().for_each(VecDeque::clear);
+        self.closed = false;
+        self.push(goodbye);
+        self.closed = true;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
     }
 }
 

@@ -4,12 +4,12 @@
 //! Every length is bounded, and decoding arbitrary bytes returns an error instead of panicking.
 //!
 //! Reading order: [`resource`] names an object, [`message`] is everything that can be said, [`codec`] turns it
-//! into frames (with `dictionary`), [`lane`] says which frames go first, [`session`] holds the state of both ends, [`limits`] has every bound.
+//! into frames (with [`dictionary`]), [`lane`] says which frames go first, [`session`] holds the state of both ends, [`limits`] has every bound.
 
 pub mod codec;
 #[cfg(feature = "cri")]
 pub mod cri;
-mod dictionary;
+pub mod dictionary;
 pub mod lane;
 pub mod limits;
 pub mod message;

@@ -29,6 +29,16 @@ pub const MAX_KINDS: usize = 64;
 /// Reports sent and not yet acked.
 pub const WINDOW_REPORTS: usize = 64;
 
+/// Questions asked and not yet answered: an edge asks for a token a pod and volume.
+pub const WINDOW_QUESTIONS: usize = 256;
+
+/// Fields of a frame, those of its message's parts not counted: a whole chunk of an inventory, with room to spare. An empty part
+/// is two bytes on the line, and a hundred in memory: by its length alone a frame would be let grow fifty times.
+pub const MAX_FIELDS: usize = INVENTORY_CHUNK + 64;
+
+/// Bytes of the objects that one batch puts, after its patches were applied.
+pub const BATCH_OBJECTS: usize = 2 * MAX_FRAME;
+
 /// A report's payload: a pod status with 100 containers is about 100 KiB.
 pub const MAX_REPORT: usize = 512 << 10;
 

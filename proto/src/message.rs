@@ -85,6 +85,9 @@ pub struct Hello {
     /// concludes nothing from them.
     #[prost(message, repeated, tag = "9")]
     pub seen: Vec<Position>,
+    /// The newest dictionary that the edge has; it has those before, too. Whoever names none has the first.
+    #[prost(uint32, tag = "10")]
+    pub dictionary: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -112,6 +115,9 @@ pub struct Welcome {
     /// The cloud's clock in milliseconds since 1970: a floor for an edge without a battery-backed clock.
     #[prost(uint64, tag = "3")]
     pub unix_ms: u64,
+    /// The newest dictionary that both have: either side compresses with it from now on. Whoever names none means the first.
+    #[prost(uint32, tag = "4")]
+    pub dictionary: u32,
 }
 
 /// Last frame of either side.

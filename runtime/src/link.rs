@@ -28,6 +28,7 @@ use tokio::{
     time::{self, Instant},
 };
 
+pub mod framing;
 mod knock;
 mod mux;
 pub mod proxy;

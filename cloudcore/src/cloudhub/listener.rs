@@ -26,20 +26,21 @@ use runtime::{
     },
     tls::{self, Authorities},
 };
+use rustls::{ServerConfig, server::Acceptor};
 use rustls_pki_types::CertificateDer;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::JoinSet,
     time,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
     enrollment::Enrollment,
+    guests::{Guest, Guests},
     holder, roll_call,
     session::{self, SessionContext},
 };
@@ -49,14 +50,15 @@ use crate::{
     secrets,
 };
 
-/// TLS handshakes under way at once: each costs a signature, and a core makes a few thousand a second.
-const HANDSHAKES: usize = 128;
+/// For the client's first message, and for the rest of the handshake from its turn on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the handshake to the answer of an enrollment, or to the upgrade.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections beyond the sessions: those that are still shaking hands or enrolling.
 const GUESTS: usize = 512;
+/// How many more there are for a moment, while those that have been told to leave do so.
+const LEAVING: usize = 256;
 /// How long sessions may take to say goodbye when cloudcore stops.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// The server's certificate is made anew, in memory, long before it expires.
@@ -88,7 +90,7 @@ pub struct CloudHub {
 struct Hub {
     context: Arc<SessionContext>,
     enrollment: Enrollment,
-    handshakes: Semaphore,
+    guests: Arc<Guests>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -104,7 +106,7 @@ impl CloudHub {
     ) -> Self {
         let (client, index) = (context.client.clone(), Arc::clone(&context.index));
         let enrollment = Enrollment::new(authorities, client, index, context.hub.certificate_validity);
-        let hub = Hub { context, enrollment, handshakes: Semaphore::new(HANDSHAKES) };
+        let hub = Hub { context, enrollment, guests: Arc::default() };
         Self { listener, udp, hub: Arc::new(hub) }
     }
 
@@ -117,7 +119,7 @@ impl CloudHub {
     /// Serves until `stop` is cancelled, then has every session say goodbye.
     pub async fn run(self, stop: CancellationToken) -> Result<(), HubError> {
         let Self { listener, udp, hub } = self;
-        let (mut acceptor, config) = hub.configurations()?;
+        let (mut tls, config) = hub.configurations()?;
         let reset_key = hub.enrollment.authorities().reset_key();
         // Ends with this.
         let mut roll_call = JoinSet::new();
@@ -134,13 +136,17 @@ impl CloudHub {
         let mut connections = JoinSet::new();
         let secret = hub.context.index.follow(secrets::authorities_key());
         loop {
-            let full = connections.len() >= limit;
+            let full = connections.len() >= limit.saturating_add(LEAVING);
+            if connections.len() > limit {
+                hub.guests.make_room();
+            }
             tokio::select! {
                 // A connection stays in the backlog when another arm wins.
                 accepted = listener.accept(), if !full => match accepted {
                     Ok((tcp, peer)) => {
-                        let (hub, acceptor, stop) = (Arc::clone(&hub), acceptor.clone(), stop.child_token());
-                        connections.spawn(hub.serve(tcp, peer, acceptor, stop));
+                        let guest = hub.guests.enter(peer.ip());
+                        let (hub, tls, stop) = (Arc::clone(&hub), Arc::clone(&tls), stop.child_token());
+                        connections.spawn(hub.serve(tcp, peer, guest, tls, stop));
                     }
                     Err(error) => {
                         warn!(error = %runtime::chain(&error), "failed to accept a connection");
@@ -149,21 +155,22 @@ impl CloudHub {
                 },
                 // An attempt stays in the endpoint when another arm wins.
                 Some(incoming) = incoming(endpoint.as_ref()), if !full => {
-                    connections.spawn(Arc::clone(&hub).serve_quic(incoming, stop.child_token()));
+                    let guest = hub.guests.enter(incoming.remote_address().ip());
+                    connections.spawn(Arc::clone(&hub).serve_quic(incoming, guest, stop.child_token()));
                 }
                 Some(ended) = connections.join_next() => {
                     if let Err(error) = ended && error.is_panic() {
                         warn!(error = %runtime::chain(&error), "a connection's task panicked");
                     }
                 }
-                _ = reissue.tick() => acceptor = hub.reconfigure(endpoint.as_ref())?,
+                _ = reissue.tick() => tls = hub.reconfigure(endpoint.as_ref())?,
                 // Connections that there are go on.
                 () = secret.marked() => {
                     while secret.pop().is_some() {}
                     match hub.enrollment.reload() {
                         Ok(false) => {}
                         Ok(true) => {
-                            acceptor = hub.reconfigure(endpoint.as_ref())?;
+                            tls = hub.reconfigure(endpoint.as_ref())?;
                             hub.context.index.wake_sessions();
                             let phase = hub.enrollment.authorities().phase();
                             info!(?phase, "the CAs have changed");
@@ -202,16 +209,16 @@ async fn incoming(endpoint: Option<&Endpoint>) -> Option<quinn::Incoming> {
 
 impl Hub {
     /// For the connections to come.
-    fn reconfigure(&self, endpoint: Option<&Endpoint>) -> Result<TlsAcceptor, HubError> {
-        let (acceptor, config) = self.configurations()?;
+    fn reconfigure(&self, endpoint: Option<&Endpoint>) -> Result<Arc<ServerConfig>, HubError> {
+        let (tls, config) = self.configurations()?;
         if let Some(endpoint) = endpoint {
             endpoint.set_server_config(Some(config));
         }
-        Ok(acceptor)
+        Ok(tls)
     }
 
     /// With a new certificate: for TCP and for QUIC.
-    fn configurations(&self) -> Result<(TlsAcceptor, quinn::ServerConfig), HubError> {
+    fn configurations(&self) -> Result<(Arc<ServerConfig>, quinn::ServerConfig), HubError> {
         let authorities = self.enrollment.authorities();
         let (chain, key) = authorities.issue_server(&self.context.hub.names)?;
         let grace = self.context.hub.certificate_grace;
@@ -219,13 +226,13 @@ impl Hub {
         let mut config = tls::resumable(config, &authorities.ticket_secret());
         let quic = quic::server_config(config.clone())?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok((TlsAcceptor::from(Arc::new(config)), quic))
+        Ok((Arc::new(config), quic))
     }
 
-    async fn serve_quic(self: Arc<Self>, incoming: quinn::Incoming, stop: CancellationToken) {
+    async fn serve_quic(self: Arc<Self>, incoming: quinn::Incoming, place: Guest, stop: CancellationToken) {
         let peer = incoming.remote_address();
         // Whoever forges addresses is not to use the turns up.
-        if !incoming.remote_address_validated() && self.handshakes.available_permits() == 0 {
+        if !incoming.remote_address_validated() && !self.guests.has_free_turn() {
             if let Err(error) = incoming.retry() {
                 debug!(%peer, error = %runtime::chain(&error), "connection refused");
             }
@@ -233,7 +240,7 @@ impl Hub {
         }
         // On the heap, to go before the session begins.
         let guest = Box::pin(async {
-            let connection = self.handshake_quic(incoming).await?;
+            let connection = self.handshake_quic(incoming, &place).await?;
             match self.admit(quic::peer_certificate(&connection).as_ref()).await {
                 Ok(node) => {
                     let link = quic::accept(connection).await;
@@ -249,21 +256,26 @@ impl Hub {
         let linked = tokio::select! {
             // Nothing has been promised to a guest yet.
             linked = time::timeout(HANDSHAKE_TIMEOUT + REQUEST_TIMEOUT, guest) => linked,
+            () = place.told_to_leave() => return self.note_crowded_out(peer),
             () = stop.cancelled() => return,
         };
         match linked {
             Ok(Ok((node, link))) => {
-                session::run(Arc::clone(&self.context), &self.enrollment, link, node, stop).await;
+                session::run(Arc::clone(&self.context), &self.enrollment, link, node, place, stop).await;
             }
             Ok(Err(reason)) => debug!(%peer, reason, "connection ended"),
             Err(_) => debug!(%peer, "connection timed out"),
         }
     }
 
-    async fn handshake_quic(&self, incoming: quinn::Incoming) -> Result<quinn::Connection, String> {
-        let _turn = self.handshakes.acquire().await;
+    async fn handshake_quic(
+        &self,
+        incoming: quinn::Incoming,
+        place: &Guest,
+    ) -> Result<quinn::Connection, String> {
+        let turn = place.turn().await;
         let shaken = match incoming.accept() {
-            Ok(connecting) => time::timeout(HANDSHAKE_TIMEOUT, connecting).await,
+            Ok(connecting) => turn.spent_on(time::timeout(HANDSHAKE_TIMEOUT, connecting)).await,
             Err(error) => Ok(Err(error)),
         };
         self.note_handshake(&shaken);
@@ -283,16 +295,22 @@ impl Hub {
         self.context.metrics.handshakes.get_or_create(&HandshakeLabels { outcome }).inc();
     }
 
+    fn note_crowded_out(&self, peer: SocketAddr) {
+        debug!(%peer, "there was no room for the connection any more");
+        self.context.metrics.handshakes.get_or_create(&HandshakeLabels { outcome: "crowded out" }).inc();
+    }
+
     async fn serve(
         self: Arc<Self>,
         tcp: TcpStream,
         peer: SocketAddr,
-        acceptor: TlsAcceptor,
+        place: Guest,
+        config: Arc<ServerConfig>,
         stop: CancellationToken,
     ) {
         // On the heap, to go before the session begins.
         let guest = Box::pin(async {
-            let stream = self.handshake(tcp, &acceptor).await?;
+            let stream = self.handshake(tcp, &place, config).await?;
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let certificate = certificate.map(|certificate| certificate.clone().into_owned());
             let progress = stream.get_ref().0.progress();
@@ -302,12 +320,13 @@ impl Hub {
         let upgraded = tokio::select! {
             // Nothing has been promised to a guest yet.
             upgraded = time::timeout(HANDSHAKE_TIMEOUT + REQUEST_TIMEOUT, guest) => upgraded,
+            () = place.told_to_leave() => return self.note_crowded_out(peer),
             () = stop.cancelled() => return,
         };
         match upgraded {
             Ok(Ok(Some((peer_node, io, progress)))) => {
                 let link = websocket::server(io, peer, progress).await;
-                session::run(Arc::clone(&self.context), &self.enrollment, link, peer_node, stop).await;
+                session::run(Arc::clone(&self.context), &self.enrollment, link, peer_node, place, stop).await;
             }
             Ok(Ok(None)) => {}
             Ok(Err(reason)) => debug!(%peer, reason, "connection ended"),
@@ -318,11 +337,19 @@ impl Hub {
     async fn handshake(
         &self,
         tcp: TcpStream,
-        acceptor: &TlsAcceptor,
+        place: &Guest,
+        config: Arc<ServerConfig>,
     ) -> Result<TlsStream<Watched<TcpStream>>, String> {
         link::prepare(&tcp).map_err(|error| error.to_string())?;
-        let _turn = self.handshakes.acquire().await;
-        let shaken = time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Watched::new(tcp))).await;
+        let greeted = LazyConfigAcceptor::new(Acceptor::default(), Watched::new(tcp));
+        let shaken = match time::timeout(HANDSHAKE_TIMEOUT, greeted).await {
+            Ok(Ok(greeted)) => {
+                let shaking = greeted.into_stream(config);
+                place.turn().await.spent_on(time::timeout(HANDSHAKE_TIMEOUT, shaking)).await
+            }
+            Ok(Err(error)) => Ok(Err(error)),
+            Err(elapsed) => Err(elapsed),
+        };
         self.note_handshake(&shaken);
         match shaken {
             Ok(Ok(stream)) => Ok(stream),

@@ -37,6 +37,7 @@ use tracing::{debug, info, trace, warn};
 use super::{
     authorities::{self, Holding},
     enrollment::Enrollment,
+    guests::Guest,
     holder::{self, NotYours},
     registry::{Registration, Registry},
     traffic::Traffic,
@@ -58,9 +59,8 @@ const SOFTWARE: &str = concat!("cloudcore v", env!("CARGO_PKG_VERSION"));
 /// Reports of one node that the API server is asked to take at once. Those that wait to be tried again are not among them.
 const REPORTS_AT_ONCE: usize = 4;
 
-/// Questions of one node under way at once, and waiting. An edge asks for a token a pod and volume.
+/// Questions of one node under way at once. How many may wait, the session knows.
 const QUESTIONS_AT_ONCE: usize = 4;
-const QUESTIONS_WAITING: usize = 256;
 
 /// For the last frames before the link is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -95,6 +95,8 @@ enum End {
     Violation(Violation),
     #[error(transparent)]
     Dead(Dead),
+    #[error("there is no room any more for a link on which no hello has come")]
+    CrowdedOut,
     #[error("a newer connection of the node took over")]
     Superseded,
     #[error("cloudcore is stopping")]
@@ -115,15 +117,18 @@ impl End {
         let reason = match self {
             Self::Superseded => GoodbyeReason::Superseded,
             Self::ShutOut(_) => GoodbyeReason::Forbidden,
-            Self::Stopping | Self::Behind | Self::Lapsed | Self::Task | Self::Encode(_) => {
-                GoodbyeReason::ShuttingDown
-            }
+            Self::Stopping
+            | Self::CrowdedOut
+            | Self::Behind
+            | Self::Lapsed
+            | Self::Task
+            | Self::Encode(_) => GoodbyeReason::ShuttingDown,
             Self::Decode(_) | Self::Violation(_) => GoodbyeReason::Violation,
             Self::Closed | Self::Goodbye { .. } | Self::Link(_) | Self::Dead(_) => {
                 return None;
             }
         };
-        Some((reason, self.to_string()))
+        Some((reason, runtime::chain(self).to_string().chars().take(MAX_TEXT).collect()))
     }
 
     fn label(&self) -> &'static str {
@@ -135,6 +140,7 @@ impl End {
             Self::Decode(_) | Self::Violation(_) => "violation",
             Self::Encode(_) | Self::Task => "internal",
             Self::Dead(_) => "silent",
+            Self::CrowdedOut => "crowded out",
             Self::Superseded => "superseded",
             Self::Stopping => "stopping",
             Self::Behind => "behind",
@@ -162,6 +168,8 @@ struct Driver<'a> {
     context: Arc<SessionContext>,
     enrollment: &'a Enrollment,
     peer: Reporter,
+    /// Until the hello: one node's links are not to take the room of the others.
+    place: Option<Guest>,
     /// From the hello on: an edge may open more links than it goes on to use.
     registration: Option<Registration>,
     session: CloudSession,
@@ -188,11 +196,12 @@ struct Driver<'a> {
 
 /// Runs a session on a link whose other end has proven to be `node`, until it ends.
 #[tracing::instrument(name = "session", skip_all, fields(node = %node.node, session = tracing::field::Empty))]
-pub async fn run(
+pub(super) async fn run(
     context: Arc<SessionContext>,
     enrollment: &Enrollment,
     link: Link,
     node: Reporter,
+    place: Guest,
     stop: CancellationToken,
 ) {
     let metrics = context.metrics.clone();
@@ -200,7 +209,7 @@ pub async fn run(
     let sessions = metrics.sessions.get_or_create_owned(&TransportLabels { transport });
     sessions.inc();
     debug!(%peer, transport, "link opened");
-    let end = drive(context, enrollment, link, node, stop).await;
+    let end = drive(context, enrollment, link, node, place, stop).await;
     sessions.dec();
     metrics.session_ends.get_or_create(&EndLabels { reason: end.label() }).inc();
     match &end {
@@ -216,6 +225,7 @@ async fn drive(
     enrollment: &Enrollment,
     link: Link,
     node: Reporter,
+    place: Guest,
     stop: CancellationToken,
 ) -> End {
     let traffic = Traffic::of(&link, &context.metrics);
@@ -232,6 +242,7 @@ async fn drive(
         view: context.index.subscribe(&node.node),
         enrollment,
         peer: node,
+        place: Some(place),
         registration: None,
         tasks: JoinSet::new(),
         writer,
@@ -287,6 +298,7 @@ async fn drive(
                 driver.note_authorities();
                 Ok(())
             }
+            () = crowded_out(driver.place.as_ref()) => Err(End::CrowdedOut),
             () = superseded(driver.registration.as_ref()) => Err(End::Superseded),
             () = stop.cancelled() => Err(End::Stopping),
         };
@@ -297,6 +309,13 @@ async fn drive(
     Box::pin(driver.say_goodbye(&end)).await;
     streams.close();
     end
+}
+
+async fn crowded_out(place: Option<&Guest>) {
+    match place {
+        Some(place) => place.told_to_leave().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn superseded(registration: Option<&Registration>) {
@@ -332,7 +351,7 @@ impl Driver<'_> {
                     self.context.metrics.changes.inc_by(batch.changes.len() as u64);
                     trace_batch(batch);
                 }
-                let frame = codec::encode(body).map_err(End::Encode)?;
+                let frame = codec::encode_with(body, self.session.dictionary()).map_err(End::Encode)?;
                 self.traffic.sent(lane, frame.len());
                 self.frames.push(lane, frame);
             }
@@ -370,6 +389,7 @@ impl Driver<'_> {
                 );
                 tracing::Span::current().record("session", registration.id());
                 self.registration = Some(registration);
+                self.place = None;
                 info!(software, "node connected");
                 // What changed between the admission and the subscription was marked for nobody.
                 self.check_holder()?;
@@ -402,14 +422,7 @@ impl Driver<'_> {
                 }
                 self.note_authorities();
             }
-            CloudEvent::Question(request) => {
-                if self.questions.len() < QUESTIONS_WAITING {
-                    self.questions.push_back(request);
-                } else {
-                    let busy = Answer::Refused("too many questions at once; ask again later".to_owned());
-                    self.session.answer(Response { id: request.id, answer: Some(busy) });
-                }
-            }
+            CloudEvent::Question(request) => self.questions.push_back(request),
             CloudEvent::Goodbye { reason, detail } => return Err(End::Goodbye { reason, detail }),
         }
         Ok(())

@@ -38,6 +38,8 @@ const SLOTS: usize = 64;
 
 /// A namespaced object's uid and reason are short; more of a refusal than this is not sent to the edge.
 const MAX_REASON: usize = 300;
+/// Conditions of a node: far above what anybody reports, and each is looked for among those that are there.
+const MAX_CONDITIONS: usize = 100;
 /// How often an event is offered that a quota or a policy keeps out.
 const EVENT_ATTEMPTS: u32 = 5;
 
@@ -354,6 +356,10 @@ fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
             expect("Node")?;
             let mut value: Value = serde_json::from_slice(&report.payload).map_err(malformed)?;
             let named = value["metadata"]["name"].as_str();
+            let conditions = value["status"]["conditions"].as_array().map_or(0, Vec::len);
+            if conditions > MAX_CONDITIONS {
+                return Err(format!("report has {conditions} conditions, more than {MAX_CONDITIONS}"));
+            }
             if key.name() != node || named.is_some_and(|name| name != node) {
                 return Err(Denied::ForeignNode.to_string());
             }
@@ -386,6 +392,18 @@ fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
         }
         ReportKind::Unspecified => Err("this cloudcore does not know the kind of the report".to_owned()),
     }
+}
+
+/// A report of a node as far as it can be taken apart, for the fuzz targets.
+#[cfg(feature = "fuzz")]
+pub fn take_apart(reporter: &Reporter, report: &Report) -> Result<(), String> {
+    match parse(&reporter.node, report)? {
+        Parsed::NodeStatus(report) => node::take_apart(reporter, &report),
+        Parsed::PodStatus { key, .. } | Parsed::PodTerminated { key, .. } | Parsed::Event { key, .. } => {
+            assert!(authz::is_name(key.name()), "{key}");
+        }
+    }
+    Ok(())
 }
 
 /// A `null` in an applied object would claim the field.
@@ -423,6 +441,11 @@ mod tests {
         for (kind, key, payload) in [
             (ReportKind::NodeStatus, "Node//other", json!({"status": {}})),
             (ReportKind::NodeStatus, "Node//n", json!({"metadata": {"name": "other"}})),
+            (
+                ReportKind::NodeStatus,
+                "Node//n",
+                json!({"status": {"conditions": vec![json!({}); MAX_CONDITIONS + 1]}}),
+            ),
             (ReportKind::NodeStatus, "Pod/a/n", node),
             (ReportKind::PodStatus, "Pod/a/..", json!({"uid": "u", "status": {}})),
             (ReportKind::PodStatus, "Pod/a/x?y", json!({"uid": "u", "status": {}})),

@@ -1,6 +1,10 @@
 //! `$(VAR)` in command, args, env values and subPathExpr, as Kubernetes has it: `$$` is a dollar sign, a reference to
 //! what is not defined stays as it was written.
 
+/// No program can be started with a longer string: Linux takes 128 KiB. References beyond it stay as they were written, so that a
+/// few lines which double each other do not fill the memory.
+const LONGEST: usize = 128 << 10;
+
 pub(super) fn expand(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -11,7 +15,9 @@ pub(super) fn expand(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Str
             out.push('$');
             rest = tail;
         } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
-            if let Some(value) = lookup(name) {
+            if out.len() <= LONGEST
+                && let Some(value) = lookup(name)
+            {
                 out.push_str(&value);
             } else {
                 out.push_str("$(");
@@ -49,5 +55,12 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(expand(text, &lookup), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_too_long_for_any_program_grows_no_more() {
+        let kilobyte = |_: &str| Some("x".repeat(1024));
+        let expanded = expand(&"$(A)".repeat(100_000), &kilobyte);
+        assert!(expanded.len() < 2 * LONGEST + 400_000, "{} bytes", expanded.len());
     }
 }

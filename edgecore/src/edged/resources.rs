@@ -73,13 +73,13 @@ pub fn milli(quantity: &Quantity) -> Option<i128> {
     // In thousandths, without the digits behind the point.
     let exponent = i32::checked_add(power_of_ten, 3)?.checked_sub(i32::try_from(fraction.len()).ok()?)?;
     let scale = 10_i128.checked_pow(exponent.unsigned_abs())?;
-    value = if exponent >= 0 { value.checked_mul(scale)? } else { (value + scale - 1) / scale };
+    value = if exponent >= 0 { value.checked_mul(scale)? } else { value.checked_add(scale - 1)? / scale };
     Some(if negative { -value } else { value })
 }
 
 /// Whole units, rounded up.
 pub fn units(quantity: &Quantity) -> Option<i64> {
-    i64::try_from((milli(quantity)? + 999).div_euclid(1000)).ok()
+    i64::try_from(milli(quantity)?.checked_add(999)?.div_euclid(1000)).ok()
 }
 
 fn get<'a>(map: Option<&'a BTreeMap<String, Quantity>>, name: &str) -> Option<&'a Quantity> {

@@ -10,6 +10,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use proto::{
     Lane, ResourceKey, Seen,
     codec::{self, DecodeError, EncodeError},
+    limits::WINDOW_QUESTIONS,
     message::{Answer, GoodbyeReason, ReportAck, ReportKind},
     session::{Dead, EdgeEvent, EdgeSession, Violation, edge::Desired},
 };
@@ -35,7 +36,7 @@ use super::{Ask, HubConfig, HubError, HubState, HubStore, Traffic};
 use crate::metamanager::{DesiredChange, StoreError};
 
 /// Questions under way: one a pod that starts.
-const MAX_QUESTIONS: usize = 256;
+const MAX_QUESTIONS: usize = WINDOW_QUESTIONS;
 /// Delays between attempts to store what the disk does not take. The session goes on: to end it would only have the cloud
 /// send all of it again over a line that may be metered.
 const STORE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
@@ -285,7 +286,7 @@ impl<S: HubStore> Driver<'_, S> {
             while frames.has_room(lane)
                 && let Some(body) = session.poll_lane(lane)
             {
-                let frame = codec::encode(body).map_err(SessionError::from)?;
+                let frame = codec::encode_with(body, session.dictionary()).map_err(SessionError::from)?;
                 self.traffic.note_sent(frame.len());
                 frames.push(lane, frame);
             }

@@ -100,7 +100,7 @@ impl Line {
     async fn greeted() -> Self {
         let mut line = Self::open().await;
         let protocol = line.hello.protocol_max;
-        let welcome = Welcome { protocol, software: String::new(), unix_ms: 0 };
+        let welcome = Welcome { protocol, software: String::new(), unix_ms: 0, dictionary: 0 };
         line.socket.send(frame(Body::Welcome(welcome))).await.unwrap();
         tokio::select! {
             connected = line.state.wait_for(|state| state.connected) => drop(connected.unwrap()),

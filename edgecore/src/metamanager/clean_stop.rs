@@ -46,7 +46,7 @@ pub(super) struct Files {
 }
 
 impl Marker {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(MARKER);
         bytes.put_slice(&MARKER_MAGIC);
         for number in [
@@ -81,7 +81,7 @@ impl Marker {
                 crc: u32::try_from(from.try_get_u64_le().ok()?).ok()?,
             },
         };
-        (marker.encode() == bytes).then_some(marker)
+        (marker.encode() == bytes && marker.sequence < u64::MAX).then_some(marker)
     }
 }
 

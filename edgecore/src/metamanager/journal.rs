@@ -46,7 +46,8 @@ impl FileHeader {
     fn decode(bytes: &[u8; FILE_HEADER], magic: [u8; 8]) -> Option<Self> {
         let mut from = &bytes[8..];
         let header = Self { epoch: from.get_u64_le(), sequence: from.get_u64_le() };
-        (header.encode(magic) == *bytes).then_some(header)
+        // None follows the last number there is.
+        (header.encode(magic) == *bytes && header.sequence < u64::MAX).then_some(header)
     }
 }
 
@@ -189,7 +190,7 @@ impl Reader {
             return Ok(None);
         }
         let mut payload = vec![0; header.length as usize];
-        if !self.read(&mut payload, start)? || !header.fits(&bytes, &payload) {
+        if !self.read(&mut payload, start)? || !header.fits(&bytes, &payload) || header.sequence == u64::MAX {
             return Ok(None);
         }
         let Header { sequence, durable, .. } = header;

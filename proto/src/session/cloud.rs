@@ -15,10 +15,11 @@ use super::{
     timers::{HANDSHAKE, Timers},
 };
 use crate::{
-    Digest, Lane, Object, ResourceKey, Seen, codec,
+    Digest, Lane, Object, ResourceKey, Seen, codec, dictionary,
     lane::{self, Queues},
     limits::{
-        BATCH_BYTES, BATCH_CHANGES, INVENTORY_ENTRIES, MAX_REPORT, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS,
+        BATCH_BYTES, BATCH_CHANGES, INVENTORY_ENTRIES, MAX_FRAME, MAX_REPORT, MAX_TEXT, WINDOW_BATCHES,
+        WINDOW_QUESTIONS, WINDOW_REPORTS,
     },
     message::{
         Action, Batch, Body, Change, Delete, Goodbye, GoodbyeReason, Hello, Inventory, InventoryRequest,
@@ -65,6 +66,9 @@ pub enum CloudEvent {
     Goodbye { reason: GoodbyeReason, detail: String },
 }
 
+/// What is told of a peer's name for its own software.
+const MAX_NAME: usize = 64;
+
 enum Phase {
     AwaitHello,
     /// Until the view is as new as what the edge has been told of.
@@ -102,7 +106,11 @@ pub struct CloudSession {
     acked: u64,
     /// The last batch of the first difference.
     synced_at: Option<u64>,
+    /// Whose acks have not been taken by the link: an edge that reads nothing is not told more and more.
     reports_open: usize,
+    /// As with the reports.
+    questions_open: usize,
+    dictionary: u32,
 }
 
 struct Sent {
@@ -128,6 +136,8 @@ impl CloudSession {
             acked: 0,
             synced_at: None,
             reports_open: 0,
+            questions_open: 0,
+            dictionary: dictionary::FIRST,
         }
     }
 
@@ -176,8 +186,9 @@ impl CloudSession {
                 Ok(())
             }
             Body::Request(request) => {
-                if self.events.len() > 2 * WINDOW_REPORTS {
-                    return Err(Violation("too many questions at once".to_owned()));
+                self.questions_open += 1;
+                if self.questions_open > WINDOW_QUESTIONS {
+                    return Err(Violation(format!("more than {WINDOW_QUESTIONS} questions under way")));
                 }
                 self.events.push_back(CloudEvent::Question(request));
                 Ok(())
@@ -211,9 +222,11 @@ impl CloudSession {
             return Err(Violation(detail));
         }
         if hello.protocol_min > PROTOCOL.1 || hello.protocol_max < PROTOCOL.0 {
+            let older = if hello.protocol_max < PROTOCOL.0 { "edgecore" } else { "cloudcore" };
+            let edge: String = hello.software.chars().take(MAX_NAME).collect();
             let detail = format!(
-                "edge speaks protocol {} to {}, cloud {} to {}: upgrade the older one",
-                hello.protocol_min, hello.protocol_max, PROTOCOL.0, PROTOCOL.1
+                "the edge ({edge}) speaks protocol {} to {}, the cloud ({}) {} to {}: upgrade {older}",
+                hello.protocol_min, hello.protocol_max, self.software, PROTOCOL.0, PROTOCOL.1
             );
             self.close(GoodbyeReason::Protocol, detail.clone());
             return Err(Violation(detail));
@@ -224,7 +237,9 @@ impl CloudSession {
             protocol: hello.protocol_max.min(PROTOCOL.1),
             software: self.software.clone(),
             unix_ms: self.unix_ms,
+            dictionary: dictionary::common(hello.dictionary),
         }));
+        self.dictionary = dictionary::common(hello.dictionary);
         let digest = Digest::from_halves(hello.digest_count, hello.digest_high, hello.digest_low);
         self.phase = Phase::AwaitView { digest, seen };
         let software = hello.software.chars().take(MAX_TEXT).collect();
@@ -270,6 +285,13 @@ impl CloudSession {
     /// The next frame to send on one lane. Control goes first: nothing may be sent before the welcome.
     pub fn poll_lane(&mut self, lane: Lane, view: &dyn View) -> Option<Body> {
         if let Some(body) = self.queues.pop(lane) {
+            match &body {
+                Body::ReportAcks(acks) => {
+                    self.reports_open = self.reports_open.saturating_sub(acks.acks.len());
+                }
+                Body::Response(_) => self.questions_open = self.questions_open.saturating_sub(1),
+                _ => {}
+            }
             return Some(body);
         }
         if lane != Lane::Objects {
@@ -331,11 +353,13 @@ impl CloudSession {
 
     fn next_batch(&mut self, view: &dyn View) -> Option<Batch> {
         let mut changes = Vec::new();
-        let mut size = 0;
-        while size < BATCH_BYTES && changes.len() < BATCH_CHANGES {
+        let (mut size, mut objects) = (0, 0);
+        // With one object more than these it is within BATCH_OBJECTS.
+        while size < BATCH_BYTES && objects < MAX_FRAME && changes.len() < BATCH_CHANGES {
             let Some(key) = self.dirty.pop_first() else { break };
-            if let Some((change, length)) = self.change(&key, view) {
+            if let Some((change, length, object)) = self.change(&key, view) {
                 size += length;
+                objects += object;
                 changes.push(change);
             }
         }
@@ -347,14 +371,14 @@ impl CloudSession {
         Some(Batch { seq, changes })
     }
 
-    /// What has to be sent for one key, with its size; `None` when the edge has it right.
-    fn change(&mut self, key: &ResourceKey, view: &dyn View) -> Option<(Change, usize)> {
+    /// What has to be sent for one key, with its size and that of the object at the edge; `None` when the edge has it right.
+    fn change(&mut self, key: &ResourceKey, view: &dyn View) -> Option<(Change, usize, usize)> {
         let held = self.sent.get(key);
         let Some(object) = view.get(key) else {
             held.filter(|_| view.knows(key))?;
             self.sent.remove(key);
             let delete = Delete { resource_version: view.newest_change(key.kind()) };
-            return Some((change(key, Action::Delete(delete)), key.as_str().len()));
+            return Some((change(key, Action::Delete(delete)), key.as_str().len(), 0));
         };
         if held.is_some_and(|held| held.hash == object.version.hash) {
             return None;
@@ -372,8 +396,9 @@ impl CloudSession {
                 Action::Patch(patch) => patch.patch.len(),
                 Action::Delete(_) => 0,
             };
+        let whole = object.bytes.len();
         self.sent.insert(key.clone(), Sent { hash: object.version.hash, bytes: Some(object.bytes) });
-        Some((change(key, action), length))
+        Some((change(key, action), length, whole))
     }
 
     /// What the driver has to act on.
@@ -383,7 +408,6 @@ impl CloudSession {
 
     /// The API server has taken these reports, or refused them for good.
     pub fn finish_reports(&mut self, acks: Vec<ReportAck>) {
-        self.reports_open = self.reports_open.saturating_sub(acks.len());
         if let Some(Body::ReportAcks(waiting)) = self.queues.lane(Lane::Status).back_mut() {
             waiting.acks.extend(acks);
         } else if !acks.is_empty() {
@@ -397,15 +421,19 @@ impl CloudSession {
 
     /// Queues a goodbye; nothing is to be sent after it.
     pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
-        self.queues.clear();
         self.dirty.clear();
         self.phase = Phase::Closed;
-        self.queues.push(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
+        self.queues.close(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
     }
 
     /// Batches sent and not acked yet, for metrics.
     pub fn under_way(&self) -> u64 {
         self.next_seq - 1 - self.acked
+    }
+
+    /// For [`codec::encode_with`].
+    pub fn dictionary(&self) -> u32 {
+        self.dictionary
     }
 
     pub fn deadline(&self) -> Instant {
@@ -415,7 +443,10 @@ impl CloudSession {
     /// Bytes came last at `at`, even if they are no whole frame yet: the peer was not silent then. To be told before
     /// [`handle_deadline`](Self::handle_deadline).
     pub fn handle_progress(&mut self, at: Instant) {
-        self.timers.progressed(at);
+        // Whoever has not said who it is does not stay for sending byte by byte.
+        if !matches!(self.phase, Phase::AwaitHello) {
+            self.timers.progressed(at);
+        }
     }
 
     /// # Errors

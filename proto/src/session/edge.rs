@@ -12,9 +12,9 @@ use super::{
     timers::{HANDSHAKE, Timers},
 };
 use crate::{
-    Digest, Lane, Object, ResourceKey, Seen, Version, codec,
+    Digest, Lane, Object, ResourceKey, Seen, Version, codec, dictionary,
     lane::Queues,
-    limits::{INVENTORY_CHUNK, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS},
+    limits::{BATCH_CHANGES, BATCH_OBJECTS, INVENTORY_CHUNK, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS},
     message::{
         Ack, Action, Answer, Batch, Body, Goodbye, GoodbyeReason, Hello, Inventory, InventoryEntry, PROTOCOL,
         Ping, Pong, Question, Report, ReportAck, Reports, Request,
@@ -61,9 +61,8 @@ pub enum EdgeEvent {
 
 /// Call order as for [`CloudSession`](super::CloudSession); the first frame of [`poll_frame`](Self::poll_frame) is the hello.
 pub struct EdgeSession {
-    connected: bool,
-    /// Goodbye was said.
-    closed: bool,
+    /// What the cloud chose when it let us in.
+    dictionary: Option<u32>,
     synced: bool,
     timers: Timers,
     heartbeat: Duration,
@@ -75,6 +74,8 @@ pub struct EdgeSession {
     acked: u64,
     reports_open: usize,
     next_request: u64,
+    /// The cloud has asked for the inventory: it does so once at most.
+    inventoried: bool,
     /// Results of batches that are not committed yet: a later batch may patch what is not in the store so far.
     uncommitted: HashMap<ResourceKey, (u64, Version, Bytes)>,
 }
@@ -98,12 +99,12 @@ impl EdgeSession {
             digest_low: digest.halves().1,
             heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
             seen: seen.positions(),
+            dictionary: dictionary::NEWEST,
         };
         let mut queues = Queues::default();
         queues.push(Body::Hello(hello));
         Self {
-            connected: false,
-            closed: false,
+            dictionary: None,
             synced: false,
             timers: Timers::edge(HANDSHAKE / 2, now),
             heartbeat,
@@ -115,6 +116,7 @@ impl EdgeSession {
             acked: 0,
             reports_open: 0,
             next_request: 1,
+            inventoried: false,
             uncommitted: HashMap::new(),
         }
     }
@@ -132,11 +134,23 @@ impl EdgeSession {
     ) -> Result<(), Violation> {
         self.timers.heard(now);
         match body {
-            Body::Welcome(welcome) if !self.connected => {
+            Body::Welcome(welcome) if !self.is_connected() => {
                 if !(PROTOCOL.0..=PROTOCOL.1).contains(&welcome.protocol) {
-                    return Err(Violation(format!("cloud chose protocol {}", welcome.protocol)));
+                    let (oldest, newest) = PROTOCOL;
+                    let software: String = welcome.software.chars().take(MAX_TEXT).collect();
+                    return Err(Violation(format!(
+                        "the cloud ({software}) chose protocol {}; this edge speaks {oldest} to {newest}",
+                        welcome.protocol
+                    )));
                 }
-                self.connected = true;
+                if welcome.dictionary > dictionary::NEWEST {
+                    return Err(Violation(format!(
+                        "the cloud chose dictionary {}; this edge has none after {}",
+                        welcome.dictionary,
+                        dictionary::NEWEST
+                    )));
+                }
+                self.dictionary = Some(dictionary::common(welcome.dictionary));
                 self.timers = Timers::edge(self.heartbeat, now);
                 let software = welcome.software.chars().take(MAX_TEXT).collect();
                 self.events.push_back(EdgeEvent::Connected { software, unix_ms: welcome.unix_ms });
@@ -148,8 +162,12 @@ impl EdgeSession {
                 self.events.push_back(EdgeEvent::Goodbye { reason, detail });
                 Ok(())
             }
-            _ if !self.connected => Err(Violation("first frame is not a welcome".to_owned())),
+            _ if !self.is_connected() => Err(Violation("first frame is not a welcome".to_owned())),
+            Body::InventoryRequest(_) if self.inventoried => {
+                Err(Violation("the inventory was asked for a second time".to_owned()))
+            }
             Body::InventoryRequest(request) => {
+                self.inventoried = true;
                 if request.forget {
                     self.seen = Seen::default();
                 }
@@ -171,8 +189,9 @@ impl EdgeSession {
                 Ok(())
             }
             Body::Response(response) => {
-                let answer =
-                    response.answer.ok_or_else(|| Violation("response with no answer".to_owned()))?;
+                let answer = response.answer.unwrap_or_else(|| {
+                    Answer::Refused("the cloud's answer is none that this version knows".to_owned())
+                });
                 self.events.push_back(EdgeEvent::Answered { id: response.id, answer });
                 Ok(())
             }
@@ -205,16 +224,29 @@ impl EdgeSession {
         if self.received - self.committed >= 2 * WINDOW_BATCHES as u64 {
             return Err(Violation("more batches under way than the window allows".to_owned()));
         }
+        if batch.changes.len() > BATCH_CHANGES {
+            return Err(Violation(format!("batch of {} changes", batch.changes.len())));
+        }
         let mut changes = Vec::with_capacity(batch.changes.len());
+        let mut objects = 0;
+        let mut has_room = |length: usize| {
+            objects += length;
+            if objects <= BATCH_OBJECTS {
+                return Ok(());
+            }
+            Err(Violation(format!("batch of more than {BATCH_OBJECTS} bytes of objects")))
+        };
         for change in batch.changes {
             let key: ResourceKey = change.key.parse().map_err(|error| Violation(format!("{error}")))?;
             match change.action {
                 Some(Action::Put(put)) => {
+                    has_room(put.object.len())?;
                     let object = Object::new(key.clone(), put.resource_version, put.object);
                     self.remember(batch.seq, &object);
                     changes.push(Desired::Put(object));
                 }
                 Some(Action::Patch(patch)) => {
+                    has_room(patch.length as usize)?;
                     let base = self.base(&key, held, patch.base)?;
                     let bytes = codec::apply_patch(&base, &patch.patch, patch.length as usize, patch.hash)
                         .map_err(|error| Violation(format!("{key}: {error}")))?;
@@ -284,7 +316,7 @@ impl EdgeSession {
 
     /// Reports that may be sent now. They do not wait for `Synced`: the cloud is to know soon how its node is.
     pub fn report_room(&self) -> usize {
-        if self.connected { WINDOW_REPORTS - self.reports_open } else { 0 }
+        if self.is_connected() { WINDOW_REPORTS - self.reports_open } else { 0 }
     }
 
     /// Sends reports of the outbox, at most [`report_room`](Self::report_room).
@@ -305,13 +337,18 @@ impl EdgeSession {
 
     /// Asks for a sign of life now.
     pub fn ping(&mut self) {
-        if self.connected && !self.closed {
+        if self.is_connected() && !self.queues.is_closed() {
             self.queues.push(Body::Ping(Ping {}));
         }
     }
 
+    /// For [`codec::encode_with`].
+    pub fn dictionary(&self) -> u32 {
+        self.dictionary.unwrap_or(dictionary::FIRST)
+    }
+
     pub fn is_connected(&self) -> bool {
-        self.connected
+        self.dictionary.is_some()
     }
 
     pub fn is_synced(&self) -> bool {
@@ -328,7 +365,7 @@ impl EdgeSession {
         if let Some(body) = self.queues.pop(lane) {
             return Some(body);
         }
-        if lane == Lane::Control && self.committed > self.acked && !self.closed {
+        if lane == Lane::Control && self.committed > self.acked && !self.queues.is_closed() {
             self.acked = self.committed;
             return Some(Body::Ack(Ack { seq: self.acked }));
         }
@@ -342,9 +379,7 @@ impl EdgeSession {
 
     /// Queues a goodbye; nothing is to be sent after it.
     pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
-        self.queues.clear();
-        self.closed = true;
-        self.queues.push(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
+        self.queues.close(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
     }
 
     pub fn deadline(&self) -> Instant {
@@ -355,7 +390,7 @@ impl EdgeSession {
     /// [`handle_deadline`](Self::handle_deadline).
     pub fn handle_progress(&mut self, at: Instant) {
         // A transport that takes everything, and nobody behind it, is no cloud.
-        if self.connected {
+        if self.is_connected() {
             self.timers.progressed(at);
         }
     }

@@ -118,11 +118,11 @@ impl Pair {
     fn step(&mut self, view: &TestView, store: &TestStore) -> bool {
         let mut moved = false;
         while let Some(body) = self.cloud.poll_frame(view) {
-            self.down.push_back(codec::encode(body).unwrap());
+            self.down.push_back(codec::encode_with(body, self.cloud.dictionary()).unwrap());
             moved = true;
         }
         while let Some(body) = self.edge.poll_frame() {
-            self.up.push_back(codec::encode(body).unwrap());
+            self.up.push_back(codec::encode_with(body, self.edge.dictionary()).unwrap());
             moved = true;
         }
         if let Some(frame) = self.down.pop_front() {
@@ -346,6 +346,17 @@ fn who_is_sending_a_large_frame_is_not_silent() {
 }
 
 #[test]
+fn who_says_no_hello_is_given_up_however_slowly_it_sends() {
+    let begun = Instant::now();
+    let mut cloud = CloudSession::new("n1".into(), "test".into(), 1, begun);
+    let given_up = (1..=60).map(Duration::from_secs).find(|passed| {
+        cloud.handle_progress(begun + *passed);
+        cloud.handle_deadline(begun + *passed).is_err()
+    });
+    assert_eq!(given_up, Some(crate::session::timers::HANDSHAKE));
+}
+
+#[test]
 fn an_idle_link_stays_up_on_pings_alone() {
     let (view, store) = (TestView::default(), TestStore::default());
     let mut pair = Pair::new(&store);
@@ -382,10 +393,102 @@ fn frames_out_of_turn_are_violations() {
     assert!(cloud.handle_frame(Body::Ack(Ack { seq: 1 }), now).is_err());
     assert!(cloud.handle_frame(Body::Inventory(Inventory::default()), now).is_err());
     assert!(edge.handle_frame(Body::Batch(Batch::default()), &held, now).is_err());
-    let welcome = Body::Welcome(Welcome { protocol: 1, software: String::new(), unix_ms: 0 });
+    let welcome = Body::Welcome(Welcome { protocol: 1, software: String::new(), unix_ms: 0, dictionary: 0 });
     edge.handle_frame(welcome.clone(), &held, now).unwrap();
     assert!(edge.handle_frame(welcome, &held, now).is_err());
     assert!(edge.handle_frame(Body::Batch(Batch { seq: 2, changes: vec![] }), &held, now).is_err());
+}
+
+#[test]
+fn an_edge_that_reads_nothing_is_told_no_more_and_no_more() {
+    let (view, store) = (TestView::default(), TestStore::default());
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    let report = |id| {
+        let key = "Pod/default/web".to_owned();
+        Body::Reports(Reports { reports: vec![Report { id, kind: 2, key, payload: Bytes::new() }] })
+    };
+    // What was acked counts as long as the ack waits here.
+    let mut ask = |id| {
+        pair.cloud.handle_frame(Body::Request(Request { id, question: None }), pair.now)?;
+        pair.cloud.answer(Response { id, answer: Some(Answer::Refused("no".to_owned())) });
+        pair.cloud.handle_frame(report(id), pair.now)?;
+        pair.cloud.finish_reports(vec![ReportAck { id, refused: "no".to_owned() }]);
+        Ok::<_, crate::session::Violation>(())
+    };
+    let asked = (0..).map_while(|id| ask(id).ok()).count();
+    assert_eq!(asked, crate::limits::WINDOW_REPORTS);
+    while pair.cloud.poll_frame(&view).is_some() {}
+    let question = |id| Body::Request(Request { id, question: None });
+    let mut ask = |id| {
+        pair.cloud.handle_frame(question(id), pair.now)?;
+        pair.cloud.answer(Response { id, answer: Some(Answer::Refused("no".to_owned())) });
+        Ok::<_, crate::session::Violation>(())
+    };
+    assert_eq!((0..).map_while(|id| ask(id).ok()).count(), crate::limits::WINDOW_QUESTIONS);
+}
+
+#[test]
+fn what_a_batch_puts_is_bounded() {
+    let size = crate::limits::MAX_OBJECT / 2;
+    let content = |n: usize, version: usize| format!("{}{n}-{version}", "x".repeat(size));
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    for n in 0..12 {
+        view.put(&format!("ConfigMap/default/{n}"), &content(n, 1));
+    }
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    for n in 0..12 {
+        let key = view.put(&format!("ConfigMap/default/{n}"), &content(n, 2));
+        pair.cloud.mark_dirty(key);
+    }
+    // A patch of each is a few bytes.
+    let mut batches = 0;
+    while let Some(Body::Batch(batch)) = pair.cloud.poll_frame(&view) {
+        let patched = batch.changes.iter().map(|change| match &change.action {
+            Some(Action::Patch(patch)) => patch.length as usize,
+            other => panic!("{other:?}"),
+        });
+        assert!(patched.sum::<usize>() <= crate::limits::BATCH_OBJECTS);
+        batches += 1;
+        let held = |key: &ResourceKey| store.objects.borrow().get(key).cloned();
+        pair.edge.handle_frame(Body::Batch(batch), &held, pair.now).unwrap();
+    }
+    assert!(batches > 1);
+
+    // A cloud that does not keep to it: three patches of a hundred bytes, each to the largest object there may be.
+    let zeros = vec![0; crate::limits::MAX_OBJECT];
+    let first = Object::new("ConfigMap/default/0".parse().unwrap(), 1, Bytes::from_static(b"{}"));
+    let patch = |base| Patch {
+        resource_version: 9,
+        base,
+        hash: content_hash(&zeros),
+        length: u32::try_from(zeros.len()).unwrap(),
+        patch: codec::make_patch(if base == first.version.hash { b"{}" } else { &zeros }, &zeros).unwrap(),
+    };
+    let changes = [first.version.hash, content_hash(&zeros), content_hash(&zeros)]
+        .map(|base| Change { key: first.key.as_str().to_owned(), action: Some(Action::Patch(patch(base))) });
+    let batch = |changes: &[Change]| Body::Batch(Batch { seq: 1, changes: changes.to_vec() });
+    for (changes, taken) in [(&changes[..2], true), (&changes[..], false)] {
+        let mut edge = EdgeSession::new("n1", "test", Default::default(), HEARTBEAT, pair.now);
+        let held = |_: &ResourceKey| Some(first.clone());
+        edge.handle_frame(Body::Welcome(Welcome { protocol: 1, ..Welcome::default() }), &held, pair.now)
+            .unwrap();
+        let handled = edge.handle_frame(batch(changes), &held, pair.now);
+        assert_eq!(handled.is_ok(), taken, "{handled:?}");
+    }
+}
+
+#[test]
+fn the_inventory_is_asked_for_once() {
+    let now = Instant::now();
+    let mut edge = EdgeSession::new("n1", "test", Default::default(), HEARTBEAT, now);
+    let held = |_: &ResourceKey| None;
+    let welcome = Welcome { protocol: 1, ..Welcome::default() };
+    edge.handle_frame(Body::Welcome(welcome), &held, now).unwrap();
+    let ask = Body::InventoryRequest(InventoryRequest { forget: false });
+    edge.handle_frame(ask.clone(), &held, now).unwrap();
+    assert!(edge.handle_frame(ask, &held, now).is_err());
 }
 
 #[test]

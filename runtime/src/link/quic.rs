@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{
     FutureExt, TryFutureExt,
     future::{BoxFuture, try_join_all},
@@ -29,7 +29,9 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use socket2::SockRef;
 
 use super::{
-    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, patiently,
+    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress,
+    framing::Lengths,
+    patiently,
     queue::FrameQueue,
     streams::{self, Streams},
     udp::WatchedUdp,
@@ -51,6 +53,9 @@ pub const HEARTBEAT: Duration = Duration::from_secs(40);
 const CLOUD_NAME: usize = 8;
 /// Between stateless resets. A whole fleet may have lost the same cloudcore, and a reset is shorter than what it answers.
 const RESET_INTERVAL: Duration = Duration::from_micros(50);
+/// Connections that nobody has accepted yet, and what is kept for each meanwhile: its first flight.
+const WAITING: usize = 1024;
+const WAITING_BYTES: u64 = 16 << 10;
 /// Of the cloud's socket, each way: a whole fleet speaks to it. The kernel gives no more than net.core.rmem_max and wmem_max.
 const BUFFER: usize = 4 << 20;
 /// Read at once.
@@ -84,7 +89,11 @@ fn transport(streams: u32) -> TransportConfig {
 pub fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, NoSuite> {
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    config.transport_config(Arc::new(transport(0)));
+    config
+        .transport_config(Arc::new(transport(0)))
+        .max_incoming(WAITING)
+        .incoming_buffer_size(WAITING_BYTES)
+        .incoming_buffer_size_total(WAITING as u64 * WAITING_BYTES / 4);
     Ok(config)
 }
 
@@ -235,7 +244,7 @@ async fn link(
         streams.push((lane, stream));
     }
     let mut incoming =
-        [None, None, None].map(|stream| Incoming { stream, unread: BytesMut::new(), ended: false });
+        [None, None, None].map(|stream| Incoming { stream, unread: Lengths::default(), ended: false });
     incoming[Lane::Control as usize].stream = control;
     Ok(Link {
         peer: connection.remote_address(),
@@ -308,34 +317,17 @@ async fn write(
 struct Incoming {
     /// Once the peer has used it, or one after it.
     stream: Option<RecvStream>,
-    /// The beginning of a frame, or more than one.
-    unread: BytesMut,
+    unread: Lengths,
     /// The peer has ended it.
     ended: bool,
 }
 
 impl Incoming {
     fn next_frame(&mut self, lane: Lane) -> Result<Option<Bytes>, LinkError> {
-        let Some(head) = self.unread.first_chunk::<4>() else { return self.no_frame() };
-        let length = usize::try_from(u32::from_be_bytes(*head)).unwrap_or(usize::MAX);
-        if length > lane.max_frame() {
-            return Err(LinkError::TooLong(length));
+        match self.unread.next_frame(lane)? {
+            None if self.ended && !self.unread.is_empty() => Err(LinkError::Truncated),
+            frame => Ok(frame),
         }
-        if self.unread.len() - head.len() < length {
-            return self.no_frame();
-        }
-        self.unread.advance(4);
-        let frame = self.unread.split_to(length).freeze();
-        if self.unread.is_empty() {
-            // It would keep the room of the largest frame for good.
-            self.unread = BytesMut::new();
-        }
-        Ok(Some(frame))
-    }
-
-    /// Not yet, or never.
-    fn no_frame(&self) -> Result<Option<Bytes>, LinkError> {
-        if self.ended && !self.unread.is_empty() { Err(LinkError::Truncated) } else { Ok(None) }
     }
 
     /// Reads more. Safe to cancel: what was read is kept before anything else is waited for.
@@ -345,7 +337,7 @@ impl Incoming {
         };
         let chunk = stream.read_chunk(CHUNK, true).await?;
         self.ended = chunk.is_none();
-        self.unread.extend_from_slice(&chunk.map(|chunk| chunk.bytes).unwrap_or_default());
+        self.unread.push(&chunk.map(|chunk| chunk.bytes).unwrap_or_default());
         Ok(())
     }
 }

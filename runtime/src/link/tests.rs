@@ -11,13 +11,13 @@ use proto::{
 };
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
-    io::duplex,
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
     net::{TcpListener, UdpSocket},
     sync::watch,
     task::JoinSet,
     time,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{Message, protocol::Role},
@@ -298,6 +298,57 @@ async fn pieces_that_nobody_may_send_are_errors() {
         }
         let error = cloud.next().await.unwrap_err().to_string();
         assert!(error.starts_with(wanted), "{error}");
+    }
+}
+
+/// What is sent before the handshake is over could be sent again by anybody: a client that would like to, with a ticket of the
+/// session before, may not.
+#[tokio::test]
+async fn nothing_is_said_before_the_handshake_is_over() {
+    let ends = Ends::new();
+    assert_eq!(ends.server.max_early_data_size, 0);
+    let port = ends.quic_port();
+    let mut tls = (*ends.client).clone();
+    tls.enable_early_data = true;
+    let mut over_quic = tls.clone();
+    over_quic.alpn_protocols = vec![b"skerry/1".to_vec()];
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(over_quic).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(crypto));
+    let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    for _ in 0..2 {
+        let address = port.local_addr().unwrap();
+        let connecting = endpoint.connect_with(config.clone(), address, "127.0.0.1").unwrap();
+        let connecting = connecting.into_0rtt().map(drop).expect_err("it would speak at once");
+        let (edge, cloud) = tokio::join!(connecting, async { port.accept().await.unwrap().await.unwrap() });
+        let edge = edge.unwrap();
+        // The ticket comes after the handshake, before this.
+        cloud.open_uni().await.unwrap().write_all(b"x").await.unwrap();
+        edge.accept_uni().await.unwrap();
+    }
+
+    let tls = Arc::new(tls);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    for first in [true, false] {
+        let cloud = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut stream = TlsAcceptor::from(Arc::new(ends.server.clone())).accept(tcp).await.unwrap();
+            stream.write_all(b"x").await.unwrap();
+            stream
+        };
+        let edge = async {
+            let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let connector = TlsConnector::from(Arc::clone(&tls));
+            let mut stream = connector.connect(ends.name.clone(), tcp).await.unwrap();
+            stream.read_u8().await.unwrap();
+            stream
+        };
+        let (edge, cloud) = tokio::join!(edge, cloud);
+        // So there is a ticket.
+        let kind = cloud.get_ref().1.handshake_kind();
+        assert!(first || kind == Some(rustls::HandshakeKind::Resumed), "{kind:?}");
+        drop(edge);
+        let mut next = rustls::ClientConnection::new(Arc::clone(&tls), ends.name.clone()).unwrap();
+        assert!(next.early_data().is_none(), "it may speak at once");
     }
 }
 

@@ -29,8 +29,12 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, Watched, mux::Mux, patiently,
-    queue::FrameQueue, streams::Streams,
+    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, Watched,
+    framing::{LAST, Pieces},
+    mux::Mux,
+    patiently,
+    queue::FrameQueue,
+    streams::Streams,
 };
 
 /// The path of the upgrade request.
@@ -45,8 +49,6 @@ const PIECE: usize = 4 << 10;
 /// Of a stream, on a line that takes so much in [`SWIFT`]: nothing has to wait long for it there.
 const LARGEST_PIECE: usize = 32 << 10;
 const SWIFT: Duration = Duration::from_millis(2);
-/// In the first byte of a message.
-const LAST: u8 = 0x80;
 
 fn config() -> WebSocketConfig {
     WebSocketConfig::default()
@@ -127,7 +129,7 @@ where
     Link {
         streams: Streams::over_websocket(Arc::clone(&mux)),
         sender: Box::new(Sender { sink, mux: Arc::clone(&mux) }),
-        receiver: Box::new(Receiver { stream, begun: Default::default(), mux }),
+        receiver: Box::new(Receiver { stream, pieces: Pieces::default(), mux }),
         progress,
         peer,
         knocks: Knocks::default(),
@@ -235,10 +237,14 @@ impl<S> Drop for Sender<S> {
     }
 }
 
+/// It is on no lane.
+fn is_of_stream(piece: &[u8]) -> bool {
+    piece.first().is_some_and(|head| usize::from(head & !LAST) >= Lane::ALL.len())
+}
+
 struct Receiver<S> {
     stream: SplitStream<WebSocketStream<S>>,
-    /// Frames of which not all pieces have come.
-    begun: [BytesMut; Lane::ALL.len()],
+    pieces: Pieces,
     mux: Arc<Mux>,
 }
 
@@ -248,34 +254,18 @@ impl<S> Drop for Receiver<S> {
     }
 }
 
-impl<S> Receiver<S> {
-    /// The frame that this piece completes.
-    fn take(&mut self, mut piece: Bytes) -> Result<Option<Bytes>, LinkError> {
-        let head = piece.try_get_u8().map_err(|_| LinkError::Piece)?;
-        let Some(lane) = Lane::ALL.get(usize::from(head & !LAST)) else {
-            return self.mux.receive(head, piece).map(|()| None);
-        };
-        let begun = &mut self.begun[*lane as usize];
-        let (length, last) = (begun.len() + piece.len(), head & LAST != 0);
-        if length > lane.max_frame() {
-            return Err(LinkError::TooLong(length));
-        }
-        if last && begun.is_empty() {
-            return Ok(Some(piece));
-        }
-        begun.extend_from_slice(&piece);
-        Ok(last.then(|| std::mem::take(begun).freeze()))
-    }
-}
-
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> FrameReceiver for Receiver<S> {
     fn receive(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, LinkError>> {
         async {
             loop {
                 match self.stream.next().await {
                     None | Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed)) => return Ok(None),
+                    Some(Ok(Message::Binary(mut piece))) if is_of_stream(&piece) => {
+                        let head = piece.get_u8();
+                        self.mux.receive(head, piece)?;
+                    }
                     Some(Ok(Message::Binary(piece))) => {
-                        if let Some(frame) = self.take(piece)? {
+                        if let Some(frame) = self.pieces.take(piece)? {
                             return Ok(Some(frame));
                         }
                     }

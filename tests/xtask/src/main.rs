@@ -3,6 +3,7 @@
 mod bench;
 mod checks;
 mod demo;
+mod fuzz;
 mod image;
 
 use std::{io::Write, process::ExitCode};
@@ -33,6 +34,8 @@ enum Job {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The decoders with bad input, guided by what it reaches (libFuzzer; needs a C++ compiler)
+    Fuzz(fuzz::Args),
     /// What it costs and how fast it is: the programs as they ship, each figure beside its goal
     Bench(bench::Args),
     /// Take away what `--keep` or a killed run has left
@@ -68,6 +71,7 @@ async fn run(job: Job) -> Result<()> {
         Job::Setup => checks::setup().await.map(drop),
         Job::Demo { keep } => demo::run(keep).await,
         Job::Test { args } => checks::test(&args).await,
+        Job::Fuzz(args) => fuzz::run(args).await,
         Job::Bench(args) => bench::run(&args).await,
         Job::Down => {
             for dir in harness::run::down()? {

@@ -176,6 +176,20 @@ fn lead_to(kubelet: SocketAddr, status: &mut Value) {
     status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": kubelet.port()}});
 }
 
+/// All that is made of a report before the API server sees it.
+#[cfg(feature = "fuzz")]
+pub(super) fn take_apart(reporter: &Reporter, report: &Value) {
+    let mut node = registration(reporter, report);
+    assert_eq!(node["metadata"]["annotations"][KEY_ANNOTATION], *reporter.key_hash);
+    let current = |node: &Value| Current::deserialize(node).expect("what we make can be read");
+    for _ in 0..2 {
+        let mut status = status_patch(&current(&node), report, Timestamp::UNIX_EPOCH)["status"].take();
+        lead_to(SocketAddr::from(([192, 0, 2, 1], 10003)), &mut status);
+        node["status"] = status;
+    }
+    assert_eq!(missing_metadata(&current(&node), reporter, report), None);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

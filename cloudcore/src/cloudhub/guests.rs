@@ -1,0 +1,231 @@
+//! Connections that are no sessions yet, up to the hello. They are bounded in number by the port (`listener`), and
+//! here it is decided whose turn it is and who has to go, so that no address uses the port up for the others.
+//!
+//! A handshake takes a turn only from the client's first message on, and gives it back after a while, whatever has become of it:
+//! who opens a connection and says nothing takes none. Turns go round by address. When there is no room left, the oldest
+//! connection of the address that has the most goes: of a site behind one address that is nobody as long as there is room, and
+//! its connections, which get through their handshakes, are not the oldest for long.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{IpAddr, Ipv6Addr},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time};
+use tokio_util::sync::CancellationToken;
+
+/// Handshakes under way at once: each costs signatures, and a core makes a few thousand a second. More at once would only
+/// have all of them late.
+const TURNS: usize = 128;
+/// What a handshake may keep its turn for: on a slow line it goes on without.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Whose connections count together: an IPv4 address, or what one customer has of IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Source(IpAddr);
+
+impl Source {
+    pub(super) fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) & !u128::from(u64::MAX)).into(),
+            address @ IpAddr::V4(_) => address,
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Guests {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    /// The oldest first.
+    present: HashMap<Source, VecDeque<(u64, CancellationToken)>>,
+    /// Turns that are taken.
+    taken: usize,
+    /// Those with somebody waiting, the next one first.
+    round: VecDeque<Source>,
+    waiting: HashMap<Source, VecDeque<oneshot::Sender<Turn>>>,
+}
+
+/// A connection's place among the guests; dropping it gives it up.
+#[derive(Debug)]
+pub(super) struct Guest {
+    guests: Arc<Guests>,
+    source: Source,
+    id: u64,
+    leave: CancellationToken,
+}
+
+/// One of the handshakes that are under way.
+#[derive(Debug)]
+pub(super) struct Turn(Option<Arc<Guests>>);
+
+impl Guests {
+    pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Guest {
+        let (source, leave) = (Source::of(address), CancellationToken::new());
+        let mut state = self.lock();
+        let id = state.next;
+        state.next += 1;
+        state.present.entry(source).or_default().push_back((id, leave.clone()));
+        Guest { guests: Arc::clone(self), source, id, leave }
+    }
+
+    /// Somebody has to go. `false` when nobody is here.
+    pub(super) fn make_room(&self) -> bool {
+        let mut state = self.lock();
+        let fullest = state.present.values_mut().max_by_key(|guests| guests.len());
+        let Some((_, leave)) = fullest.and_then(VecDeque::pop_front) else { return false };
+        leave.cancel();
+        true
+    }
+
+    pub(super) fn has_free_turn(&self) -> bool {
+        self.lock().taken < TURNS
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // It is whole whatever panicked beside it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a turn back, or on to the next that waits.
+    fn pass_on(self: &Arc<Self>) {
+        let mut state = self.lock();
+        while let Some(source) = state.round.pop_front() {
+            let Some(queue) = state.waiting.get_mut(&source) else { continue };
+            let next = queue.pop_front();
+            if queue.is_empty() {
+                state.waiting.remove(&source);
+            } else {
+                state.round.push_back(source);
+            }
+            match next.map(|next| next.send(Turn(Some(Arc::clone(self))))) {
+                Some(Ok(())) => return,
+                // Who has stopped waiting does not take it.
+                Some(Err(mut unwanted)) => unwanted.0 = None,
+                None => {}
+            }
+        }
+        state.taken -= 1;
+    }
+}
+
+impl Guest {
+    /// Resolves when it has to go.
+    pub(super) async fn told_to_leave(&self) {
+        self.leave.cancelled().await;
+    }
+
+    /// A turn at shaking hands.
+    pub(super) async fn turn(&self) -> Turn {
+        let waiting = {
+            let mut state = self.guests.lock();
+            if state.taken < TURNS {
+                state.taken += 1;
+                return Turn(Some(Arc::clone(&self.guests)));
+            }
+            let (turn, waiting) = oneshot::channel();
+            let queue = state.waiting.entry(self.source).or_default();
+            queue.push_back(turn);
+            if queue.len() == 1 {
+                state.round.push_back(self.source);
+            }
+            waiting
+        };
+        // Nobody is forgotten; without a turn the bound is all that would be lost.
+        waiting.await.unwrap_or(Turn(None))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut state = self.guests.lock();
+        if let Some(guests) = state.present.get_mut(&self.source) {
+            guests.retain(|(id, _)| *id != self.id);
+            if guests.is_empty() {
+                state.present.remove(&self.source);
+            }
+        }
+    }
+}
+
+impl Turn {
+    /// Does the work of the turn. What takes longer than a turn goes on without it.
+    pub(super) async fn spent_on<T>(self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        if let Ok(done) = time::timeout(TURN, &mut work).await {
+            return done;
+        }
+        drop(self);
+        work.await
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(guests) = self.0.take() {
+            guests.pass_on();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, future::join_all};
+
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn what_one_customer_has_counts_as_one() {
+        let of = |text: &str| Source::of(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::3"), of("2001:db8:1:2:ffff::1"));
+        assert_ne!(of("2001:db8:1:2::3"), of("2001:db8:1:3::3"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+
+    #[test]
+    fn the_oldest_of_the_fullest_address_goes() {
+        let guests = Arc::new(Guests::default());
+        assert!(!guests.make_room());
+        let one = guests.enter(address(1));
+        let many: Vec<_> = (0..3).map(|_| guests.enter(address(2))).collect();
+        let told = |guest: &Guest| guest.told_to_leave().now_or_never().is_some();
+        assert!(guests.make_room() && told(&many[0]) && !told(&many[1]) && !told(&one));
+        drop(many);
+        assert!(guests.make_room() && told(&one) && !guests.make_room());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_go_round_by_address_and_end() {
+        let guests = Arc::new(Guests::default());
+        let crowd: Vec<_> = (0..2 * TURNS + 10).map(|_| guests.enter(address(1))).collect();
+        let held = join_all(crowd.iter().take(TURNS).map(Guest::turn)).await;
+        assert!(!guests.has_free_turn());
+        let mut waiting: Vec<_> = crowd.iter().skip(TURNS).map(|guest| Box::pin(guest.turn())).collect();
+        assert!(waiting.iter_mut().all(|turn| turn.now_or_never().is_none()));
+        let (other, gone) = (guests.enter(address(2)), guests.enter(address(3)));
+        let mut turn = Box::pin(other.turn());
+        assert!((&mut turn).now_or_never().is_none());
+        assert!(gone.turn().now_or_never().is_none(), "it waits, and is gone");
+        // Nobody gives one back: each has had its time.
+        let mut spent: Vec<_> =
+            held.into_iter().map(|turn| Box::pin(turn.spent_on(std::future::pending::<()>()))).collect();
+        assert!(spent.iter_mut().all(|work| work.now_or_never().is_none()));
+        time::sleep(TURN + Duration::from_millis(1)).await;
+        assert!(spent.iter_mut().take(2).all(|work| work.now_or_never().is_none()), "the work goes on");
+        let turn = turn.now_or_never().expect("the second to be given back is for the other address");
+        assert_eq!(waiting.iter_mut().filter_map(FutureExt::now_or_never).map(std::mem::forget).count(), 1);
+        drop((turn, spent, waiting));
+    }
+}
