@@ -103,7 +103,16 @@ impl App {
         log_level: LogLevel,
         stop: &CancellationToken,
     ) -> Result<Self, AppError> {
-        let Config { log_level: _, log_format: _, admin_address, api_server, hub, lease, stream } = config;
+        let Config {
+            log_level: _,
+            log_format: _,
+            admin_address,
+            api_server,
+            hub,
+            lease,
+            stream,
+            sync_config_map,
+        } = config;
         let (client, server) = client(&api_server).await?;
         let listen_error = |source| AppError::Listen { address: hub.listen, source };
         let listener = TcpListener::bind(hub.listen).await.map_err(listen_error)?;
@@ -113,7 +122,7 @@ impl App {
         let metrics = Metrics::default();
         let mut registry = MetricsRegistry::default();
         metrics.register(&mut registry);
-        let index = Arc::new(Index::new());
+        let index = Arc::new(Index::new().with_sync_config(&sync_config_map));
         let sessions = Arc::new(Registry::default());
         let serving = Arc::new(AtomicBool::new(false));
         let ready = readiness(&serving, &index);

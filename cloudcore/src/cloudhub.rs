@@ -14,4 +14,5 @@ pub mod listener;
 pub mod registry;
 mod roll_call;
 pub mod session;
+mod settings;
 pub mod traffic;

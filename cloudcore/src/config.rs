@@ -9,8 +9,8 @@ use std::{
 use crds::componentconfig::{
     LogFormat as RawLogFormat,
     cloudcore::{
-        CloudCoreConfig, CloudHub, CloudHubWebSocket, CloudStream, CommonConfig, KubeApiConfig, Modules,
-        NodeLease,
+        CloudCoreConfig, CloudHub, CloudHubWebSocket, CloudStream, CommonConfig, EdgeController,
+        KubeApiConfig, Modules, NodeLease,
     },
 };
 use runtime::telemetry::LogFormat;
@@ -27,6 +27,8 @@ pub struct Config {
     pub hub: HubConfig,
     pub lease: LeaseConfig,
     pub stream: Option<StreamConfig>,
+    /// The ConfigMap with the link settings of nodes that name none; empty for none.
+    pub sync_config_map: String,
 }
 
 /// How the API server is reached.
@@ -74,7 +76,7 @@ impl From<CloudCoreConfig> for Config {
             log_format,
             common_config: CommonConfig { monitor_server },
             kube_api_config: KubeApiConfig { master, kube_config },
-            modules: Modules { cloud_hub, cloud_stream },
+            modules: Modules { cloud_hub, cloud_stream, edge_controller: EdgeController { sync_config_map } },
         } = raw;
         let CloudHub {
             advertise_address,
@@ -129,6 +131,7 @@ impl From<CloudCoreConfig> for Config {
                 duration: seconds(duration_seconds),
             },
             stream,
+            sync_config_map,
         }
     }
 }

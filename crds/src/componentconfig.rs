@@ -13,6 +13,7 @@ pub mod document;
 pub mod edgecore;
 pub mod explain;
 pub mod quantity;
+pub mod sync;
 
 /// One thing that is wrong with a configuration, and how to put it right.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,3 +19,8 @@ pub const KEY_ANNOTATION: &str = "skerry.io/enrolled-key";
 /// On a Node, written by cloudcore while a CA is rotated: what the node has on its disk, as in
 /// `{"trusted":["0123456789abcdef"],"issuer":"0123456789abcdef"}`, each CA by the first eight bytes of its certificate's SHA-256.
 pub const AUTHORITIES_ANNOTATION: &str = "skerry.io/authorities";
+/// On a Node: `NAMESPACE/NAME` of the ConfigMap with its link settings, in place of cloudcore's own choice.
+pub const SYNC_CONFIG_ANNOTATION: &str = "skerry.io/sync-config";
+
+/// On a Pod: the class of the reports about it, critical, standard or batch.
+pub const PRIORITY_CLASS_ANNOTATION: &str = "skerry.io/priority-class";

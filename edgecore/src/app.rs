@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use crds::componentconfig::edgecore::EdgeCoreConfig;
+use crds::componentconfig::{
+    edgecore::EdgeCoreConfig,
+    sync::{ClassName, LinkSettings},
+};
 use prometheus_client::registry::Registry;
 use runtime::{
     Supervisor,
@@ -20,7 +23,7 @@ use tracing::{info, warn};
 use crate::{
     config::Config,
     edged::Edged,
-    edgehub::{EdgeHub, HubState, Renewal},
+    edgehub::{EdgeHub, HubState, LinkUse, Renewal},
     edgestream::{self, EdgeStream},
     metamanager::{Options, Store},
     metrics,
@@ -100,7 +103,7 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     };
     let mut registry = Registry::default();
     metrics::register(&mut registry, store.clone(), state.clone());
-    let pages = vec![("/nodez", nodez(&state, &store)), ("/digestz", digestz(&node, &store))];
+    let pages = vec![("/nodez", nodez(&state, hub.link_use(), &store)), ("/digestz", digestz(&node, &store))];
     if let Some(directory) = admin_address.strip_prefix("unix://").and_then(|path| Path::new(path).parent()) {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("failed to make {} for the admin socket", directory.display()))?;
@@ -132,12 +135,31 @@ fn readiness(store: &Store) -> Readiness {
 }
 
 /// What `keadm join` waits for and `keadm` shows.
-fn nodez(state: &watch::Receiver<HubState>, store: &Store) -> Page {
+fn nodez(state: &watch::Receiver<HubState>, link: watch::Receiver<LinkUse>, store: &Store) -> Page {
     let (state, store) = (state.clone(), store.clone());
     Arc::new(move || {
         let mut page = serde_json::to_value(&*state.borrow()).unwrap_or_default();
+        page["sync"] = link_page(*link.borrow());
         page["storeError"] = store.failure().unwrap_or_default().into();
         page
+    })
+}
+
+/// How the link is used now: bytes a second, and seconds by class.
+fn link_page(LinkUse { settings, holding }: LinkUse) -> serde_json::Value {
+    let LinkSettings { full, plain, repeat, intervals, up, down } = settings;
+    let intervals: serde_json::Map<_, _> = ClassName::ALL
+        .into_iter()
+        .zip(intervals)
+        .map(|(name, interval)| (name.as_str().to_owned(), interval.as_secs_f64().into()))
+        .collect();
+    serde_json::json!({
+        "strategy": if full { "full" } else { "differential" },
+        "compression": !plain,
+        "deduplication": !repeat,
+        "syncIntervals": intervals,
+        "bandwidth": { "up": up, "down": down },
+        "holding": holding,
     })
 }
 

@@ -57,6 +57,7 @@ impl From<EdgeCoreConfig> for Config {
             quic: EdgeHubQuic { enable: quic, server: quic_server },
             websocket:
                 EdgeHubWebSocket { enable: websocket, server, proxy, handshake_timeout, write_deadline },
+            sync,
         } = edge_hub;
         let Edged {
             hostname_override,
@@ -113,6 +114,7 @@ impl From<EdgeCoreConfig> for Config {
                 heartbeat: seconds(heartbeat),
                 handshake_timeout: seconds(handshake_timeout),
                 write_deadline: seconds(write_deadline),
+                sync,
                 identity: IdentityPaths {
                     ca: paths.ca_file,
                     certificate: paths.cert_file,

@@ -6,6 +6,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use crds::componentconfig::sync::SyncStrategy;
 use futures_util::FutureExt;
 use proto::message::{Answer, GoodbyeReason, Question};
 use runtime::{
@@ -28,22 +29,28 @@ use tracing::{info, warn};
 
 use identity::Dialing;
 use session::SessionError;
+use settings::Settings;
+use throttle::Throttle;
 use transports::{Server, Transports};
 
 mod dialer;
 mod enrollment;
 mod identity;
+mod looks;
 mod renewal;
 mod session;
+mod settings;
 mod store;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod traffic;
 mod transports;
 mod trust;
 
 pub use identity::IdentityPaths;
 pub use renewal::Renewal;
+pub use settings::LinkUse;
 pub use store::HubStore;
 pub use traffic::Traffic;
 
@@ -100,6 +107,8 @@ pub struct HubConfig {
     pub handshake_timeout: Duration,
     /// For one frame.
     pub write_deadline: Duration,
+    /// How the link is used, as far as the cloud says nothing of it.
+    pub sync: SyncStrategy,
     pub identity: IdentityPaths,
     /// Removed once the node has its certificate.
     pub token_file: PathBuf,
@@ -142,6 +151,8 @@ pub struct EdgeHub<S> {
     dialing: Dialing,
     clock: Arc<Clock>,
     store: S,
+    settings: Settings,
+    throttle: Throttle,
     traffic: Arc<Traffic>,
     asks: mpsc::Receiver<Ask>,
     streams: Option<mpsc::Sender<Stream>>,
@@ -167,11 +178,24 @@ impl<S: HubStore> EdgeHub<S> {
         let clock = Arc::new(Clock::starting_at(session::latest_time(&store)));
         let (state, watching) = watch::channel(HubState::default());
         let traffic = Arc::default();
-        let dialing = Dialing::default();
-        Ok((
-            Self { config, places, at, proxy, dialing, clock, store, traffic, asks, streams: None, state },
-            watching,
-        ))
+        let settings = Settings::load(&config.node, config.sync.clone(), &store);
+        let throttle = session::throttle(&store);
+        let hub = Self {
+            config,
+            places,
+            at,
+            proxy,
+            dialing: Dialing::default(),
+            clock,
+            store,
+            settings,
+            throttle,
+            traffic,
+            asks,
+            streams: None,
+            state,
+        };
+        Ok((hub, watching))
     }
 
     /// Has connections over QUIC made by `dialer`, which many hubs may share.
@@ -193,6 +217,11 @@ impl<S: HubStore> EdgeHub<S> {
     /// What goes over the link, from now on.
     pub fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
+    }
+
+    /// How the link is used now.
+    pub fn link_use(&self) -> watch::Receiver<LinkUse> {
+        self.settings.watch()
     }
 
     /// The time, which the cloud corrects.
@@ -277,6 +306,8 @@ impl<S: HubStore> EdgeHub<S> {
                 config: &self.config,
                 clock: &self.clock,
                 store: &self.store,
+                settings: &mut self.settings,
+                throttle: &mut self.throttle,
                 traffic: &self.traffic,
                 asks: &mut self.asks,
                 streams: self.streams.as_ref(),

@@ -1,15 +1,21 @@
 //! What a cloud that lost its mind may send: every session with it ends with a reason, nothing of it is stored, and
 //! the next good session works.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+mod hub {
+    pub(crate) mod cloud;
+}
+
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
+use crds::componentconfig::sync::SyncStrategy;
 use edgecore::{
-    edgehub::{EdgeHub, HubConfig, HubState, IdentityPaths},
+    edgehub::{EdgeHub, HubConfig, HubState},
     metamanager::{Options, Store},
 };
 use futures_util::{SinkExt as _, StreamExt as _};
+use hub::cloud::{Cloud, LONG, NODE, Socket, frame};
 use proto::{
     Lane, Object, codec,
     limits::MAX_FRAME,
@@ -17,81 +23,16 @@ use proto::{
         Action, Batch, Body, Change, Delete, Hello, Patch, Put, ReportAck, ReportAcks, Synced, Welcome,
     },
 };
-use runtime::{
-    link::websocket,
-    tls::{self, authority::CertificateAuthority},
-};
+use runtime::link::websocket;
 use tokio::{
     io::AsyncWriteExt as _,
-    net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
-const LONG: Duration = Duration::from_secs(30);
-const NODE: &str = "edge-1";
 const KEY: &str = "ConfigMap/default/kept";
-
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
-
-/// The cloud's port, under the test's control.
-struct Cloud {
-    listener: TcpListener,
-    tls: TlsAcceptor,
-}
-
-impl Cloud {
-    /// A CA, a server certificate, and the identity of [`NODE`] in `dir`.
-    async fn start(dir: &Path) -> Result<(Self, IdentityPaths, SocketAddr)> {
-        tls::install_provider();
-        let ca = CertificateAuthority::generate()?;
-        let (chain, key) = ca.issue_server(&["127.0.0.1".to_owned()])?;
-        let server = tls::server_config(chain, key, std::slice::from_ref(ca.certificate()), Duration::ZERO)?;
-        let (key, csr) = tls::node_csr(NODE)?;
-        let certificate = ca.sign_node_csr(&csr, NODE, Duration::from_hours(1))?;
-        let paths = IdentityPaths {
-            ca: dir.join("ca.crt"),
-            certificate: dir.join("node.crt"),
-            key: dir.join("node.key"),
-        };
-        tls::write_durably(&paths.ca, 0o644, tls::pem("CERTIFICATE", ca.certificate()).as_bytes())?;
-        tls::write_durably(&paths.certificate, 0o644, tls::pem("CERTIFICATE", &certificate).as_bytes())?;
-        tls::write_durably(&paths.key, 0o600, tls::pem("PRIVATE KEY", &key).as_bytes())?;
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        Ok((Self { listener, tls: TlsAcceptor::from(Arc::new(server)) }, paths, address))
-    }
-
-    /// The edge's next connection, after its hello.
-    async fn accept(&self) -> Result<(Socket, Hello)> {
-        let accepted = async {
-            let (tcp, _) = self.listener.accept().await?;
-            let mut socket = tokio_tungstenite::accept_async(self.tls.accept(tcp).await?).await?;
-            let Some(Ok(Message::Binary(frame))) = socket.next().await else { bail!("no hello") };
-            let Body::Hello(hello) = codec::decode(frame.slice(1..))? else {
-                bail!("the first frame is no hello")
-            };
-            Ok((socket, hello))
-        };
-        timeout(LONG, accepted).await.context("the edge did not come back")?
-    }
-
-    /// As [`Cloud::accept`], welcomed.
-    async fn welcome(&self) -> Result<Socket> {
-        let (mut socket, hello) = self.accept().await?;
-        let welcome =
-            Welcome { protocol: hello.protocol_max, software: String::new(), unix_ms: 0, dictionary: 0 };
-        socket.send(frame(Body::Welcome(welcome))?).await?;
-        Ok(socket)
-    }
-}
-
-fn frame(body: Body) -> Result<Message> {
-    Ok(websocket::whole(body.lane(), &codec::encode(body)?))
-}
 
 fn batch(seq: u64, key: &str, action: impl Into<Option<Action>>) -> Body {
     let changes = vec![Change { key: key.to_owned(), action: action.into() }];
@@ -166,6 +107,7 @@ async fn nothing_that_the_cloud_sends_breaks_the_edge() -> Result<()> {
         heartbeat: Duration::from_secs(5),
         handshake_timeout: LONG,
         write_deadline: LONG,
+        sync: SyncStrategy::default(),
         identity,
         token_file: dir.path().join("token"),
         token: String::new(),

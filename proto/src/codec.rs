@@ -92,14 +92,12 @@ pub enum DecodeError {
     Patch { patch: usize, length: usize },
 }
 
-/// Encodes one message, compressed where that makes it shorter, for any peer.
-pub fn encode(body: Body) -> Result<Bytes, EncodeError> {
-    encode_with(body, dictionary::FIRST)
+/// Encodes one message as it is. Who decodes it need not know.
+pub fn encode_plain(body: Body) -> Result<Bytes, EncodeError> {
+    Ok(plain(body)?.freeze())
 }
 
-/// As [`encode`], for a peer that has said that it has the dictionary, see [`dictionary::common`].
-pub fn encode_with(body: Body, dictionary: u32) -> Result<Bytes, EncodeError> {
-    let is_control = body.lane() == Lane::Control;
+fn plain(body: Body) -> Result<BytesMut, EncodeError> {
     let frame = Frame::from(body);
     let length = frame.encoded_len();
     if length >= MAX_FRAME {
@@ -108,6 +106,19 @@ pub fn encode_with(body: Body, dictionary: u32) -> Result<Bytes, EncodeError> {
     let mut plain = BytesMut::with_capacity(1 + length);
     plain.put_u8(PLAIN);
     frame.encode(&mut plain).map_err(|_| EncodeError::TooLong { length })?;
+    Ok(plain)
+}
+
+/// Encodes one message, compressed where that makes it shorter, for any peer.
+pub fn encode(body: Body) -> Result<Bytes, EncodeError> {
+    encode_with(body, dictionary::FIRST)
+}
+
+/// As [`encode`], for a peer that has said that it has the dictionary, see [`dictionary::common`].
+pub fn encode_with(body: Body, dictionary: u32) -> Result<Bytes, EncodeError> {
+    let is_control = body.lane() == Lane::Control;
+    let mut plain = plain(body)?;
+    let length = plain.len() - 1;
     if is_control || length < WORTH_COMPRESSING {
         return Ok(plain.freeze());
     }
@@ -339,6 +350,7 @@ mod tests {
     fn every_encoding_has_its_use() {
         let long = "x".repeat(500);
         assert_eq!(encode(report(long.clone())).unwrap()[0], DICTIONARY);
+        assert_eq!(encode_plain(report(long.clone())).unwrap()[0], PLAIN);
         // The peer may be of any version.
         assert_eq!(encode(Body::Goodbye(Goodbye { reason: 3, detail: long })).unwrap()[0], PLAIN);
         let action = Some(Action::Delete(Delete { resource_version: 7 }));

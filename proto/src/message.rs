@@ -88,6 +88,25 @@ pub struct Hello {
     /// The newest dictionary that the edge has; it has those before, too. Whoever names none has the first.
     #[prost(uint32, tag = "10")]
     pub dictionary: u32,
+    /// What this edge's own configuration says of the cloud's half of the link.
+    #[prost(message, optional, tag = "11")]
+    pub own: Option<DownSettings>,
+    /// What the last good document of the cluster said of it, which counts as long as the present one is not good.
+    #[prost(message, optional, tag = "12")]
+    pub kept: Option<DownSettings>,
+}
+
+/// What a document of link settings says of what the cloud sends; what it leaves out is missing.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct DownSettings {
+    /// Objects whole, and no patches.
+    #[prost(bool, optional, tag = "1")]
+    pub full: Option<bool>,
+    #[prost(bool, optional, tag = "2")]
+    pub compression: Option<bool>,
+    /// Bytes a second; 0 for no cap.
+    #[prost(uint64, optional, tag = "3")]
+    pub bandwidth: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -118,6 +137,10 @@ pub struct Welcome {
     /// The newest dictionary that both have: either side compresses with it from now on. Whoever names none means the first.
     #[prost(uint32, tag = "4")]
     pub dictionary: u32,
+    /// `NAMESPACE/NAME` of the ConfigMap with the link settings of nodes that name none; empty: there is none. Missing:
+    /// `default/sync-config`.
+    #[prost(string, optional, tag = "5")]
+    pub sync_config: Option<String>,
 }
 
 /// Last frame of either side.

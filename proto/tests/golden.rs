@@ -16,9 +16,10 @@ use proto::{
     codec::{self, DecodeError},
     dictionary,
     message::{
-        Ack, Action, Answer, Batch, Body, Change, Delete, Goodbye, GoodbyeReason, Hello, Inventory,
-        InventoryEntry, InventoryRequest, Patch, Ping, Pong, Position, Put, Question, Report, ReportAck,
-        ReportAcks, ReportKind, Reports, Request, Response, Synced, TokenQuestion, Welcome,
+        Ack, Action, Answer, Authorities, AuthoritiesHeld, Batch, Body, Change, Delete, DownSettings,
+        Goodbye, GoodbyeReason, Hello, Inventory, InventoryEntry, InventoryRequest, Patch, Ping, Pong,
+        Position, Put, Question, Report, ReportAck, ReportAcks, ReportKind, Reports, Request, Response,
+        Synced, TokenQuestion, Welcome,
     },
     session::{CloudEvent, CloudSession, EdgeEvent, EdgeSession, Freshness, View},
 };
@@ -61,7 +62,11 @@ fn messages() -> Vec<(&'static str, Body)> {
         heartbeat_ms: 70_000,
         seen: vec![Position { kind: text("Pod"), resource_version: 48_211_937 }],
         dictionary: 1,
+        own: None,
+        kept: None,
     };
+    let down = DownSettings { full: Some(true), compression: Some(false), bandwidth: Some(8000) };
+    let settled = Hello { own: Some(down), kept: Some(DownSettings::default()), ..hello.clone() };
     let changes = vec![
         change(pod, Action::Put(Put { resource_version: 7, object })),
         change(
@@ -96,16 +101,29 @@ fn messages() -> Vec<(&'static str, Body)> {
         ReportAck { id: 1, refused: String::new() },
         ReportAck { id: 2, refused: text("the pod does not exist") },
     ];
+    let welcome = Welcome {
+        protocol: 1,
+        software: text("cloudcore v0.1.0"),
+        unix_ms: 1_790_000_000_000,
+        dictionary: 1,
+        sync_config: None,
+    };
+    let elsewhere = Welcome { sync_config: Some(text("fleet/sync")), ..welcome.clone() };
+    let held = AuthoritiesHeld { trusted: vec![14, 15], issuer: 14 };
+    let authorities =
+        Authorities { certificates: vec![Bytes::from_static(b"DER")], renew_within_seconds: 60 };
     vec![
         ("hello", Body::Hello(hello)),
+        ("hello-with-settings", Body::Hello(settled)),
+        ("welcome", Body::Welcome(welcome)),
+        ("welcome-with-sync-config", Body::Welcome(elsewhere)),
         (
-            "welcome",
-            Body::Welcome(Welcome {
-                protocol: 1,
-                software: text("cloudcore v0.1.0"),
-                unix_ms: 1_790_000_000_000,
-                dictionary: 1,
-            }),
+            "request-authorities",
+            Body::Request(Request { id: 16, question: Some(Question::Authorities(held)) }),
+        ),
+        (
+            "response-authorities",
+            Body::Response(Response { id: 16, answer: Some(Answer::Authorities(authorities)) }),
         ),
         (
             "goodbye",

@@ -7,6 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod config_map;
+
+pub use config_map::{DocumentError, document};
 use serde::de::DeserializeOwned;
 use serde_saphyr::{DuplicateKeyPolicy, Error as YamlError, Options};
 

@@ -28,6 +28,7 @@ use tokio::{
     time::{self, Instant},
 };
 
+mod bucket;
 pub mod framing;
 mod knock;
 mod mux;
@@ -47,7 +48,7 @@ use streams::Streams;
 const UNSENT: u32 = 4 << 10;
 
 /// The thinnest line that still is one, in bytes a second.
-const SLOWEST: u64 = 1000;
+pub const SLOWEST: u64 = 1000;
 
 /// What so many bytes take at most.
 pub fn slowest(bytes: usize) -> Duration {

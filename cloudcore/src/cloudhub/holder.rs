@@ -101,6 +101,7 @@ async fn held(client: &Client, node: &str) -> Result<Option<Held>, Failure> {
         key_hash: text(&metadata["annotations"][KEY_ANNOTATION]),
         kubelet: None,
         authorities: None,
+        sync_config: None,
     };
     let resource_version = metadata["resourceVersion"].as_str().unwrap_or_default().to_owned();
     Ok(Some(Held { facts, resource_version }))
@@ -203,6 +204,7 @@ mod tests {
             key_hash: key_hash.map(Into::into),
             kubelet: None,
             authorities: None,
+            sync_config: None,
         }
     }
 

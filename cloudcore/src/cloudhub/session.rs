@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use crds::componentconfig::sync::LinkSettings;
 use kube::Client;
 use proto::{
     Lane,
@@ -40,6 +41,7 @@ use super::{
     guests::Guest,
     holder::{self, NotYours},
     registry::{Registration, Registry},
+    settings::Settings,
     traffic::Traffic,
 };
 use crate::{
@@ -179,6 +181,9 @@ struct Driver<'a> {
     writer: JoinSet<Result<(), LinkError>>,
     attempts: Arc<Semaphore>,
     frames: Frames,
+    settings: Settings,
+    /// As [`Self::settings`] had it last.
+    in_use: LinkSettings,
     progress: Progress,
     traffic: Arc<Traffic>,
     streams: Streams,
@@ -231,12 +236,14 @@ async fn drive(
     let traffic = Traffic::of(&link, &context.metrics);
     let Link { sender, mut receiver, progress, confirms, streams, .. } = link;
     let (frames, queue) = queue();
+    streams.share_rate(&frames);
     let mut writer = JoinSet::new();
     writer.spawn(sender.run(queue, context.hub.write_timeout));
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
     let now = Instant::now().into_std();
-    let session = CloudSession::new(node.node.to_string(), SOFTWARE.to_owned(), unix_ms, now);
+    let session = CloudSession::new(node.node.to_string(), SOFTWARE.to_owned(), unix_ms, now)
+        .with_sync_config(context.index.unusual_sync_config());
     let mut driver = Driver {
         session: if confirms { session.without_pongs() } else { session },
         view: context.index.subscribe(&node.node),
@@ -248,6 +255,8 @@ async fn drive(
         writer,
         attempts: Arc::new(Semaphore::new(REPORTS_AT_ONCE)),
         frames,
+        settings: Settings::default(),
+        in_use: LinkSettings::default(),
         progress,
         traffic,
         streams: streams.clone(),
@@ -331,11 +340,16 @@ impl Driver<'_> {
         if self.view.dirty().has_overflowed() {
             return Err(End::Behind);
         }
+        let mut settings = false;
         while let Some(key) = self.view.dirty().pop() {
             if key.kind() == "Node" {
                 self.check_holder()?;
             }
+            settings |= matches!(key.kind(), "Node" | "ConfigMap");
             self.session.mark_dirty(key);
+        }
+        if settings {
+            self.settle();
         }
         while let Some(event) = self.session.poll_event() {
             self.handle(event)?;
@@ -351,7 +365,12 @@ impl Driver<'_> {
                     self.context.metrics.changes.inc_by(batch.changes.len() as u64);
                     trace_batch(batch);
                 }
-                let frame = codec::encode_with(body, self.session.dictionary()).map_err(End::Encode)?;
+                let frame = if self.in_use.plain {
+                    codec::encode_plain(body)
+                } else {
+                    codec::encode_with(body, self.session.dictionary())
+                };
+                let frame = frame.map_err(End::Encode)?;
                 self.traffic.sent(lane, frame.len());
                 self.frames.push(lane, frame);
             }
@@ -372,6 +391,8 @@ impl Driver<'_> {
             Body::Hello(hello) => {
                 let limit = u32::try_from(self.context.hub.keepalive.as_millis()).unwrap_or(u32::MAX);
                 hello.heartbeat_ms = hello.heartbeat_ms.min(limit);
+                self.settings = Settings::told_by(hello);
+                self.settle();
             }
             Body::Ack(ack) => trace!(seq = ack.seq, "batch acked"),
             _ => {}
@@ -395,7 +416,11 @@ impl Driver<'_> {
                 self.check_holder()?;
                 self.keep_lease();
             }
-            CloudEvent::Synced => info!("node in sync"),
+            CloudEvent::Synced => {
+                info!("node in sync");
+                // The view is complete by now, which it need not have been before.
+                self.settle();
+            }
             CloudEvent::Report(report) => {
                 if report.kind() == ReportKind::NodeStatus {
                     let reports = Reports { reports: vec![report.clone()] };
@@ -426,6 +451,14 @@ impl Driver<'_> {
             CloudEvent::Goodbye { reason, detail } => return Err(End::Goodbye { reason, detail }),
         }
         Ok(())
+    }
+
+    /// Uses the link as it is to be used now.
+    fn settle(&mut self) {
+        let settings = self.settings.look(self.view.sync_config());
+        self.session.send_whole(settings.full);
+        self.frames.set_rate(settings.down);
+        self.in_use = settings;
     }
 
     /// The name may have been taken from this machine while it was connected.

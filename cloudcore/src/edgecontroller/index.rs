@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use crds::componentconfig::sync::{USUAL_CONFIG_MAP, config_map_name};
 use proto::{
     Digest, Object, ResourceKey, Seen,
     session::{Freshness, View},
@@ -45,6 +46,8 @@ struct State {
     unreadable: HashSet<ResourceKey>,
     /// Pods by node, for nodes with and without a session.
     pods: HashMap<Box<str>, BTreeSet<ResourceKey>>,
+    /// The ConfigMap with the link settings of nodes that name none.
+    sync_config: Option<ResourceKey>,
     /// Nodes with a session.
     nodes: HashMap<Arc<str>, NodeView>,
     /// The nodes of `nodes` that need a key.
@@ -69,6 +72,8 @@ struct KindState {
 struct NodeView {
     /// How many of the node's pods (of a volume: claims) need a key; the node's own pods and Node count as one.
     references: HashMap<ResourceKey, u32>,
+    /// The ConfigMap with the node's link settings: one of `references`.
+    sync_config: Option<ResourceKey>,
     digest: Digest,
     /// By session: a new one may overlap the one that it supersedes.
     sessions: BTreeMap<u64, Arc<KeySet>>,
@@ -95,6 +100,7 @@ impl Index {
             objects: HashMap::new(),
             unreadable: HashSet::new(),
             pods: HashMap::new(),
+            sync_config: None,
             nodes: HashMap::new(),
             holders: HashMap::new(),
             followed: HashMap::new(),
@@ -102,6 +108,22 @@ impl Index {
             next_session: 1,
         };
         Self { state: RwLock::new(state), unguarded: Arc::new(KeySet::default()) }
+    }
+
+    /// With the ConfigMap `NAMESPACE/NAME` for the link settings of nodes that name none.
+    #[must_use]
+    pub fn with_sync_config(self, map: &str) -> Self {
+        self.write().sync_config = sync_key(map);
+        self
+    }
+
+    /// As it was given; `None` where it is the usual one.
+    pub fn unusual_sync_config(&self) -> Option<Arc<str>> {
+        let name = match &self.read().sync_config {
+            Some(key) => format!("{}/{}", key.namespace(), key.name()),
+            None => String::new(),
+        };
+        (name != USUAL_CONFIG_MAP).then(|| name.into())
     }
 
     /// The whole content of a kind, as of `resource_version`: what is not in it is gone. `unreadable` is there, and cannot
@@ -245,6 +267,7 @@ impl Index {
             for pod in state.pods.get(&*node).cloned().unwrap_or_default() {
                 state.refer_pod(&node, &pod);
             }
+            state.choose_sync_config(&node);
             state.guard_all(&node, &self.unguarded);
         }
         NodeSubscription { index: Arc::clone(self), node, id, dirty, behind_since: OnceLock::new() }
@@ -342,6 +365,7 @@ impl State {
                 if !same {
                     self.guard_all(key.name(), unguarded);
                 }
+                self.sync_config_of(key.name());
             }
             (Facts::Claim(now), before) => {
                 let now = now.clone();
@@ -371,7 +395,34 @@ impl State {
         match previous.facts {
             Facts::Pod(before) => self.pod_changed(key, Some(&before), None, unguarded),
             Facts::Claim(before) => self.claim_changed(key, before.as_ref(), None),
-            Facts::Plain | Facts::Node(_) => {}
+            Facts::Node(_) => self.sync_config_of(key.name()),
+            Facts::Plain => {}
+        }
+    }
+
+    fn sync_config_of(&mut self, node: &str) {
+        if let Some((node, _)) = self.nodes.get_key_value(node) {
+            let node = Arc::clone(node);
+            self.choose_sync_config(&node);
+        }
+    }
+
+    /// The node, which has a session, needs the ConfigMap with its link settings.
+    fn choose_sync_config(&mut self, node: &Arc<str>) {
+        let wanted = match self.node(node).and_then(|node| node.sync_config.as_deref()) {
+            Some(named) => sync_key(named),
+            None => self.sync_config.clone(),
+        };
+        let Some(view) = self.nodes.get_mut(node) else { return };
+        if view.sync_config == wanted {
+            return;
+        }
+        let before = std::mem::replace(&mut view.sync_config, wanted.clone());
+        if let Some(wanted) = wanted {
+            self.refer(node, &wanted);
+        }
+        if let Some(before) = before {
+            self.unrefer(node, &before);
         }
     }
 
@@ -534,6 +585,22 @@ impl State {
     }
 }
 
+/// The key of the ConfigMap that is written as `NAMESPACE/NAME`; `None` if it is not.
+fn sync_key(map: &str) -> Option<ResourceKey> {
+    let (namespace, name) = config_map_name(map)?;
+    ResourceKey::new("ConfigMap", namespace, name).ok()
+}
+
+/// What there is of a node's link settings.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SyncConfig {
+    /// No ConfigMap.
+    None,
+    Map(Object),
+    /// It cannot be told: its name is none, or it is not to be read, or not all has been listed.
+    Unknown,
+}
+
 /// A session's window on what its node needs.
 pub struct NodeSubscription {
     index: Arc<Index>,
@@ -547,6 +614,20 @@ pub struct NodeSubscription {
 impl NodeSubscription {
     pub fn dirty(&self) -> &KeySet {
         &self.dirty
+    }
+
+    /// It may have changed whenever a key of a Node or a ConfigMap was marked, and once all has been listed.
+    pub fn sync_config(&self) -> SyncConfig {
+        let state = self.index.read();
+        let Some(key) = state.nodes.get(&self.node).and_then(|view| view.sync_config.as_ref()) else {
+            let named = state.node(&self.node).is_some_and(|node| node.sync_config.is_some());
+            return if named { SyncConfig::Unknown } else { SyncConfig::None };
+        };
+        match state.objects.get(key) {
+            Some(cached) => SyncConfig::Map(cached.object.clone()),
+            None if state.unreadable.contains(key) || !state.is_complete() => SyncConfig::Unknown,
+            None => SyncConfig::None,
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, fmt, marker::PhantomData, net::SocketAddr};
 
 use bytes::Bytes;
-pub use crds::{AUTHORITIES_ANNOTATION, EDGE_LABEL, KEY_ANNOTATION};
+pub use crds::{AUTHORITIES_ANNOTATION, EDGE_LABEL, KEY_ANNOTATION, SYNC_CONFIG_ANNOTATION};
 use proto::{Object, ResourceKey, limits, resource::KeyError};
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -157,6 +157,8 @@ pub struct NodeFacts {
     pub kubelet: Option<SocketAddr>,
     /// What [`AUTHORITIES_ANNOTATION`] says.
     pub authorities: Option<Box<str>>,
+    /// [`SYNC_CONFIG_ANNOTATION`].
+    pub sync_config: Option<Box<str>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -306,6 +308,8 @@ impl Kind {
                     key_hash: annotation(metadata.annotations.as_ref(), KEY_ANNOTATION).map(Into::into),
                     kubelet: fields.get("status").and_then(|status| kubelet(status.get())),
                     authorities: annotation(metadata.annotations.as_ref(), AUTHORITIES_ANNOTATION)
+                        .map(Into::into),
+                    sync_config: annotation(metadata.annotations.as_ref(), SYNC_CONFIG_ANNOTATION)
                         .map(Into::into),
                 };
                 (node_bytes(&fields, raw_metadata).map_err(parse)?, Facts::Node(facts))

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Faults, LogFormat, is_dns_name};
+use super::{
+    Fault, Faults, LogFormat, is_dns_name,
+    sync::{USUAL_CONFIG_MAP, config_map_name},
+};
 
 /// The apiVersion that is written; KubeEdge's older one is read as well.
 pub const API_VERSION: &str = "cloudcore.config.kubeedge.io/v1alpha2";
@@ -80,6 +83,7 @@ pub struct KubeApiConfig {
 pub struct Modules {
     pub cloud_hub: CloudHub,
     pub cloud_stream: CloudStream,
+    pub edge_controller: EdgeController,
 }
 
 /// kubectl logs, exec, attach, port-forward and cp: the kubelet's API of the nodes that are connected here. The API server
@@ -107,6 +111,22 @@ impl Default for CloudStream {
             address: IpAddr::from([0, 0, 0, 0]),
             advertise_address: None,
         }
+    }
+}
+
+/// What edge nodes are told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EdgeController {
+    /// NAMESPACE/NAME of the ConfigMap with the link settings of edge nodes (its key sync-strategy.yaml, in the form of
+    /// modules.edgeHub.sync in edgecore.yaml). A node with the annotation skerry.io/sync-config has the one that is named there.
+    /// Empty: only nodes with that annotation have one. It need not exist.
+    pub sync_config_map: String,
+}
+
+impl Default for EdgeController {
+    fn default() -> Self {
+        Self { sync_config_map: USUAL_CONFIG_MAP.to_owned() }
     }
 }
 
@@ -224,6 +244,11 @@ impl CloudCoreConfig {
             format!("{master:?} is not a URL, as in https://192.0.2.1:6443")
         });
         self.modules.cloud_hub.validate(&mut faults);
+        let map = &self.modules.edge_controller.sync_config_map;
+        let ok = map.is_empty() || config_map_name(map).is_some();
+        faults.check(ok, "modules.edgeController.syncConfigMap", || {
+            format!("{map:?} is not NAMESPACE/NAME, as in default/sync-config")
+        });
         faults.done()
     }
 }

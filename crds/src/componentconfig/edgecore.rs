@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Faults, LogFormat, is_dns_name, is_label, quantity::Memory};
+use super::{Fault, Faults, LogFormat, is_dns_name, is_label, quantity::Memory, sync::SyncStrategy};
 
 mod paths;
 
@@ -121,6 +121,7 @@ pub struct EdgeHub {
     pub tls_private_key_file: String,
     pub quic: EdgeHubQuic,
     pub websocket: EdgeHubWebSocket,
+    pub sync: SyncStrategy,
 }
 
 impl Default for EdgeHub {
@@ -133,6 +134,7 @@ impl Default for EdgeHub {
             tls_private_key_file: String::new(),
             quic: EdgeHubQuic::default(),
             websocket: EdgeHubWebSocket::default(),
+            sync: SyncStrategy::default(),
         }
     }
 }
@@ -144,6 +146,7 @@ impl std::fmt::Debug for EdgeHub {
             .field("heartbeat", &self.heartbeat)
             .field("quic", &self.quic)
             .field("websocket", &self.websocket)
+            .field("sync", &self.sync)
             .finish_non_exhaustive()
     }
 }
@@ -339,6 +342,7 @@ impl EdgeHub {
         faults.at_least(&key("websocket.handshakeTimeout"), timeout, 1, "it is in seconds");
         let deadline = self.websocket.write_deadline.into();
         faults.at_least(&key("websocket.writeDeadline"), deadline, 1, "it is in seconds");
+        self.sync.check(faults, &key("sync."));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Drives one [`EdgeSession`] over one [`Link`]: the only place where the protocol meets sockets, the store and the clock.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use proto::{
     Lane, ResourceKey, Seen,
     codec::{self, DecodeError, EncodeError},
-    limits::WINDOW_QUESTIONS,
+    limits::{WINDOW_QUESTIONS, WINDOW_REPORTS},
     message::{Answer, GoodbyeReason, ReportAck, ReportKind},
     session::{Dead, EdgeEvent, EdgeSession, Violation, edge::Desired},
 };
@@ -32,7 +32,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Ask, HubConfig, HubError, HubState, HubStore, Traffic};
+use super::{
+    Ask, HubConfig, HubError, HubState, HubStore, Traffic, looks,
+    settings::Settings,
+    throttle::{Throttle, Verdict},
+};
 use crate::metamanager::{DesiredChange, StoreError};
 
 /// Questions under way: one a pod that starts.
@@ -50,6 +54,10 @@ const DAY: u64 = 86_400;
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Of the reports in one frame.
 const REPORTS_BYTES: usize = 1 << 20;
+/// Reports that are looked at before anything else has its turn: after an outage there may be a hundred thousand.
+const LOOKS: usize = 16 * WINDOW_REPORTS;
+/// Where it is kept what has been told of late.
+const TOLD: &str = "reports-told";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -73,6 +81,8 @@ pub(super) struct Driver<'a, S> {
     pub(super) config: &'a HubConfig,
     pub(super) clock: &'a Clock,
     pub(super) store: &'a S,
+    pub(super) settings: &'a mut Settings,
+    pub(super) throttle: &'a mut Throttle,
     pub(super) traffic: &'a Traffic,
     pub(super) asks: &'a mut mpsc::Receiver<Ask>,
     pub(super) streams: Option<&'a mpsc::Sender<Stream>>,
@@ -89,11 +99,18 @@ struct Work {
     /// Acked reports that the store could not forget yet. None of them comes twice, so the outbox bounds them.
     undone: Vec<u64>,
     questions: HashMap<u64, oneshot::Sender<Result<Answer, String>>>,
-    /// The newest report sent in this session.
+    /// The newest report that was looked at.
     reported: u64,
+    /// Those that were sent in this session, or need not be, and that the store holds still, with [`Subject::key`](super::throttle::Subject::key):
+    /// as many as may be under way, and those of `undone`.
+    sent: HashMap<u64, u64>,
+    /// There are more to look at, with or without room for them.
+    unseen: bool,
     /// The last node status that was sent, and why it says that the node is not Ready.
     node_report: Option<(u64, Option<String>)>,
     outbox_changed: bool,
+    /// What the settings come from may have changed.
+    resettle: bool,
     /// Synced came; true once what it covers is stored.
     synced_after: Option<u64>,
     received: u64,
@@ -141,14 +158,19 @@ impl<S: HubStore> Driver<'_, S> {
             debug!(error = %runtime::chain(&error), "the store takes nothing; the session begins with what it holds");
         }
         let (frames, queue) = queue();
+        streams.share_rate(&frames);
         let mut writer = JoinSet::new();
         writer.spawn(sender.run(queue, self.config.write_deadline));
         let software = concat!("edgecore v", env!("CARGO_PKG_VERSION"));
         let now = Instant::now().into_std();
         let heartbeat = self.config.heartbeat;
         let heartbeat = if confirms { heartbeat.min(quic::HEARTBEAT) } else { heartbeat };
+        self.settle().await;
+        self.throttle.begin_session();
         let held = (self.store.digest(), self.store.seen().map_err(SessionError::from)?);
-        let mut session = EdgeSession::new(&self.config.node, software, held, heartbeat, now);
+        let (own, kept) = self.settings.down();
+        let mut session =
+            EdgeSession::new(&self.config.node, software, held, heartbeat, now).with_settings(own, kept);
         let mut outbox = self.store.outbox_changes();
         let mut work = Work {
             queued: VecDeque::new(),
@@ -157,8 +179,11 @@ impl<S: HubStore> Driver<'_, S> {
             undone: Vec::new(),
             questions: HashMap::new(),
             reported: 0,
+            sent: HashMap::new(),
+            unseen: false,
             node_report: None,
             outbox_changed: true,
+            resettle: false,
             synced_after: None,
             received: 0,
         };
@@ -169,6 +194,7 @@ impl<S: HubStore> Driver<'_, S> {
             }
             let deadline = Instant::from_std(session.deadline());
             let asking = session.is_connected() && work.questions.len() < MAX_QUESTIONS;
+            let due = self.due(&session, deadline);
             let step = tokio::select! {
                 // Safe to cancel by contract. What lies in the socket is read before the deadline counts: it came in
                 // time, however long we were busy.
@@ -207,6 +233,13 @@ impl<S: HubStore> Driver<'_, S> {
                     if let Some(serving) = self.streams && serving.try_send(stream).is_err() {
                         warn!("a stream that the cloud opened is refused: others wait to be served");
                     }
+                    Ok(())
+                }
+                // So that whatever else there is to do is done in between.
+                () = std::future::ready(()), if work.unseen => { work.outbox_changed = true; Ok(()) }
+                // An interval is over.
+                () = time::sleep_until(due.unwrap_or(deadline)), if due.is_some() => {
+                    work.outbox_changed = true;
                     Ok(())
                 }
                 // Only a hint that there is room.
@@ -279,14 +312,27 @@ impl<S: HubStore> Driver<'_, S> {
             info!(objects = self.store.digest().count, "synced with the cloud");
             self.state.send_modify(|state| state.synced = true);
         }
-        if work.outbox_changed {
-            self.send_reports(session, work)?;
+        if std::mem::take(&mut work.resettle) {
+            self.settle().await;
+            work.outbox_changed = true;
+        }
+        let settings = self.settings.in_force();
+        frames.set_rate(settings.up);
+        let now = self.clock.since_1970();
+        let is_due = self.throttle.due(&settings, now).is_some_and(|(due, _)| due <= now);
+        if work.outbox_changed || is_due {
+            self.send_reports(session, work).await?;
         }
         for lane in Lane::ALL {
             while frames.has_room(lane)
                 && let Some(body) = session.poll_lane(lane)
             {
-                let frame = codec::encode_with(body, session.dictionary()).map_err(SessionError::from)?;
+                let frame = if settings.plain {
+                    codec::encode_plain(body)
+                } else {
+                    codec::encode_with(body, session.dictionary())
+                };
+                let frame = frame.map_err(SessionError::from)?;
                 self.traffic.note_sent(frame.len());
                 frames.push(lane, frame);
             }
@@ -301,9 +347,12 @@ impl<S: HubStore> Driver<'_, S> {
         event: EdgeEvent,
     ) -> Result<(), HubError> {
         match event {
-            EdgeEvent::Connected { software, unix_ms } => {
+            EdgeEvent::Connected { software, unix_ms, sync_config } => {
                 info!(software, "connected to the cloud");
                 self.note_time(unix_ms / 1000).await;
+                if let Err(error) = self.settings.told(sync_config, self.store).await {
+                    debug!(error = %runtime::chain(&error), "link settings were not kept");
+                }
                 self.state.send_modify(|state| {
                     state.connected = true;
                     state.sessions += 1;
@@ -380,6 +429,7 @@ impl<S: HubStore> Driver<'_, S> {
             (Ok(()), commit) => {
                 if let Some(commit) = commit.take() {
                     session.committed(commit.seq);
+                    self.note_committed(work, &commit.changes);
                 }
                 self.forget_reports(work).await
             }
@@ -391,35 +441,118 @@ impl<S: HubStore> Driver<'_, S> {
         }
     }
 
-    fn send_reports(&self, session: &mut EdgeSession, work: &mut Work) -> Result<(), HubError> {
+    /// The settings may have other sources now, and a pod may be waited for that was not.
+    fn note_committed(&self, work: &mut Work, changes: &[DesiredChange]) {
+        for change in changes {
+            let (key, ends) = match change {
+                DesiredChange::Put(object) => (&object.key, looks::is_ending(object)),
+                DesiredChange::Delete(key) => (key, key.kind() == "Pod"),
+                DesiredChange::Seen(_) => continue,
+            };
+            work.resettle |= matches!(key.kind(), "Node" | "ConfigMap");
+            if ends && let Some(from) = self.throttle.held_from() {
+                work.reported = work.reported.min(from.saturating_sub(1));
+                work.outbox_changed = true;
+            }
+        }
+    }
+
+    /// Looks at what the settings come from.
+    async fn settle(&mut self) {
+        // What could not be kept counts all the same.
+        if let Err(error) = self.settings.look(self.store).await {
+            debug!(error = %runtime::chain(&error), "link settings were not kept");
+        }
+    }
+
+    /// When reports that are held back are to wake the line: not if it wakes soon by itself.
+    fn due(&mut self, session: &EdgeSession, deadline: Instant) -> Option<Instant> {
+        let now = self.clock.since_1970();
+        let (due, patience) = self.throttle.due(&self.settings.in_force(), now)?;
+        // Before, nothing could be sent; what changes that wakes the line, too.
+        if session.report_room() == 0 {
+            return None;
+        }
+        let at = |time: Duration| Instant::now() + time.saturating_sub(now);
+        (deadline < at(due) || deadline > at(patience)).then(|| at(due))
+    }
+
+    /// Of what is in the outbox, sends what is to go now.
+    async fn send_reports(&mut self, session: &mut EdgeSession, work: &mut Work) -> Result<(), HubError> {
+        work.unseen = false;
         let room = session.report_room();
         if room == 0 {
             return Ok(());
         }
-        let mut reports = self.store.pending_reports(work.reported, room).map_err(SessionError::from)?;
-        work.outbox_changed = reports.len() == room;
-        let mut bytes = 0;
-        let fit = reports.iter().take_while(|report| {
-            bytes += report.payload.len();
-            bytes <= REPORTS_BYTES
-        });
-        // One that is larger goes alone.
-        let fit = fit.count().max(1);
-        if fit < reports.len() {
-            reports.truncate(fit);
-            work.outbox_changed = true;
+        let (settings, now) = (self.settings.in_force(), self.clock.since_1970());
+        if let Some(from) = self.throttle.release(&settings, now) {
+            work.reported = work.reported.min(from.saturating_sub(1));
         }
-        let Some(last) = reports.last() else { return Ok(()) };
-        work.reported = last.id;
-        if let Some(node) = reports.iter().rfind(|report| report.kind() == ReportKind::NodeStatus) {
+        work.outbox_changed = false;
+        let store = self.store;
+        let (mut going, mut bytes, mut looks) = (Vec::new(), 0, 0);
+        let mut wrong = Vec::new();
+        'outbox: loop {
+            // Those that are held are passed by without a read each.
+            let limit = if self.throttle.held_from().is_some() { WINDOW_REPORTS } else { room };
+            let some = store.pending_reports(work.reported, limit).map_err(SessionError::from)?;
+            let is_last = some.len() < limit;
+            for report in some {
+                // One that is larger goes alone.
+                let is_full = going.len() == room
+                    || (!going.is_empty() && bytes + report.payload.len() > REPORTS_BYTES);
+                if is_full {
+                    work.outbox_changed = true;
+                    break 'outbox;
+                }
+                looks += 1;
+                let id = report.id;
+                if let Entry::Vacant(unsent) = work.sent.entry(id) {
+                    let (subject, fault) =
+                        looks::subject(&report, &settings, |key| store.get(key).ok().flatten());
+                    wrong.extend(fault.map(|fault| (report.key.clone(), fault)));
+                    match self.throttle.judge(&subject, &settings, now) {
+                        Verdict::Send => {
+                            bytes += report.payload.len();
+                            unsent.insert(subject.key);
+                            going.push(report);
+                        }
+                        Verdict::Hold => {}
+                        Verdict::Forget => {
+                            unsent.insert(subject.key);
+                            work.undone.push(id);
+                        }
+                    }
+                }
+                work.reported = id;
+            }
+            if is_last {
+                self.throttle.all_judged();
+                break;
+            }
+            if looks >= LOOKS {
+                work.unseen = true;
+                break;
+            }
+        }
+        if let Some(node) = going.iter().rfind(|report| report.kind() == ReportKind::NodeStatus) {
             work.node_report = Some((node.id, not_ready(&node.payload)));
         }
-        session.report(reports);
-        Ok(())
+        session.report(going);
+        self.settings.note_holding(self.throttle.held_from().is_some());
+        for (pod, fault) in wrong {
+            if let Err(error) = self.settings.complain(&pod, &fault, store).await {
+                debug!(error = %runtime::chain(&error), "an event was not kept");
+            }
+        }
+        self.forget_reports(work).await
     }
 
-    async fn reports_done(&self, work: &mut Work, acks: Vec<ReportAck>) -> Result<(), HubError> {
+    async fn reports_done(&mut self, work: &mut Work, acks: Vec<ReportAck>) -> Result<(), HubError> {
         for ack in &acks {
+            if let Some(key) = work.sent.get(&ack.id) {
+                self.throttle.answered(*key, ack.id, !ack.refused.is_empty());
+            }
             if !ack.refused.is_empty() {
                 warn!(report = ack.id, reason = ack.refused, "the cloud refused a report");
             }
@@ -435,7 +568,14 @@ impl<S: HubStore> Driver<'_, S> {
         // The window has room again.
         work.outbox_changed = true;
         work.undone.extend(acks.iter().map(|ack| ack.id));
-        self.forget_reports(work).await
+        self.forget_reports(work).await?;
+        // With what the cloud has: what it does not have is sent again after a restart anyway.
+        if let Some(told) = self.throttle.take_changes(&self.settings.in_force())
+            && let Err(error) = self.store.put_local(TOLD, told).await
+        {
+            debug!(error = %runtime::chain(&error), "a restart may tell again what was told");
+        }
+        Ok(())
     }
 
     /// What cannot be forgotten now is forgotten after the next commit, or sent again in the next session.
@@ -444,7 +584,11 @@ impl<S: HubStore> Driver<'_, S> {
             return Ok(());
         }
         match self.store.reports_done(work.undone.clone()).await {
-            Ok(()) => work.undone.clear(),
+            Ok(()) => {
+                for id in work.undone.drain(..) {
+                    work.sent.remove(&id);
+                }
+            }
             Err(error) if error.may_heal() => {}
             Err(error) => return Err(SessionError::from(error).into()),
         }
@@ -456,6 +600,12 @@ impl<S: HubStore> Driver<'_, S> {
 pub(super) fn latest_time(store: &impl HubStore) -> u64 {
     let kept = store.local(LATEST_TIME).ok().flatten();
     kept.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0)
+}
+
+/// What has been told of late, as an earlier process kept it.
+pub(super) fn throttle(store: &impl HubStore) -> Throttle {
+    let kept = store.local(TOLD).ok().flatten();
+    kept.map(|kept| Throttle::from_bytes(&kept)).unwrap_or_default()
 }
 
 /// Why a Node's status, as it is reported, is not Ready; `None` if it is.

@@ -1,7 +1,7 @@
 //! What the link needs of a store. edgecore's is the one on its disk; a process that plays many edges has one each in memory.
 
 use bytes::Bytes;
-use proto::{Digest, Object, Report, ResourceKey, Seen, Version};
+use proto::{Digest, Object, Report, ResourceKey, Seen, Version, message::ReportKind};
 use tokio::sync::watch;
 
 use crate::metamanager::{DesiredChange, Store, StoreError};
@@ -16,8 +16,15 @@ pub trait HubStore: Clone + Send + Sync + 'static {
     fn inventory(&self) -> Result<Vec<(ResourceKey, Version)>, StoreError>;
     fn pending_reports(&self, after: u64, limit: usize) -> Result<Vec<Report>, StoreError>;
     fn reports_done(&self, ids: Vec<u64>) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn report(
+        &self,
+        kind: ReportKind,
+        key: &ResourceKey,
+        payload: Bytes,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
     fn outbox_changes(&self) -> watch::Receiver<u64>;
     fn put_local(&self, key: &str, value: Bytes) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn delete_local(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
     fn local(&self, key: &str) -> Result<Option<Bytes>, StoreError>;
 }
 
@@ -51,12 +58,20 @@ impl HubStore for Store {
         self.reports_done(ids).await
     }
 
+    async fn report(&self, kind: ReportKind, key: &ResourceKey, payload: Bytes) -> Result<u64, StoreError> {
+        self.report(kind, key, payload).await
+    }
+
     fn outbox_changes(&self) -> watch::Receiver<u64> {
         self.outbox_changes()
     }
 
     async fn put_local(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
         self.put_local(key, value).await
+    }
+
+    async fn delete_local(&self, key: &str) -> Result<(), StoreError> {
+        self.delete_local(key).await
     }
 
     fn local(&self, key: &str) -> Result<Option<Bytes>, StoreError> {

@@ -67,6 +67,7 @@ impl Line {
             heartbeat: BEAT,
             handshake_timeout: LONG,
             write_deadline: LONG,
+            sync: SyncStrategy::default(),
             identity: identity(dir.path(), &ca),
             token_file: dir.path().join("token"),
             token: String::new(),
@@ -100,7 +101,7 @@ impl Line {
     async fn greeted() -> Self {
         let mut line = Self::open().await;
         let protocol = line.hello.protocol_max;
-        let welcome = Welcome { protocol, software: String::new(), unix_ms: 0, dictionary: 0 };
+        let welcome = Welcome { protocol, ..Welcome::default() };
         line.socket.send(frame(Body::Welcome(welcome))).await.unwrap();
         tokio::select! {
             connected = line.state.wait_for(|state| state.connected) => drop(connected.unwrap()),

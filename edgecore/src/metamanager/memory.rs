@@ -152,12 +152,21 @@ impl HubStore for MemoryStore {
         Ok(())
     }
 
+    async fn report(&self, kind: ReportKind, key: &ResourceKey, payload: Bytes) -> Result<u64, StoreError> {
+        self.report(kind, key, payload)
+    }
+
     fn outbox_changes(&self) -> watch::Receiver<u64> {
         self.inner.outbox_changes.subscribe()
     }
 
     async fn put_local(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
         self.held().local.insert(key.to_owned(), value);
+        Ok(())
+    }
+
+    async fn delete_local(&self, key: &str) -> Result<(), StoreError> {
+        self.held().local.remove(key);
         Ok(())
     }
 

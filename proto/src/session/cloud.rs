@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -96,6 +97,10 @@ pub struct CloudSession {
     timers: Timers,
     /// The edge is not told otherwise that its ping has arrived.
     answers_pings: bool,
+    /// No patches.
+    whole: bool,
+    /// Of the welcome.
+    sync_config: Option<Arc<str>>,
     queues: Queues,
     events: VecDeque<CloudEvent>,
     dirty: BTreeSet<ResourceKey>,
@@ -128,6 +133,8 @@ impl CloudSession {
             phase: Phase::AwaitHello,
             timers: Timers::cloud(HANDSHAKE / 2, now),
             answers_pings: true,
+            whole: false,
+            sync_config: None,
             queues: Queues::default(),
             events: VecDeque::new(),
             dirty: BTreeSet::new(),
@@ -146,6 +153,18 @@ impl CloudSession {
     pub fn without_pongs(mut self) -> Self {
         self.answers_pings = false;
         self
+    }
+
+    /// What the welcome says of the ConfigMap with link settings.
+    #[must_use]
+    pub fn with_sync_config(mut self, map: Option<Arc<str>>) -> Self {
+        self.sync_config = map;
+        self
+    }
+
+    /// From now on, whether objects go whole even where a patch would do.
+    pub fn send_whole(&mut self, whole: bool) {
+        self.whole = whole;
     }
 
     /// # Errors
@@ -238,6 +257,7 @@ impl CloudSession {
             software: self.software.clone(),
             unix_ms: self.unix_ms,
             dictionary: dictionary::common(hello.dictionary),
+            sync_config: self.sync_config.take().map(|map| map.to_string()),
         }));
         self.dictionary = dictionary::common(hello.dictionary);
         let digest = Digest::from_halves(hello.digest_count, hello.digest_high, hello.digest_low);
@@ -383,7 +403,7 @@ impl CloudSession {
         if held.is_some_and(|held| held.hash == object.version.hash) {
             return None;
         }
-        let patch = held.and_then(|held| make_patch(held, &object));
+        let patch = held.filter(|_| !self.whole).and_then(|held| make_patch(held, &object));
         let action = patch.unwrap_or_else(|| {
             Action::Put(Put {
                 resource_version: object.version.resource_version,

@@ -16,8 +16,8 @@ use crate::{
     lane::Queues,
     limits::{BATCH_CHANGES, BATCH_OBJECTS, INVENTORY_CHUNK, MAX_TEXT, WINDOW_BATCHES, WINDOW_REPORTS},
     message::{
-        Ack, Action, Answer, Batch, Body, Goodbye, GoodbyeReason, Hello, Inventory, InventoryEntry, PROTOCOL,
-        Ping, Pong, Question, Report, ReportAck, Reports, Request,
+        Ack, Action, Answer, Batch, Body, DownSettings, Goodbye, GoodbyeReason, Hello, Inventory,
+        InventoryEntry, PROTOCOL, Ping, Pong, Question, Report, ReportAck, Reports, Request,
     },
 };
 
@@ -31,10 +31,12 @@ pub enum Desired {
 /// What the driver of a session is told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EdgeEvent {
-    /// The cloud let us in. `unix_ms` is its clock.
+    /// The cloud let us in. `unix_ms` is its clock; `sync_config` names the ConfigMap with the link settings, where it is
+    /// not the usual one.
     Connected {
         software: String,
         unix_ms: u64,
+        sync_config: Option<String>,
     },
     /// Send what the store holds through [`EdgeSession::inventory`].
     InventoryWanted,
@@ -100,6 +102,8 @@ impl EdgeSession {
             heartbeat_ms: u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX),
             seen: seen.positions(),
             dictionary: dictionary::NEWEST,
+            own: None,
+            kept: None,
         };
         let mut queues = Queues::default();
         queues.push(Body::Hello(hello));
@@ -119,6 +123,15 @@ impl EdgeSession {
             inventoried: false,
             uncommitted: HashMap::new(),
         }
+    }
+
+    /// What the hello says of the cloud's half of the link; to be called before the first frame is polled.
+    #[must_use]
+    pub fn with_settings(mut self, own: Option<DownSettings>, kept: Option<DownSettings>) -> Self {
+        if let Some(Body::Hello(hello)) = self.queues.lane(Lane::Control).front_mut() {
+            (hello.own, hello.kept) = (own, kept);
+        }
+        self
     }
 
     /// `held` gives what the store holds for a key: the base of a patch.
@@ -153,7 +166,9 @@ impl EdgeSession {
                 self.dictionary = Some(dictionary::common(welcome.dictionary));
                 self.timers = Timers::edge(self.heartbeat, now);
                 let software = welcome.software.chars().take(MAX_TEXT).collect();
-                self.events.push_back(EdgeEvent::Connected { software, unix_ms: welcome.unix_ms });
+                let sync_config = welcome.sync_config.map(|map| map.chars().take(MAX_TEXT).collect());
+                let unix_ms = welcome.unix_ms;
+                self.events.push_back(EdgeEvent::Connected { software, unix_ms, sync_config });
                 Ok(())
             }
             Body::Goodbye(goodbye) => {

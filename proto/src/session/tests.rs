@@ -223,6 +223,44 @@ fn first_contact_then_deltas_then_resume() {
 }
 
 #[test]
+fn whole_means_that_nothing_is_patched() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    let text = (0..400).map(|n| (n * 7919 % 1000).to_string()).collect::<Vec<_>>().join(" ");
+    view.put("ConfigMap/default/a", &text);
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    for (whole, more) in [(false, "b"), (true, "c"), (false, "d")] {
+        pair.cloud.send_whole(whole);
+        pair.bytes_down = 0;
+        let key = view.put("ConfigMap/default/a", &format!("{text}{more}"));
+        pair.cloud.mark_dirty(key);
+        pair.settle(&view, &store);
+        assert_eq!(view.digest(), store.digest());
+        assert_eq!(pair.bytes_down > 500, whole, "{} bytes", pair.bytes_down);
+    }
+}
+
+#[test]
+fn the_hello_tells_the_settings() {
+    let now = Instant::now();
+    let own = DownSettings { full: Some(true), compression: None, bandwidth: Some(2000) };
+    let kept = DownSettings { compression: Some(false), ..DownSettings::default() };
+    let edge = EdgeSession::new("n1", "test", Default::default(), HEARTBEAT, now);
+    let mut edge = edge.with_settings(Some(own), Some(kept));
+    let frame = codec::encode(edge.poll_frame().unwrap()).unwrap();
+    let Ok(Body::Hello(hello)) = codec::decode(frame) else { panic!("no hello") };
+    assert_eq!((hello.own, hello.kept), (Some(own), Some(kept)));
+
+    let cloud = CloudSession::new("n1".into(), "test".into(), 1, now);
+    let mut cloud = cloud.with_sync_config(Some("a/b".into()));
+    cloud.handle_frame(Body::Hello(hello), now).unwrap();
+    let welcome = cloud.poll_frame(&TestView::default()).unwrap();
+    edge.handle_frame(welcome, &|_| None, now).unwrap();
+    let Some(EdgeEvent::Connected { sync_config, .. }) = edge.poll_event() else { panic!("not connected") };
+    assert_eq!(sync_config.as_deref(), Some("a/b"));
+}
+
+#[test]
 fn an_incomplete_cache_deletes_nothing() {
     let (mut view, store) = (TestView::default(), TestStore::default());
     view.put("Pod/default/a", "1");
@@ -393,7 +431,7 @@ fn frames_out_of_turn_are_violations() {
     assert!(cloud.handle_frame(Body::Ack(Ack { seq: 1 }), now).is_err());
     assert!(cloud.handle_frame(Body::Inventory(Inventory::default()), now).is_err());
     assert!(edge.handle_frame(Body::Batch(Batch::default()), &held, now).is_err());
-    let welcome = Body::Welcome(Welcome { protocol: 1, software: String::new(), unix_ms: 0, dictionary: 0 });
+    let welcome = Body::Welcome(Welcome { protocol: 1, ..Welcome::default() });
     edge.handle_frame(welcome.clone(), &held, now).unwrap();
     assert!(edge.handle_frame(welcome, &held, now).is_err());
     assert!(edge.handle_frame(Body::Batch(Batch { seq: 2, changes: vec![] }), &held, now).is_err());

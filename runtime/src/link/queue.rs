@@ -8,7 +8,12 @@ use std::{
 
 use bytes::Bytes;
 use proto::Lane;
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{self, Instant},
+};
+
+use super::bucket::Bucket;
 
 /// Frames of one lane that wait beside the one that is being written. A session has few urgent ones at a time, and may
 /// always add one more.
@@ -23,6 +28,26 @@ pub fn queue() -> (Frames, FrameQueue) {
 /// The session's end. Dropping it closes the queue.
 #[derive(Debug)]
 pub struct Frames(Arc<Shared>);
+
+/// What has no queue here, and counts against the rate as well.
+#[derive(Clone, Debug)]
+pub(super) struct Cap(Arc<Shared>);
+
+impl Cap {
+    /// When something can go; `None`: now.
+    pub(super) fn wait(&self) -> Option<Instant> {
+        self.0.lock().bucket.wait(Instant::now().into_std()).map(Instant::from_std)
+    }
+
+    /// So many bytes have gone.
+    pub(super) fn charge(&self, bytes: usize) {
+        self.0.lock().bucket.charge(bytes, Instant::now().into_std());
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.0.lock().bucket.is_open()
+    }
+}
 
 /// The transport's end.
 #[derive(Debug)]
@@ -41,12 +66,19 @@ struct Shared {
 struct State {
     lanes: [VecDeque<Bytes>; Lane::ALL.len()],
     closed: bool,
+    bucket: Bucket,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The queues are whole whatever panicked beside them.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever waits looks again.
+    fn wake(&self) {
+        self.filled.iter().for_each(Notify::notify_one);
+        self.any_filled.notify_one();
     }
 }
 
@@ -67,6 +99,19 @@ impl Frames {
         self.0.any_filled.notify_one();
     }
 
+    /// From now on no more than so many bytes a second go out, with what the transport adds to them; what is on its way
+    /// included. [`Lane::Control`] is counted, and never waits.
+    pub fn set_rate(&self, rate: Option<u64>) {
+        if self.0.lock().bucket.set_rate(rate, Instant::now().into_std()) {
+            self.0.wake();
+        }
+    }
+
+    /// For what goes out beside the frames.
+    pub(super) fn cap(&self) -> Cap {
+        Cap(Arc::clone(&self.0))
+    }
+
     /// Resolves once the transport has taken a frame since the last time.
     pub async fn taken(&self) {
         self.0.taken.notified().await;
@@ -76,8 +121,7 @@ impl Frames {
 impl Drop for Frames {
     fn drop(&mut self) {
         self.0.lock().closed = true;
-        self.0.filled.iter().for_each(Notify::notify_one);
-        self.0.any_filled.notify_one();
+        self.0.wake();
     }
 }
 
@@ -101,6 +145,37 @@ impl FrameQueue {
             // A frame that was pushed since is remembered there.
             self.0.filled[lane as usize].notified().await;
         }
+    }
+
+    /// Whether so many bytes may go on a lane now, and then they are counted; else when it is worth asking again.
+    pub fn admit(&self, lane: Lane, bytes: usize) -> Result<(), Instant> {
+        let now = Instant::now().into_std();
+        let bucket = &mut self.0.lock().bucket;
+        match bucket.wait(now) {
+            Some(until) if lane != Lane::Control => Err(Instant::from_std(until)),
+            _ => {
+                bucket.charge(bytes, now);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether all may go at once, so that nothing has to be written piece by piece.
+    pub fn is_open(&self) -> bool {
+        self.0.lock().bucket.is_open()
+    }
+
+    /// Waits until so many bytes may go on a lane, for the task that waits with [`next`](Self::next) for its frames.
+    pub async fn admitted(&self, lane: Lane, bytes: usize) {
+        while let Err(until) = self.admit(lane, bytes) {
+            // What is told here of a frame is seen in the queue as well.
+            drop(time::timeout_at(until, self.0.filled[lane as usize].notified()).await);
+        }
+    }
+
+    /// Waits until then, or until there is something new to look at. For one task that writes all.
+    pub async fn filled_before(&self, until: Instant) {
+        drop(time::timeout_at(until, self.0.any_filled.notified()).await);
     }
 
     /// Waits until there is a frame on some lane; false once the queue is closed and empty. For one task that writes all.

@@ -58,6 +58,8 @@ const WAITING: usize = 1024;
 const WAITING_BYTES: u64 = 16 << 10;
 /// Of the cloud's socket, each way: a whole fleet speaks to it. The kernel gives no more than net.core.rmem_max and wmem_max.
 const BUFFER: usize = 4 << 20;
+/// Written at once on a line with a cap.
+const PIECE: usize = 4 << 10;
 /// Read at once.
 const CHUNK: usize = 64 << 10;
 /// Why a connection ends when nothing is wrong.
@@ -299,12 +301,23 @@ async fn write(
     while let Some(frame) = queue.next(lane).await {
         let bytes = frame.len();
         let length = u32::try_from(bytes).map_err(|_| LinkError::TooLong(bytes))?;
-        let mut parts = [Bytes::copy_from_slice(&length.to_be_bytes()), frame];
-        let written = stream.write_all_chunks(&mut parts).map_err(|error| match error {
-            WriteError::ConnectionLost(error) => lost(address, error),
-            error => LinkError::broken(error),
-        });
-        patiently(patience, bytes, written).await?;
+        let mut head = Bytes::copy_from_slice(&length.to_be_bytes());
+        let mut rest = frame;
+        loop {
+            // What the stream has taken waits for nothing any more.
+            let piece = if queue.is_open() { rest.len() } else { rest.len().min(PIECE) };
+            let piece = rest.split_to(piece);
+            queue.admitted(lane, head.len() + piece.len()).await;
+            let mut parts = [std::mem::take(&mut head), piece];
+            let written = stream.write_all_chunks(&mut parts).map_err(|error| match error {
+                WriteError::ConnectionLost(error) => lost(address, error),
+                error => LinkError::broken(error),
+            });
+            patiently(patience, bytes, written).await?;
+            if rest.is_empty() {
+                break;
+            }
+        }
     }
     // That it was ended before is as good.
     if stream.finish().is_ok() {

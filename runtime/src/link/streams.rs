@@ -6,7 +6,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -16,14 +16,20 @@ use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
+    time,
 };
 
-use super::mux::{Mux, MuxStream};
+use super::{
+    mux::{Mux, MuxStream},
+    queue::{Cap, Frames},
+};
 
 /// Open at once on a link.
 pub const MAX: u8 = 64;
 /// Bytes of a stream, each way, that are on their way, or have come and nobody has read them.
 pub const WINDOW: u32 = 64 << 10;
+/// Written at once on a line with a cap.
+const PIECE: usize = 4 << 10;
 /// Behind every lane.
 const PRIORITY: i32 = -16;
 /// Why a stream ends before its end: whoever held it has gone.
@@ -34,6 +40,7 @@ const GONE: VarInt = VarInt::from_u32(1);
 pub struct Streams {
     transport: Transport,
     open: Arc<Open>,
+    cap: Arc<OnceLock<Cap>>,
 }
 
 /// The streams that are held at this end.
@@ -54,11 +61,16 @@ enum Transport {
 
 impl Streams {
     pub(super) fn over_quic(connection: Connection) -> Self {
-        Self { transport: Transport::Quic(connection), open: Arc::default() }
+        Self { transport: Transport::Quic(connection), ..Self::default() }
     }
 
     pub(super) fn over_websocket(mux: Arc<Mux>) -> Self {
-        Self { transport: Transport::WebSocket(mux), open: Arc::default() }
+        Self { transport: Transport::WebSocket(mux), ..Self::default() }
+    }
+
+    /// Has streams wait for what the rate of these frames leaves them, see [`Frames::set_rate`]. It cannot be taken back.
+    pub fn share_rate(&self, frames: &Frames) {
+        self.cap.get_or_init(|| frames.cap());
     }
 
     /// A new stream; the edge hears of it with its first byte. Waits while [`MAX`] are open over QUIC, where the edge counts.
@@ -118,7 +130,7 @@ impl Streams {
 
     fn counted(&self, io: Io) -> Stream {
         self.open.count.fetch_add(1, Ordering::Relaxed);
-        Stream { io, open: Arc::clone(&self.open) }
+        Stream { io, open: Arc::clone(&self.open), cap: Arc::clone(&self.cap), waiting: None }
     }
 }
 
@@ -133,6 +145,9 @@ fn quic(send: SendStream, receive: RecvStream) -> Io {
 pub struct Stream {
     io: Io,
     open: Arc<Open>,
+    cap: Arc<OnceLock<Cap>>,
+    /// For its turn on a line with a cap.
+    waiting: Option<Pin<Box<time::Sleep>>>,
 }
 
 #[derive(Debug)]
@@ -167,11 +182,27 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let Self { io, cap, waiting, .. } = self.get_mut();
+        let cap = cap.get().filter(|cap| !cap.is_open());
+        while let Some(until) = cap.and_then(Cap::wait) {
+            let sleep = waiting.get_or_insert_with(|| Box::pin(time::sleep_until(until)));
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            // Others may have been faster.
+            *waiting = None;
+        }
+        *waiting = None;
+        let buf = if cap.is_some() { &buf[..buf.len().min(PIECE)] } else { buf };
+        let written = match io {
             Io::Quic { send, .. } => AsyncWrite::poll_write(Pin::new(send), cx, buf),
             Io::WebSocket(stream) => stream.poll_write(cx, buf),
+        };
+        if let (Some(cap), Poll::Ready(Ok(bytes))) = (cap, &written) {
+            cap.charge(*bytes);
         }
+        written
     }
 
     /// What was written goes as the line takes it; there is nothing to wait for.

@@ -224,6 +224,39 @@ async fn wait_until(holds: impl Fn() -> bool) {
     }
 }
 
+#[tokio::test]
+async fn a_cap_holds_back_what_can_wait_and_nothing_else() {
+    for transport in TRANSPORTS {
+        let (edge, mut cloud) = both(transport).await;
+        let (large, small) = (Bytes::from(vec![7; 60_000]), Bytes::from_static(b"soon"));
+        edge.frames.set_rate(Some(40_000));
+        let begun = time::Instant::now();
+        edge.send(Lane::Objects, &large).await;
+        assert_eq!(cloud.next().await.unwrap().as_ref(), Some(&large));
+        // 63,840 bytes on the line, of which a quarter of a second's may go at once, and the last piece need not have passed.
+        let took = begun.elapsed();
+        assert!((1.2..4.0).contains(&took.as_secs_f64()), "{transport}: {took:?}");
+
+        // It would take a minute.
+        edge.frames.set_rate(Some(SLOWEST));
+        for lane in [Lane::Objects, Lane::Status] {
+            edge.send(lane, &large).await;
+        }
+        for _ in 0..10 {
+            let begun = time::Instant::now();
+            edge.send(Lane::Control, &small).await;
+            assert_eq!(cloud.next().await.unwrap().as_ref(), Some(&small), "{transport}");
+            assert!(begun.elapsed() < Duration::from_secs(2), "{transport}: an urgent frame waited");
+        }
+        edge.frames.set_rate(None);
+        for _ in 0..2 {
+            assert_eq!(cloud.next().await.unwrap().as_ref(), Some(&large), "{transport}");
+        }
+        let took = begun.elapsed();
+        assert!(took < LONG, "{transport}: the cap was not lifted for what was on its way: {took:?}");
+    }
+}
+
 /// Whoever waits for a frame may turn to something else at any time.
 #[tokio::test]
 async fn a_frame_that_comes_in_parts_is_not_lost_by_looking_away() {

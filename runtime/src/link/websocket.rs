@@ -176,6 +176,11 @@ impl Begun {
         Lane::ALL.into_iter().find(|lane| self.0[*lane as usize].is_some())
     }
 
+    /// Of the next piece on a lane.
+    fn length(&self, lane: Lane) -> usize {
+        self.0[lane as usize].as_ref().map_or(0, Bytes::len).min(PIECE)
+    }
+
     fn next(&mut self, lane: Lane) -> Message {
         let rest = &mut self.0[lane as usize];
         let frame = rest.get_or_insert_default();
@@ -206,6 +211,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> FrameSender for Sender<
                 let message = if let Some(notice) = notice {
                     Message::Binary(notice)
                 } else if let Some(lane) = urgent {
+                    if let Err(until) = queue.admit(lane, begun.length(lane)) {
+                        // Meanwhile something more urgent may come.
+                        queue.filled_before(until).await;
+                        continue;
+                    }
                     begun.next(lane)
                 } else if let Some(piece) = self.mux.piece(most) {
                     Message::Binary(piece)

@@ -26,8 +26,12 @@ impl Clock {
 
     /// In seconds since 1970.
     pub fn now(&self) -> u64 {
+        self.since_1970().as_secs()
+    }
+
+    pub fn since_1970(&self) -> Duration {
         let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        system.as_secs().max(self.floor.load(Ordering::Relaxed))
+        system.max(Duration::from_secs(self.floor.load(Ordering::Relaxed)))
     }
 }
 

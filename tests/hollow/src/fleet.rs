@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use crds::componentconfig::sync::SyncStrategy;
 use edgecore::edgehub::{HubConfig, HubStore as _};
 use proto::ResourceKey;
 use runtime::link::quic::Dialer;
@@ -246,6 +247,7 @@ fn hub_config(config: &FleetConfig, node: String) -> HubConfig {
         heartbeat: config.heartbeat,
         handshake_timeout: Duration::from_secs(30),
         write_deadline: Duration::from_secs(15),
+        sync: SyncStrategy::default(),
         token_file: PathBuf::new(),
         token: config.identities.token().to_owned(),
     }

@@ -154,12 +154,20 @@ impl HubStore for NodeStore {
         self.memory.reports_done(ids).await
     }
 
+    async fn report(&self, kind: ReportKind, key: &ResourceKey, payload: Bytes) -> Result<u64, StoreError> {
+        self.memory.report(kind, key, payload)
+    }
+
     fn outbox_changes(&self) -> watch::Receiver<u64> {
         self.memory.outbox_changes()
     }
 
     async fn put_local(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
         self.memory.put_local(key, value).await
+    }
+
+    async fn delete_local(&self, key: &str) -> Result<(), StoreError> {
+        self.memory.delete_local(key).await
     }
 
     fn local(&self, key: &str) -> Result<Option<Bytes>, StoreError> {

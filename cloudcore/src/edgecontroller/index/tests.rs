@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::edgecontroller::objects::SYNC_CONFIG_ANNOTATION;
 
 fn kind(key: &str) -> &'static Kind {
     KINDS.iter().find(|kind| kind.key == key).unwrap()
@@ -330,4 +331,49 @@ async fn one_object_is_followed_from_what_it_is_now() {
     index.wake_sessions();
     tokio::time::timeout(Duration::from_secs(20), session.dirty().marked()).await.expect("nobody wakes it");
     assert!(drain(session.dirty()).is_empty());
+}
+
+#[test]
+fn a_node_holds_the_config_map_with_its_link_settings() {
+    let index = Arc::new(Index::new().with_sync_config("a/fleet"));
+    let early = index.subscribe("early");
+    assert_eq!(early.sync_config(), SyncConfig::Unknown);
+    for kind in &KINDS {
+        index.replace(kind, Vec::new(), Vec::new(), 0);
+    }
+    assert_eq!(early.sync_config(), SyncConfig::None);
+    index.apply(kind("ConfigMap"), config_map("fleet", "1", 1));
+    index.apply(kind("ConfigMap"), config_map("site", "1", 2));
+    let named = |name: &str| node("n", &json!({}), &json!({ SYNC_CONFIG_ANNOTATION: name }));
+    let view = index.subscribe("n");
+    let map = |view: &NodeSubscription| match view.sync_config() {
+        SyncConfig::Map(object) => object.key.to_string(),
+        other => format!("{other:?}"),
+    };
+    assert_eq!(held(&view), ["ConfigMap/a/fleet"]);
+    assert_eq!(map(&view), "ConfigMap/a/fleet");
+    drain(view.dirty());
+
+    index.apply(kind("Node"), named("a/site"));
+    assert_eq!(held(&view), ["ConfigMap/a/site", "Node//n"]);
+    assert_eq!(drain(view.dirty()), ["ConfigMap/a/fleet", "ConfigMap/a/site", "Node//n"]);
+    check_digest(&view);
+    // A name that is none: the node has nothing of this kind, and nothing is concluded from that.
+    index.apply(kind("Node"), named("site"));
+    assert_eq!((held(&view), map(&view)), (vec!["Node//n".to_owned()], "Unknown".to_owned()));
+    index.apply(kind("Node"), named("a/missing"));
+    assert_eq!(map(&view), "None");
+    index.apply(kind("ConfigMap"), config_map("missing", "1", 3));
+    assert_eq!(map(&view), "ConfigMap/a/missing");
+    index.delete(kind("Node"), &key("Node//n"), 9);
+    assert_eq!(held(&view), ["ConfigMap/a/fleet"]);
+    check_digest(&view);
+    drop(view);
+    // Whoever comes later finds it by the Node, and a pod may use the same one.
+    index.apply(kind("Node"), named("a/site"));
+    index.apply(kind("Pod"), pod("p", "n", &["site"], 10));
+    let view = index.subscribe("n");
+    index.apply(kind("Node"), node("n", &json!({}), &json!({})));
+    assert_eq!(held(&view), ["ConfigMap/a/fleet", "ConfigMap/a/site", "Node//n", "Pod/a/p"]);
+    check_digest(&view);
 }

@@ -110,6 +110,8 @@ fn labels(report: &Value) -> Map<String, Value> {
 
 fn annotations(reporter: &Reporter, report: &Value) -> Map<String, Value> {
     let mut annotations = allowed(report, "annotations");
+    // Ours say what cloudcore does with the node, up to which ConfigMap it is sent: they are the operator's.
+    annotations.retain(|key, _| !key.starts_with("skerry.io/"));
     annotations.insert(KEY_ANNOTATION.to_owned(), (*reporter.key_hash).into());
     annotations
 }
@@ -193,6 +195,7 @@ pub(super) fn take_apart(reporter: &Reporter, report: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edgecontroller::objects::SYNC_CONFIG_ANNOTATION;
 
     fn held(value: Value) -> Current {
         serde_json::from_value(value).unwrap()
@@ -218,7 +221,7 @@ mod tests {
     #[test]
     fn an_operators_labels_survive_and_missing_ones_are_added() {
         let report = json!({"metadata": {"labels": {EDGE_LABEL: "", "site": "a", "new": "1",
-            "node-role.kubernetes.io/control-plane": ""}, "annotations": {KEY_ANNOTATION: "forged"}}, "status": {}});
+            "node-role.kubernetes.io/control-plane": ""}, "annotations": {KEY_ANNOTATION: "forged", SYNC_CONFIG_ANNOTATION: "kube-system/any"}}, "status": {}});
         let current =
             held(json!({"metadata": {"resourceVersion": "7", "labels": {EDGE_LABEL: "", "site": "b"}}}));
         assert_eq!(

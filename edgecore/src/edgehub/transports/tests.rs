@@ -3,6 +3,7 @@ use std::{
     path::PathBuf,
 };
 
+use crds::componentconfig::sync::SyncStrategy;
 use runtime::tls::{self, CertificateAuthority};
 use rustls::pki_types::CertificateDer;
 use tokio::{net::TcpListener, task::JoinSet, time::Instant};
@@ -67,6 +68,7 @@ impl Port {
             heartbeat: LONG,
             handshake_timeout: LONG,
             write_deadline: LONG,
+            sync: SyncStrategy::default(),
             identity: IdentityPaths { ca: file.clone(), certificate: file.clone(), key: file.clone() },
             token_file: file,
             token: String::new(),

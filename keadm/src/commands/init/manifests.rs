@@ -149,7 +149,7 @@ pub(crate) fn token() -> Manifest {
 
 /// cloudcore in the cluster. On the host's network, so that the port is that of the node and of nothing in between.
 pub(crate) fn deployment(image: &str, text: &str, config: &CloudCoreConfig) -> Vec<Manifest> {
-    let Modules { cloud_hub, cloud_stream } = &config.modules;
+    let Modules { cloud_hub, cloud_stream, edge_controller: _ } = &config.modules;
     let port = cloud_hub.websocket.port;
     let mut ports = vec![
         json!({ "name": "cloudhub", "containerPort": port, "hostPort": port, "protocol": "TCP" }),

@@ -216,3 +216,32 @@ async fn stream_messages_that_nobody_may_send_are_errors() {
         assert_eq!(received.is_ok(), fine, "{:?}: {received:?}", &then[..then.len().min(9)]);
     }
 }
+
+#[tokio::test]
+async fn a_stream_keeps_to_the_rate_and_no_heartbeat_waits_for_it() {
+    for transport in TRANSPORTS {
+        let (edge, mut cloud) = held(transport).await;
+        let (mut theirs, mut ours) = pair(&edge, &cloud).await;
+        edge.streams.share_rate(&edge.frames);
+        edge.frames.set_rate(Some(100_000));
+        let begun = time::Instant::now();
+        let bytes = vec![7; 100_000];
+        let send = async { theirs.write_all(&bytes).await.unwrap() };
+        let beat = async {
+            for _ in 0..5 {
+                let sent = time::Instant::now();
+                edge.frames.push(Lane::Control, Bytes::from_static(b"beat"));
+                cloud.received.recv().await.unwrap();
+                assert!(sent.elapsed() < Duration::from_millis(500), "{transport}: {:?}", sent.elapsed());
+                time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let mut all = vec![0; bytes.len()];
+        let (_, (), ()) = tokio::join!(ours.read_exact(&mut all), send, beat);
+        let took = begun.elapsed().as_secs_f64();
+        assert!((0.7..10.0).contains(&took), "{transport}: {took} s");
+        // What is lifted holds nothing back.
+        edge.frames.set_rate(None);
+        time::timeout(LONG, theirs.write_all(&[7; 1000])).await.expect("the cap stays").unwrap();
+    }
+}

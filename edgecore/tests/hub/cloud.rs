@@ -1,0 +1,81 @@
+//! The cloud's end of a WebSocket, by hand.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use edgecore::edgehub::IdentityPaths;
+use futures_util::{SinkExt as _, StreamExt as _};
+use proto::{
+    codec,
+    message::{Body, Hello, Welcome},
+};
+use runtime::{
+    link::websocket,
+    tls::{self, authority::CertificateAuthority},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
+
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+pub(crate) const NODE: &str = "edge-1";
+
+pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// The cloud's port, under the test's control.
+pub(crate) struct Cloud {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+}
+
+impl Cloud {
+    /// A CA, a server certificate, and the identity of [`NODE`] in `dir`.
+    pub(crate) async fn start(dir: &Path) -> Result<(Self, IdentityPaths, SocketAddr)> {
+        tls::install_provider();
+        let ca = CertificateAuthority::generate()?;
+        let (chain, key) = ca.issue_server(&["127.0.0.1".to_owned()])?;
+        let server = tls::server_config(chain, key, std::slice::from_ref(ca.certificate()), Duration::ZERO)?;
+        let (key, csr) = tls::node_csr(NODE)?;
+        let certificate = ca.sign_node_csr(&csr, NODE, Duration::from_hours(1))?;
+        let paths = IdentityPaths {
+            ca: dir.join("ca.crt"),
+            certificate: dir.join("node.crt"),
+            key: dir.join("node.key"),
+        };
+        tls::write_durably(&paths.ca, 0o644, tls::pem("CERTIFICATE", ca.certificate()).as_bytes())?;
+        tls::write_durably(&paths.certificate, 0o644, tls::pem("CERTIFICATE", &certificate).as_bytes())?;
+        tls::write_durably(&paths.key, 0o600, tls::pem("PRIVATE KEY", &key).as_bytes())?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        Ok((Self { listener, tls: TlsAcceptor::from(Arc::new(server)) }, paths, address))
+    }
+
+    /// The edge's next connection, after its hello.
+    pub(crate) async fn accept(&self) -> Result<(Socket, Hello)> {
+        let accepted = async {
+            let (tcp, _) = self.listener.accept().await?;
+            let mut socket = tokio_tungstenite::accept_async(self.tls.accept(tcp).await?).await?;
+            let Some(Ok(Message::Binary(frame))) = socket.next().await else { bail!("no hello") };
+            let Body::Hello(hello) = codec::decode(frame.slice(1..))? else {
+                bail!("the first frame is no hello")
+            };
+            Ok((socket, hello))
+        };
+        timeout(LONG, accepted).await.context("the edge did not come back")?
+    }
+
+    /// As [`Cloud::accept`], welcomed.
+    pub(crate) async fn welcome(&self) -> Result<Socket> {
+        let (mut socket, hello) = self.accept().await?;
+        let welcome = Welcome { protocol: hello.protocol_max, ..Welcome::default() };
+        socket.send(frame(Body::Welcome(welcome))?).await?;
+        Ok(socket)
+    }
+}
+
+pub(crate) fn frame(body: Body) -> Result<Message> {
+    Ok(websocket::whole(body.lane(), &codec::encode(body)?))
+}
