@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use runtime::{
     Supervisor,
     admin::{Admin, AdminError, Page, Readiness},
+    link,
     supervisor::Outcome,
     telemetry::LogLevel,
 };
@@ -116,6 +117,7 @@ impl App {
         let (client, server) = client(&api_server).await?;
         let listen_error = |source| AppError::Listen { address: hub.listen, source };
         let listener = TcpListener::bind(hub.listen).await.map_err(listen_error)?;
+        link::prepare_listener(&listener).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let udp = hub.quic.map(|quic| quic_socket(quic, address)).transpose()?;
 

@@ -30,4 +30,4 @@ pub use cloud_node::CloudNode;
 pub use cluster::{Cluster, ClusterOptions, HeartbeatNodes};
 pub use run::Run;
 pub use setup::Assets;
-pub use site::{Containerd, Impairment, LineCut, Site, SiteOptions};
+pub use site::{Containerd, Flap, Impairment, LineCut, Silent, Site, SiteOptions, Terms, Wire};

@@ -2,10 +2,14 @@
 
 mod cloud;
 mod edge;
+mod fault;
 mod scene;
+mod wired;
 mod workload;
 
 pub use cloud::Cloud;
 pub use edge::{Edge, ready};
+pub use fault::{FLAP, Fault};
 pub use scene::Scene;
+pub use wired::{Link, Wired};
 pub use workload::{Life, evictable, is_running, pod};

@@ -21,6 +21,10 @@ impl Random {
         Ok(Self(seed))
     }
 
+    pub fn from_seed(seed: u64) -> Self {
+        Self(seed)
+    }
+
     #[must_use]
     pub fn fork(&mut self) -> Self {
         Self(self.number())

@@ -34,8 +34,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-pub(crate) use sweep::remove_network;
 pub use sweep::{kill_all, processes_below};
+pub(crate) use sweep::{netns_of_wire, remove_network};
 
 use crate::process::tail;
 

@@ -20,6 +20,7 @@ mod containerd;
 mod cri;
 mod line;
 mod namespaces;
+mod wire;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -36,6 +37,7 @@ use anyhow::{Context, Result, bail};
 pub use cri::{Asking, BarePod, Container};
 pub use line::{Impairment, LineCut};
 pub use namespaces::Namespaces;
+pub use wire::{Counts, Flap, Silent, Terms, Wire};
 
 use crate::{
     process::{Daemon, command, output, output_async},

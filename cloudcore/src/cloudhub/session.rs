@@ -286,6 +286,9 @@ async fn drive(
                 Ok(Err(error)) => Err(End::Link(error)),
                 Err(_) => {
                     driver.session.handle_progress(driver.progress.last().into_std());
+                    if let Some(confirmed) = driver.progress.confirmed() {
+                        driver.session.handle_confirmed(confirmed);
+                    }
                     driver.session.handle_deadline(Instant::now().into_std()).map_err(End::Dead)
                 }
             },
@@ -373,6 +376,9 @@ impl Driver<'_> {
                 let frame = frame.map_err(End::Encode)?;
                 self.traffic.sent(lane, frame.len());
                 self.frames.push(lane, frame);
+                if let Some(confirmed) = self.progress.confirmed() {
+                    self.session.handle_sent(Instant::now().into_std(), confirmed);
+                }
             }
         }
         // Building a frame may have led to an event.

@@ -8,7 +8,7 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use runtime::link::proxy::Proxy;
+use runtime::link::{self, proxy::Proxy};
 use tokio::{
     net::{TcpStream, lookup_host},
     time,
@@ -32,7 +32,7 @@ pub(super) async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
 pub(super) async fn tcp(address: &str, proxy: Option<&Proxy>) -> io::Result<TcpStream> {
     // Once for all attempts: a resolver that hangs cannot be cancelled.
     let addresses = resolve(proxy.map_or(address, Proxy::address)).await?;
-    let tcp = first(addresses, |all| async move { TcpStream::connect(&all[..]).await }).await?;
+    let tcp = first(addresses, |all| async move { link::connect(&all).await }).await?;
     match proxy {
         Some(proxy) => proxy.tunnel(tcp, address).await,
         None => Ok(tcp),

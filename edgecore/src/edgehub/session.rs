@@ -17,7 +17,7 @@ use proto::{
 use runtime::{
     backoff::Backoff,
     link::{
-        Link, LinkError,
+        Link, LinkError, Progress,
         queue::{Frames, queue},
         quic,
         streams::Stream,
@@ -114,6 +114,7 @@ struct Work {
     /// Synced came; true once what it covers is stored.
     synced_after: Option<u64>,
     received: u64,
+    progress: Progress,
 }
 
 /// The store at work.
@@ -186,6 +187,7 @@ impl<S: HubStore> Driver<'_, S> {
             resettle: false,
             synced_after: None,
             received: 0,
+            progress,
         };
         let mut answered = None;
         let ended = loop {
@@ -206,7 +208,10 @@ impl<S: HubStore> Driver<'_, S> {
                     Ok(Ok(None)) => Err(SessionError::Closed.into()),
                     Ok(Err(error)) => Err(SessionError::from(error).into()),
                     Err(_) => {
-                        session.handle_progress(progress.last().into_std());
+                        session.handle_progress(work.progress.last().into_std());
+                        if let Some(confirmed) = work.progress.confirmed() {
+                            session.handle_confirmed(confirmed);
+                        }
                         let now = Instant::now().into_std();
                         session.handle_deadline(now).map_err(|error| SessionError::from(error).into())
                     }
@@ -335,6 +340,9 @@ impl<S: HubStore> Driver<'_, S> {
                 let frame = frame.map_err(SessionError::from)?;
                 self.traffic.note_sent(frame.len());
                 frames.push(lane, frame);
+                if let Some(confirmed) = work.progress.confirmed() {
+                    session.handle_sent(Instant::now().into_std(), confirmed);
+                }
             }
         }
         Ok(())

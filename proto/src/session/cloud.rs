@@ -184,6 +184,9 @@ impl CloudSession {
             Body::Inventory(inventory) => self.handle_inventory(inventory),
             Body::Ack(ack) if ack.seq >= self.acked && ack.seq < self.next_seq => {
                 self.acked = ack.seq;
+                if self.under_way() == 0 {
+                    self.timers.answered();
+                }
                 if self.synced_at.is_some_and(|last| ack.seq >= last) {
                     self.synced_at = None;
                     self.events.push_back(CloudEvent::Synced);
@@ -467,6 +470,17 @@ impl CloudSession {
         if !matches!(self.phase, Phase::AwaitHello) {
             self.timers.progressed(at);
         }
+    }
+
+    /// A frame was handed to a transport that counts what the peer has confirmed to have, and `confirmed` is that count: if it
+    /// stays so, a ping is due soon.
+    pub fn handle_sent(&mut self, now: Instant, confirmed: u64) {
+        self.timers.sent(now, confirmed);
+    }
+
+    /// The count as it is now. To be told before [`handle_deadline`](Self::handle_deadline).
+    pub fn handle_confirmed(&mut self, confirmed: u64) {
+        self.timers.confirmed(confirmed);
     }
 
     /// # Errors

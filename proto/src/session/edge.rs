@@ -200,6 +200,9 @@ impl EdgeSession {
                     return Err(Violation("acks of reports that were not sent".to_owned()));
                 }
                 self.reports_open -= acks.acks.len();
+                if self.reports_open == 0 {
+                    self.timers.answered();
+                }
                 self.events.push_back(EdgeEvent::ReportsDone(acks.acks));
                 Ok(())
             }
@@ -408,6 +411,17 @@ impl EdgeSession {
         if self.is_connected() {
             self.timers.progressed(at);
         }
+    }
+
+    /// A frame was handed to a transport that counts what the peer has confirmed to have, and `confirmed` is that count: if it
+    /// stays so, a ping is due soon.
+    pub fn handle_sent(&mut self, now: Instant, confirmed: u64) {
+        self.timers.sent(now, confirmed);
+    }
+
+    /// The count as it is now. To be told before [`handle_deadline`](Self::handle_deadline).
+    pub fn handle_confirmed(&mut self, confirmed: u64) {
+        self.timers.confirmed(confirmed);
     }
 
     /// # Errors

@@ -366,6 +366,36 @@ fn silence_is_noticed_within_two_heartbeats() {
 }
 
 #[test]
+fn what_is_not_confirmed_is_asked_after_every_few_seconds() {
+    let (view, store) = (TestView::default(), TestStore::default());
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    let sent = pair.now;
+    let few = Duration::from_secs(3);
+    // What was sent before that is confirmed, and nobody has looked.
+    pair.edge.handle_sent(sent.checked_sub(few).unwrap(), 6);
+    pair.cloud.handle_sent(sent.checked_sub(few).unwrap(), 6);
+    pair.edge.handle_sent(sent, 7);
+    pair.cloud.handle_sent(sent, 7);
+    for round in 1..4 {
+        pair.now = sent + round * few;
+        assert_eq!((pair.edge.deadline(), pair.cloud.deadline()), (pair.now, pair.now));
+        pair.edge.handle_deadline(pair.now).unwrap();
+        pair.cloud.handle_deadline(pair.now).unwrap();
+        assert!(matches!(pair.edge.poll_frame(), Some(Body::Ping(_))));
+        assert!(matches!(pair.cloud.poll_frame(&view), Some(Body::Ping(_))));
+    }
+    // That something is heard confirms nothing.
+    pair.edge.handle_progress(pair.now);
+    pair.edge.handle_confirmed(7);
+    assert_eq!(pair.edge.deadline(), pair.now + few);
+    pair.edge.handle_confirmed(8);
+    pair.cloud.handle_confirmed(8);
+    assert_eq!(pair.edge.deadline(), pair.now + HEARTBEAT);
+    assert_eq!(pair.cloud.deadline(), pair.now + HEARTBEAT * 5 / 4);
+}
+
+#[test]
 fn who_is_sending_a_large_frame_is_not_silent() {
     let (view, store) = (TestView::default(), TestStore::default());
     let mut pair = Pair::new(&store);

@@ -27,11 +27,12 @@ use ring::{
 use rustls::AlertDescription;
 use rustls_pki_types::{CertificateDer, ServerName};
 use socket2::SockRef;
+use tokio::sync::Notify;
 
 use super::{
     FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress,
     framing::Lengths,
-    patiently,
+    narrow, patiently,
     queue::FrameQueue,
     streams::{self, Streams},
     udp::WatchedUdp,
@@ -46,6 +47,8 @@ const LANES: u32 = 3;
 const STREAMS: u32 = streams::MAX as u32;
 /// As much as all lanes and streams may hold: streams that nobody reads hold up no lane.
 const TOTAL_WINDOW: u32 = (LANES + STREAMS) * WINDOW;
+/// Beside the lanes: what is sent to see whether it arrives (see [`narrow`]).
+const PROBES: u32 = 1;
 /// The longest time between two pings on QUIC. What translates addresses in between (NAT) forgets UDP after half a minute and
 /// more, TCP after hours, and a cloudcore that ended without a word is found out by the next ping alone.
 pub const HEARTBEAT: Duration = Duration::from_secs(40);
@@ -75,7 +78,7 @@ fn transport(streams: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
-        .max_concurrent_uni_streams(VarInt::from_u32(LANES))
+        .max_concurrent_uni_streams(VarInt::from_u32(LANES + PROBES))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(WINDOW))
         .receive_window(VarInt::from_u32(TOTAL_WINDOW))
@@ -190,7 +193,10 @@ impl Dialer {
             .connect_with(config, peer, &server_name.to_str())
             .map_err(|error| failed(io::Error::other(error)))?;
         let connection = connecting.await.map_err(|error| lost(address, error))?;
-        let progress = progress.unwrap_or_else(|| Progress::counted_by(connection.clone()));
+        let progress = match progress {
+            Some(progress) => progress.confirmed_by(connection.clone()),
+            None => Progress::counted_by(connection.clone()),
+        };
         let link = link(connection, None, address.to_owned(), progress).await?;
         Ok(Link { knocks, ..link })
     }
@@ -280,9 +286,14 @@ impl FrameSender for Sender {
         let Self { streams, connection, address } = *self;
         async move {
             // Each lane by itself: one that waits for its window holds no other up.
-            let lanes =
-                streams.into_iter().map(|(lane, stream)| write(lane, stream, &queue, patience, &address));
-            try_join_all(lanes).await?;
+            let written = Notify::new();
+            let lanes = streams
+                .into_iter()
+                .map(|(lane, stream)| write(lane, stream, &queue, patience, &address, &written));
+            tokio::select! {
+                ended = try_join_all(lanes) => drop(ended?),
+                narrow = narrow::found_out(&connection, &written) => return Err(narrow),
+            }
             connection.close(CLOSED, b"");
             Ok(())
         }
@@ -297,7 +308,9 @@ async fn write(
     queue: &FrameQueue,
     patience: Duration,
     address: &str,
+    written: &Notify,
 ) -> Result<(), LinkError> {
+    let mut sum = 0;
     while let Some(frame) = queue.next(lane).await {
         let bytes = frame.len();
         let length = u32::try_from(bytes).map_err(|_| LinkError::TooLong(bytes))?;
@@ -309,14 +322,19 @@ async fn write(
             let piece = rest.split_to(piece);
             queue.admitted(lane, head.len() + piece.len()).await;
             let mut parts = [std::mem::take(&mut head), piece];
-            let written = stream.write_all_chunks(&mut parts).map_err(|error| match error {
+            let writing = stream.write_all_chunks(&mut parts).map_err(|error| match error {
                 WriteError::ConnectionLost(error) => lost(address, error),
                 error => LinkError::broken(error),
             });
-            patiently(patience, bytes, written).await?;
+            patiently(patience, bytes, writing).await?;
             if rest.is_empty() {
                 break;
             }
+        }
+        sum += bytes;
+        if sum >= narrow::WORTH {
+            sum = 0;
+            written.notify_one();
         }
     }
     // That it was ended before is as good.
@@ -387,12 +405,13 @@ impl FrameReceiver for Receiver {
                     read = control.read() => read,
                     read = status.read(), if self.greeted => read,
                     read = objects.read(), if self.greeted => read,
-                    stream = self.connection.accept_uni(), if missing.is_some() => match (stream, missing) {
+                    stream = self.connection.accept_uni() => match (stream, missing) {
                         (Ok(stream), Some(lane)) => {
                             self.incoming[lane].stream = Some(stream);
                             continue;
                         }
                         (Err(error), _) => Err(ReadError::ConnectionLost(error)),
+                        // A probe, which has arrived.
                         (Ok(_), None) => continue,
                     },
                 };

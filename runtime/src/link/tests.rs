@@ -1,6 +1,9 @@
 //! Both transports, held to the same.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{
+    net::Ipv4Addr,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use bytes::Bytes;
 use futures_util::SinkExt;
@@ -385,6 +388,36 @@ async fn nothing_is_said_before_the_handshake_is_over() {
     }
 }
 
+/// Whichever end knows of it.
+#[tokio::test]
+async fn tcp_keeps_to_packets_that_a_narrow_line_carries() {
+    let any = (Ipv4Addr::LOCALHOST, 0);
+    for (edge, cloud) in [(true, false), (false, true), (true, true)] {
+        let listener = TcpListener::bind(any).await.unwrap();
+        if cloud {
+            prepare_listener(&listener).unwrap();
+        }
+        let address = listener.local_addr().unwrap();
+        let connecting =
+            async { if edge { connect(&[address]).await } else { TcpStream::connect(address).await } };
+        let (here, there) = tokio::join!(connecting, listener.accept());
+        for tcp in [here.unwrap(), there.unwrap().0] {
+            let longest = SockRef::from(&tcp).tcp_mss().unwrap();
+            assert!(longest <= SEGMENT, "edge {edge}, cloud {cloud}: {longest} bytes in a packet");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_first_address_that_answers_is_taken() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let good = listener.local_addr().unwrap();
+    let gone = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+    assert_eq!(connect(&[gone, good]).await.unwrap().peer_addr().unwrap(), good);
+    assert_eq!(connect(&[gone]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(connect(&[]).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+}
+
 #[tokio::test]
 async fn who_is_refused_over_quic_is_told_why() {
     let ends = Ends::new();
@@ -411,6 +444,8 @@ struct Relay {
     cloud: watch::Sender<SocketAddr>,
     /// What has gone through, with the headers of UDP and IPv4.
     bytes: Arc<AtomicU64>,
+    /// The longest datagram that is carried.
+    longest: Arc<AtomicUsize>,
     _task: JoinSet<()>,
 }
 
@@ -420,13 +455,17 @@ impl Relay {
         let address = socket.local_addr().unwrap();
         let (cloud, current) = watch::channel(cloud);
         let bytes = Arc::<AtomicU64>::default();
-        let counted = Arc::clone(&bytes);
+        let longest = Arc::new(AtomicUsize::new(usize::MAX));
+        let (counted, carried) = (Arc::clone(&bytes), Arc::clone(&longest));
         let mut task = JoinSet::new();
         task.spawn(async move {
             let (mut edge, mut datagram) = (None, [0; 2048]);
             loop {
                 let (length, from) = socket.recv_from(&mut datagram).await.unwrap();
                 counted.fetch_add(length as u64 + HEADERS, Ordering::Relaxed);
+                if length > carried.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let cloud = *current.borrow();
                 let to = match edge {
                     _ if from == cloud => edge,
@@ -441,7 +480,7 @@ impl Relay {
                 }
             }
         });
-        Self { address, cloud, bytes, _task: task }
+        Self { address, cloud, bytes, longest, _task: task }
     }
 
     /// The bytes so far, once nothing goes through any more.
@@ -474,6 +513,26 @@ async fn over_a_relay(ends: &Ends, port: &quinn::Endpoint) -> (End, End, Relay) 
     let mut cloud = End::of(cloud);
     assert_eq!(cloud.next().await.unwrap().as_deref(), Some(HELLO));
     (edge, cloud, line)
+}
+
+/// Either end finds it out of what it has written itself.
+#[tokio::test]
+async fn a_line_that_swallows_long_packets_is_given_up_over_quic() {
+    let ends = Ends::new();
+    let port = ends.quic_port();
+    let (mut edge, mut cloud, line) = over_a_relay(&ends, &port).await;
+    let large = Bytes::from(vec![7; 3000]);
+    edge.send(Lane::Objects, &large).await;
+    assert_eq!(cloud.next().await.unwrap(), Some(large.clone()));
+    line.longest.store(1199, Ordering::Relaxed);
+    for end in [&edge, &cloud] {
+        end.send(Lane::Objects, &large).await;
+    }
+    for end in [&mut edge, &mut cloud] {
+        let ended = time::timeout(LONG, end.writer.join_next()).await.expect("nobody finds it out");
+        let error = ended.unwrap().unwrap().unwrap_err();
+        assert!(matches!(error, LinkError::Narrow), "{error}");
+    }
 }
 
 /// On metered lines each beat is paid for.

@@ -41,10 +41,17 @@ pub(crate) fn remove_network(netns: &str, host_interface: &str) -> Result<()> {
     if Path::new("/sys/class/net").join(host_interface).exists() {
         output(command("ip", ["link", "delete", host_interface]))?;
     }
-    if Path::new("/run/netns").join(netns).exists() {
-        output(command("ip", ["netns", "delete", netns]))?;
+    for netns in [&netns_of_wire(netns), netns] {
+        if Path::new("/run/netns").join(netns).exists() {
+            output(command("ip", ["netns", "delete", netns]))?;
+        }
     }
     Ok(())
+}
+
+/// The network namespace of the line in user space to a site, if it has one.
+pub(crate) fn netns_of_wire(netns: &str) -> String {
+    format!("{netns}-w")
 }
 
 /// SIGKILL to every process of the run or site whose directory is `dir`, until none is left; then their cgroups.

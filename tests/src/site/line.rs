@@ -1,5 +1,5 @@
-//! Cutting the line between a site and the world, making it thin and lossy, and restoring it. Delay and reordering need a
-//! line of our own: the development machine's kernel has no netem.
+//! Cutting the line between a site and the world, making it thin and lossy, and restoring it. For delay and reordering, which the
+//! development machine's kernel cannot do, there is [`Wire`](super::Wire).
 
 use std::{
     io::Write,

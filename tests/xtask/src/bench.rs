@@ -10,6 +10,7 @@
 mod adopt;
 mod cuts;
 mod delta;
+mod faults;
 mod figure;
 mod hollow;
 mod idle;
@@ -44,7 +45,7 @@ const REST: Duration = Duration::from_mins(1);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; everything but what takes long (hollow), if nothing is named
+    /// What to measure; everything but what takes long (line, hollow), if nothing is named
     names: Vec<Measure>,
     /// How the figures are printed
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -52,6 +53,9 @@ pub(crate) struct Args {
     /// Measure nothing; print what was measured last
     #[arg(long, conflicts_with = "names")]
     last: bool,
+    /// For line: how many faults of each kind, over each transport
+    #[arg(long, value_name = "FAULTS", default_value_t = 50)]
+    line_faults: usize,
     /// For hollow: how many nodes
     #[arg(long, value_name = "NODES", default_value_t = 1000)]
     hollow_nodes: usize,
@@ -87,6 +91,8 @@ pub(crate) enum Measure {
     Cuts,
     /// A stream of the link (logs and the like) beside raw TLS: throughput, memory, heartbeats meanwhile
     Stream,
+    /// Lines that fall silent, flap or are translated anew, programs that stop or are killed: until a change has arrived
+    Line,
     /// Thousands of hollow nodes over either transport: cost at rest, reconnect storm, 1,000 changes a second
     Hollow,
 }
@@ -102,6 +108,7 @@ impl Measure {
             Self::Adopt => "adopt",
             Self::Cuts => "cuts",
             Self::Stream => "stream",
+            Self::Line => "line",
             Self::Hollow => "hollow",
         }
     }
@@ -116,6 +123,7 @@ impl Measure {
             Self::Adopt => adopt::take(assets).await,
             Self::Cuts => cuts::take(assets).await,
             Self::Stream => stream::take().await,
+            Self::Line => faults::take(assets, args.line_faults).await,
             Self::Hollow => hollow::take(assets, args.hollow_nodes, args.hollow_transport).await,
         }
     }
@@ -142,8 +150,8 @@ async fn measure(args: &Args) -> Result<()> {
         let mut measures = args.names.clone();
         if measures.is_empty() {
             measures = Measure::value_variants().to_vec();
-            // It takes longer than most of the others together.
-            measures.retain(|measure| *measure != Measure::Hollow);
+            // Each takes longer than most of the others together.
+            measures.retain(|measure| !matches!(measure, Measure::Line | Measure::Hollow));
         }
         measures.sort_unstable();
         measures.dedup();
