@@ -37,6 +37,8 @@ const REFUND: u32 = WINDOW / 2;
 /// The streams of one WebSocket.
 #[derive(Debug)]
 pub(super) struct Mux {
+    /// Whether the peer may open streams.
+    accepts: bool,
     state: Mutex<State>,
     /// There is something to send.
     outgoing: Notify,
@@ -146,8 +148,9 @@ fn message(kind: u8, id: u32, content: &[u8]) -> Bytes {
 }
 
 impl Mux {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), outgoing: Notify::new(), accepting: Notify::new() })
+    /// Of the end that accepts streams, or of the one that opens them.
+    pub(super) fn new(accepts: bool) -> Arc<Self> {
+        Arc::new(Self { accepts, state: Mutex::default(), outgoing: Notify::new(), accepting: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -220,6 +223,9 @@ impl Mux {
 
     fn data(&self, state: &mut State, id: u32, bytes: Bytes, last: bool) -> Result<(), LinkError> {
         if id > state.newest {
+            if !self.accepts {
+                return Err(LinkError::Piece);
+            }
             state.newest = id;
             if state.streams.len() >= usize::from(MAX) {
                 state.notices.push_back(message(RESET, id, b""));

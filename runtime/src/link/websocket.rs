@@ -65,7 +65,12 @@ pub async fn server<S>(io: S, peer: SocketAddr, progress: Progress) -> Link
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    split(WebSocketStream::from_raw_socket(io, Role::Server, Some(config())).await, peer, progress)
+    split(
+        WebSocketStream::from_raw_socket(io, Role::Server, Some(config())).await,
+        Mux::new(false),
+        peer,
+        progress,
+    )
 }
 
 /// Connects to `address` (`host:port`), proves who both sides are, and upgrades.
@@ -99,7 +104,7 @@ pub async fn over(
         .into_client_request()
         .map_err(|source| LinkError::Upgrade { address: address.to_owned(), source })?;
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config())).await {
-        Ok((socket, _)) => Ok(split(socket, peer, progress)),
+        Ok((socket, _)) => Ok(split(socket, Mux::new(true), peer, progress)),
         Err(Error::Http(response)) => {
             let body = response.body().as_deref().unwrap_or_default();
             let reason = String::from_utf8_lossy(body).chars().take(200).collect();
@@ -120,12 +125,11 @@ pub async fn over(
     }
 }
 
-fn split<S>(socket: WebSocketStream<S>, peer: SocketAddr, progress: Progress) -> Link
+fn split<S>(socket: WebSocketStream<S>, mux: Arc<Mux>, peer: SocketAddr, progress: Progress) -> Link
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sink, stream) = socket.split();
-    let mux = Mux::new();
     Link {
         streams: Streams::over_websocket(Arc::clone(&mux)),
         sender: Box::new(Sender { sink, mux: Arc::clone(&mux) }),

@@ -191,29 +191,31 @@ async fn no_stream_outlives_its_link() {
 
 #[tokio::test]
 async fn stream_messages_that_nobody_may_send_are_errors() {
-    let opened = [3, 0, 0, 0, 1, b'x'];
     let too_much = [&[3, 0, 0, 0, 1][..], &vec![0; 65 << 10]].concat();
-    let credit = [4, 0, 0, 0, 1, 255, 255, 255, 255];
-    for (then, fine) in [
-        (&[3, 0, 0][..], false),
+    for (message, fine) in [
+        (&[3, 0, 0, 0, 1, b'x'][..], true),
+        (&[3, 0, 0], false),
         (&[6, 0, 0, 0, 1], false),
         (&[4, 0, 0, 0, 1], false),
         (&too_much, false),
-        (&credit, false),
-        // Of a stream that there is not.
+        (&[4, 0, 0, 0, 1, 255, 255, 255, 255], false),
+        // One that cloudcore has not opened.
+        (&[3, 0, 0, 0, 2, b'x'], false),
+        // What may be late for one that has ended.
         (&[4, 0, 0, 0, 9, 0, 0, 0, 1], true),
         (&[5, 0, 0, 0, 9], true),
     ] {
         let (ours, theirs) = duplex(1 << 20);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let mut cloud = End::of(websocket::server(ours, peer, Progress::new()).await);
+        let _first = cloud.streams.open().await.unwrap();
         let mut edge = WebSocketStream::from_raw_socket(theirs, Role::Client, None).await;
         let frame = websocket::whole(Lane::Control, HELLO);
-        for message in [Message::binary(opened.to_vec()), Message::binary(then.to_vec()), frame] {
+        for message in [Message::binary(message.to_vec()), frame] {
             edge.send(message).await.unwrap();
         }
         let received = cloud.next().await;
-        assert_eq!(received.is_ok(), fine, "{:?}: {received:?}", &then[..then.len().min(9)]);
+        assert_eq!(received.is_ok(), fine, "{:?}: {received:?}", &message[..message.len().min(9)]);
     }
 }
 
