@@ -584,12 +584,15 @@ impl Driver<'_> {
         }
         let node = self.context.index.node(&self.peer.node);
         let unknown = node.as_ref().is_some_and(|node| node.ready.as_deref() == Some("Unknown"));
-        // As it was written by a cloudcore that the node was connected to before.
-        let elsewhere = self
-            .context
-            .upstream
-            .kubelet()
-            .is_some_and(|endpoint| node.as_ref().is_some_and(|node| node.kubelet != Some(endpoint)));
+        // As it was written by a cloudcore that the node was connected to before. If nothing is heard of the node here, it may be
+        // the other one that it is connected to now.
+        let is_here = self.progress.last().elapsed() < self.context.lease.renew_every;
+        let elsewhere = is_here
+            && self
+                .context
+                .upstream
+                .kubelet()
+                .is_some_and(|endpoint| node.as_ref().is_some_and(|node| node.kubelet != Some(endpoint)));
         let astray = unknown || elsewhere || node.is_none_or(|node| node.ready.is_none());
         if astray && !self.healing && self.context.index.is_complete() {
             self.healing = true;
