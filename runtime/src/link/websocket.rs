@@ -5,7 +5,7 @@
 //! | bits | content |
 //! |---|---|
 //! | 7 | it is the last piece of its frame |
-//! | 0 to 6 | the lane: 0 control, 1 status, 2 objects. More are [`mod@super::mux`]'s |
+//! | 0 to 6 | the lane: 0 control, 1 status, 2 objects. More are `link::mux`'s |
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

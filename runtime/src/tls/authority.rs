@@ -61,7 +61,7 @@ impl CertificateAuthority {
     /// The CA that is to take this one's place, and the same as a certificate that this one has signed: with it in the chain,
     /// who trusts this one alone takes what the other has issued.
     ///
-    /// It begins when this one did: see [`SERVER_VALIDITY`], and the site may have been away since then.
+    /// It begins when this one did: as with a server's certificate, the site may have been away since then.
     pub fn successor(&self) -> Result<(Self, CertificateDer<'static>), CsrError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CsrError::Issue)?;
         let mut params = ca_params(&key)?;

@@ -41,6 +41,10 @@ pub(crate) fn websocket_seeds() -> Vec<Vec<u8>> {
         [masked(0x82, &[2, 1, 2]), masked(0x82, &[0x80, 0, 0x5a, 0]), masked(0x82, &[0x82, 3])].concat(),
         [masked(0x02, &[0x80]), masked(0x80, &[0, 0x5a, 0]), masked(0x89, b"ping")].concat(),
         masked(0x88, &[3, 0xe8]),
+        // Of the stream that there is: bytes, credit, an end; and of one that there is not.
+        [masked(0x82, &[3, 0, 0, 0, 1, 7]), masked(0x82, &[4, 0, 0, 0, 1, 0, 0, 1, 0])].concat(),
+        [masked(0x82, &[0x83, 0, 0, 0, 1, 7]), masked(0x82, &[5, 0, 0, 0, 1])].concat(),
+        masked(0x82, &[3, 0, 0, 0, 2, 7]),
         [&[0x82, 0xff][..], &(MAX_FRAME as u64 + 2).to_be_bytes(), &[0; 4]].concat(),
     ]
 }
@@ -53,6 +57,7 @@ pub(crate) fn websocket(bytes: &[u8]) {
         let progress = watched.progress();
         let peer = (Ipv4Addr::LOCALHOST, 1).into();
         let mut link = websocket::server(watched, peer, progress).await;
+        let mut stream = link.streams.open().await.unwrap();
         edge.write_all(bytes).await.unwrap();
         // What the library answers to a ping or a close goes nowhere.
         edge.shutdown().await.unwrap();
@@ -62,6 +67,11 @@ pub(crate) fn websocket(bytes: &[u8]) {
             }
         };
         time::timeout(LONG, all).await.expect("it waits for more than there will ever be");
+        drop(link);
+        let mut read = Vec::new();
+        // It may have had no end.
+        drop(time::timeout(LONG, stream.read_to_end(&mut read)).await.expect("a stream outlives its link"));
+        assert!(read.len() <= bytes.len());
     });
 }
 
