@@ -5,17 +5,14 @@ mod hub {
     pub(crate) mod cloud;
 }
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use crds::componentconfig::sync::SyncStrategy;
 use edgecore::{
-    edgehub::{EdgeHub, HubConfig, HubState},
+    edgehub::{EdgeHub, HubState},
     metamanager::{Options, Store},
 };
 use futures_util::{SinkExt as _, StreamExt as _};
-use hub::cloud::{Cloud, LONG, NODE, Socket, frame};
+use hub::cloud::{Cloud, LONG, Socket, edge, frame};
 use proto::{
     Lane, Object, codec,
     limits::MAX_FRAME,
@@ -97,21 +94,7 @@ async fn nothing_that_the_cloud_sends_breaks_the_edge() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (cloud, identity, address) = Cloud::start(dir.path()).await?;
     let store = Store::open(&dir.path().join("store"), Options::default())?;
-    let config = HubConfig {
-        node: NODE.to_owned(),
-        server: address.to_string(),
-        proxy: String::new(),
-        websocket: true,
-        quic: None,
-        quic_probes: (LONG, LONG),
-        heartbeat: Duration::from_secs(5),
-        handshake_timeout: LONG,
-        write_deadline: LONG,
-        sync: SyncStrategy::default(),
-        identity,
-        token_file: dir.path().join("token"),
-        token: String::new(),
-    };
+    let config = edge(identity, address, dir.path());
     let (_asks, asked) = mpsc::channel(1);
     let (hub, state) = EdgeHub::new(config, store.clone(), asked)?;
     let stop = CancellationToken::new();

@@ -15,7 +15,7 @@ use edgecore::{
     metamanager::{Options, Store},
 };
 use futures_util::{SinkExt as _, StreamExt as _};
-use hub::cloud::{Cloud, LONG, NODE, Socket, frame};
+use hub::cloud::{Cloud, LONG, NODE, Socket, edge, frame};
 use proto::{
     ResourceKey, codec,
     message::{Action, Batch, Body, Change, Put, Report, ReportAck, ReportAcks, ReportKind, Synced},
@@ -43,21 +43,7 @@ async fn what_has_been_said_waits_for_the_end_of_the_interval() -> Result<()> {
         "bandwidth: {{down: 5000}}\npriorityClasses: [{{name: critical, syncInterval: {}s}}]",
         INTERVAL.as_secs()
     ))?;
-    let config = HubConfig {
-        node: NODE.to_owned(),
-        server: address.to_string(),
-        proxy: String::new(),
-        websocket: true,
-        quic: None,
-        quic_probes: (LONG, LONG),
-        heartbeat: BEAT,
-        handshake_timeout: LONG,
-        write_deadline: LONG,
-        sync,
-        identity,
-        token_file: dir.path().join("token"),
-        token: String::new(),
-    };
+    let config = HubConfig { heartbeat: BEAT, sync, ..edge(identity, address, dir.path()) };
     let (_asks, asked) = mpsc::channel(1);
     let (hub, state) = EdgeHub::new(config, store.clone(), asked)?;
     let stop = CancellationToken::new();

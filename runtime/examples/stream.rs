@@ -50,7 +50,7 @@ struct Ends {
 struct End {
     frames: Frames,
     streams: Streams,
-    received: mpsc::UnboundedReceiver<Bytes>,
+    received: mpsc::Receiver<Bytes>,
     _tasks: JoinSet<()>,
 }
 
@@ -265,7 +265,7 @@ impl End {
     fn of(link: Link) -> Self {
         let Link { sender, mut receiver, streams, .. } = link;
         let (frames, queue) = queue();
-        let (received, receiving) = mpsc::unbounded_channel();
+        let (received, receiving) = mpsc::channel(16);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = sender.run(queue, Duration::from_secs(30)).await {
@@ -274,7 +274,7 @@ impl End {
         });
         tasks.spawn(async move {
             while let Ok(Some(frame)) = receiver.receive().await {
-                if received.send(frame).is_err() {
+                if received.send(frame).await.is_err() {
                     return;
                 }
             }

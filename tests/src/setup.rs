@@ -62,6 +62,11 @@ pub async fn ensure() -> Result<Assets> {
     Ok(assets)
 }
 
+/// What `cargo xtask fuzz` compiles with.
+pub async fn ensure_fuzzing() -> Result<()> {
+    packages::ensure_fuzzing().await
+}
+
 /// As [`ensure`], with the programs as they ship: what is measured is what people get.
 pub async fn ensure_release() -> Result<Assets> {
     let mut assets = ensure_bench().await?;

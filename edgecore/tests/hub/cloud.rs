@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use edgecore::edgehub::IdentityPaths;
+use crds::componentconfig::sync::SyncStrategy;
+use edgecore::edgehub::{HubConfig, IdentityPaths};
 use futures_util::{SinkExt as _, StreamExt as _};
 use proto::{
     codec,
@@ -73,6 +74,25 @@ impl Cloud {
         let welcome = Welcome { protocol: hello.protocol_max, ..Welcome::default() };
         socket.send(frame(Body::Welcome(welcome))?).await?;
         Ok(socket)
+    }
+}
+
+/// An edge of that cloud, over the WebSocket alone, with a heartbeat of 5 s.
+pub(crate) fn edge(identity: IdentityPaths, address: SocketAddr, dir: &Path) -> HubConfig {
+    HubConfig {
+        node: NODE.to_owned(),
+        server: address.to_string(),
+        proxy: String::new(),
+        websocket: true,
+        quic: None,
+        quic_probes: (LONG, LONG),
+        heartbeat: Duration::from_secs(5),
+        handshake_timeout: LONG,
+        write_deadline: LONG,
+        sync: SyncStrategy::default(),
+        identity,
+        token_file: dir.join("token"),
+        token: String::new(),
     }
 }
 

@@ -19,6 +19,9 @@ use super::bucket::Bucket;
 /// always add one more.
 const ROOM: usize = 2;
 
+/// Written at once on a line with a cap, see [`Frames::set_rate`].
+pub(super) const PIECE: usize = 4 << 10;
+
 /// Both ends of a queue.
 pub fn queue() -> (Frames, FrameQueue) {
     let shared = Arc::new(Shared::default());

@@ -33,7 +33,7 @@ use super::{
     FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress,
     framing::Lengths,
     narrow, patiently,
-    queue::FrameQueue,
+    queue::{FrameQueue, PIECE},
     streams::{self, Streams},
     udp::WatchedUdp,
 };
@@ -61,8 +61,6 @@ const WAITING: usize = 1024;
 const WAITING_BYTES: u64 = 16 << 10;
 /// Of the cloud's socket, each way: a whole fleet speaks to it. The kernel gives no more than net.core.rmem_max and wmem_max.
 const BUFFER: usize = 4 << 20;
-/// Written at once on a line with a cap.
-const PIECE: usize = 4 << 10;
 /// Read at once.
 const CHUNK: usize = 64 << 10;
 /// Why a connection ends when nothing is wrong.

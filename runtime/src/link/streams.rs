@@ -21,15 +21,13 @@ use tokio::{
 
 use super::{
     mux::{Mux, MuxStream},
-    queue::{Cap, Frames},
+    queue::{Cap, Frames, PIECE},
 };
 
 /// Open at once on a link.
 pub const MAX: u8 = 64;
 /// Bytes of a stream, each way, that are on their way, or have come and nobody has read them.
 pub const WINDOW: u32 = 64 << 10;
-/// Written at once on a line with a cap.
-const PIECE: usize = 4 << 10;
 /// Behind every lane.
 const PRIORITY: i32 = -16;
 /// Why a stream ends before its end: whoever held it has gone.

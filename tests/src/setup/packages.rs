@@ -33,12 +33,19 @@ const NEEDED_FOR_VMS: &[(&str, &[&str])] = &[
     ("mmdebstrap", &["/usr/bin/mmdebstrap"]),
 ];
 
+/// For libFuzzer alone, which is C++; Rust needs a C compiler only.
+const NEEDED_FOR_FUZZING: &[(&str, &[&str])] = &[("g++", &["/usr/bin/c++"])];
+
 pub(super) async fn ensure() -> Result<()> {
     install(NEEDED).await
 }
 
 pub(super) async fn ensure_vm() -> Result<()> {
     install(NEEDED_FOR_VMS).await
+}
+
+pub(super) async fn ensure_fuzzing() -> Result<()> {
+    install(NEEDED_FOR_FUZZING).await
 }
 
 async fn install(needed: &[(&str, &[&str])]) -> Result<()> {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use harness::{
     process::output_async,
     progress::during,
-    setup::{cargo, source_dir},
+    setup::{self, cargo, source_dir},
 };
 use tokio::task::JoinSet;
 
@@ -80,6 +80,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
 
 /// The program with all targets.
 async fn build() -> Result<PathBuf> {
+    setup::ensure_fuzzing().await?;
     let mut build = cargo(&[
         "build",
         "--message-format=json-render-diagnostics",
