@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use kube::{
-    Client,
-    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
-};
+use kube::{Client, config::KubeconfigError};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use runtime::{
     Supervisor,
@@ -28,13 +25,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
+    apiserver,
     cloudhub::{
         listener::{CloudHub, HubError},
         registry::Registry,
         session::SessionContext,
     },
     cloudstream::{self, CloudStream, Endpoint},
-    config::{ApiServerConfig, Config, StreamConfig},
+    config::{Config, StreamConfig},
     edgecontroller::{
         cache::Reflector, index::Index, objects::KINDS, protection::Protection, upstream::Upstream,
     },
@@ -114,7 +112,7 @@ impl App {
             stream,
             sync_config_map,
         } = config;
-        let (client, server) = client(&api_server).await?;
+        let (client, server) = apiserver::client(&api_server).await?;
         let listen_error = |source| AppError::Listen { address: hub.listen, source };
         let listener = TcpListener::bind(hub.listen).await.map_err(listen_error)?;
         link::prepare_listener(&listener).map_err(listen_error)?;
@@ -282,24 +280,4 @@ impl Streaming {
             endpoint,
         })
     }
-}
-
-async fn client(config: &ApiServerConfig) -> Result<(Client, http::Uri), AppError> {
-    let mut client = match &config.kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path).map_err(AppError::Kubeconfig)?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .map_err(AppError::Kubeconfig)?
-        }
-        None => kube::Config::incluster().map_err(AppError::InCluster)?,
-    };
-    if let Some(master) = &config.master {
-        client.cluster_url = master.parse().map_err(AppError::Master)?;
-    }
-    client.connect_timeout = Some(Duration::from_secs(10));
-    // Each use has its own way of trying again, which knows whom it holds up.
-    client.default_retry = false;
-    let server = client.cluster_url.clone();
-    Ok((Client::try_from(client).map_err(AppError::Client)?, server))
 }

@@ -4,6 +4,7 @@
 //! Nothing is kept on disk, and nothing in etcd but the CA and the token signing keys ([`secrets`]): a restart, or a move
 //! of a node to another replica, costs one exchange of digests.
 
+mod apiserver;
 pub mod app;
 pub mod args;
 pub mod cloudhub;

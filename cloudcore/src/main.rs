@@ -10,6 +10,10 @@ use runtime::{signals::Signals, supervisor::Outcome, telemetry, tls};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+/// glibc's keeps what thousands of handshakes at once have taken, in pieces between what lives on.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     match start() {
         Ok(code) => code,
@@ -34,9 +38,7 @@ fn start() -> anyhow::Result<ExitCode> {
     tls::install_provider();
     let raw = runtime::config::load(&args.config, CloudCoreConfig::validate)?;
     let config = Config::from(raw);
-    // kube logs an error of its own for each attempt to connect, beside ours.
-    let filter = format!("{},kube_client::client::builder=off", config.log_level);
-    let log_level = telemetry::init(&filter, config.log_format)?;
+    let log_level = telemetry::init(&config.log_level, config.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use harness::{
     Bench, Cluster, ClusterOptions, bench,
-    process::kill9,
+    process::{command, kill9, output},
     product::{Cloud, is_running, ready},
     wait,
 };
@@ -25,6 +25,8 @@ const NODES: usize = 200;
 /// Changes a second.
 const RATE: u32 = 200;
 const SOON: Duration = Duration::from_secs(30);
+/// Of cloudcore to the API server. Those that are dialed before the first has agreed to HTTP/2 are closed again.
+const CONNECTIONS: usize = 2;
 /// For all of it, once the cluster is there.
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -45,6 +47,8 @@ async fn hollow_nodes_do_as_nodes_do_over_either_transport() -> Result<()> {
             live(bench, &cluster, &cloud, Transport::Quic)
         )?;
         come_back(&mut [&mut over_websocket, &mut over_quic], &cloud).await?;
+        let connections = connections(&cloud, &cluster)?;
+        ensure!((1..=CONNECTIONS).contains(&connections), "{connections} connections to the API server");
         tokio::try_join!(go(over_websocket, &cluster), go(over_quic, &cluster))?;
         ensure!(begun.elapsed() < LIMIT, "it took {:?}", begun.elapsed());
         Ok(())
@@ -149,6 +153,14 @@ async fn come_back(scenes: &mut [&mut Scene], cloud: &Cloud) -> Result<()> {
         ensure!(again == 0, "{again} objects were sent again to {}", scene.prefix);
     }
     Ok(())
+}
+
+/// How many cloudcore has open to the API server.
+fn connections(cloud: &Cloud, cluster: &Cluster) -> Result<usize> {
+    let port = cluster.port().to_string();
+    let listed = output(command("ss", ["-Htnp", "state", "established", "dport", "=", &port]))?;
+    let owner = format!("pid={},", cloud.pid()?);
+    Ok(listed.lines().filter(|line| line.contains(&owner)).count())
 }
 
 /// Waits until each node holds what cloudcore wants there.
