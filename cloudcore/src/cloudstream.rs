@@ -195,19 +195,33 @@ impl Server {
     async fn answer(&self, request: Request<Incoming>, user: &Subject, passage: &Passage) -> Response<Body> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let kind = path::kind(&path);
-        let answered = self.pass_on(request, user, passage).await;
+        let answered = if kind == path::SESSIONS {
+            self.sessions(user).await
+        } else {
+            self.pass_on(request, user, passage).await.map(|answer| answer.map(BodyExt::boxed_unsync))
+        };
         let code = answered.as_ref().map_or_else(|Refusal(code, _)| *code, Response::status).as_u16();
         self.metrics.streams.get_or_create(&StreamLabels { kind, code }).inc();
         match answered {
-            Ok(answer) => answer.map(BodyExt::boxed_unsync),
+            Ok(answer) => answer,
             Err(Refusal(code, reason)) => {
                 info!(%method, path, user = user.name, code = code.as_u16(), reason, "request of the API server refused");
-                let body = Full::from(reason + "\n").map_err(|never| match never {});
-                let mut answer = Response::new(body.boxed_unsync());
+                let mut answer = Response::new(whole(reason + "\n"));
                 *answer.status_mut() = code;
                 answer
             }
         }
+    }
+
+    /// The links of the nodes that are connected here, with their bytes: `kubectl get --raw /api/v1/nodes/NODE/proxy/sessions`.
+    async fn sessions(&self, user: &Subject) -> Result<Response<Body>, Refusal> {
+        // It tells of each of them.
+        self.access.check(user, "get", access::ALL_NODES).await?;
+        let mut answer = Response::new(whole(self.registry.page().to_string()));
+        answer
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        Ok(answer)
     }
 
     async fn pass_on(
@@ -261,4 +275,8 @@ impl Server {
             )),
         }
     }
+}
+
+fn whole(text: String) -> Body {
+    Full::from(text).map_err(|never| match never {}).boxed_unsync()
 }

@@ -21,6 +21,9 @@ const DENIED: Duration = Duration::from_secs(30);
 /// Answers that are kept.
 const KEPT: usize = 10_000;
 
+/// For what is about each of them: a SubjectAccessReview without a name.
+pub(super) const ALL_NODES: &str = "";
+
 /// User, verb and node.
 type Question = (String, &'static str, String);
 
@@ -52,7 +55,8 @@ impl Access {
         if allowed {
             return Ok(());
         }
-        let reason = format!("user {:?} may not {verb} nodes/proxy of node {node}", user.name);
+        let whose = if node == ALL_NODES { "all nodes".to_owned() } else { format!("node {node}") };
+        let reason = format!("user {:?} may not {verb} nodes/proxy of {whose}", user.name);
         Err(Refusal(StatusCode::FORBIDDEN, reason))
     }
 

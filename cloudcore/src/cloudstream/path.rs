@@ -1,6 +1,8 @@
-//! The paths of the kubelet's API that are about a pod.
+//! The paths that are served: those of the kubelet's API that are about a pod, and one of our own.
 
 use proto::ResourceKey;
+
+pub(super) const SESSIONS: &str = "sessions";
 
 /// For metrics: the first part of a path that is served, or `other`.
 pub(super) fn kind(path: &str) -> &'static str {
@@ -9,6 +11,8 @@ pub(super) fn kind(path: &str) -> &'static str {
         "exec" => "exec",
         "attach" => "attach",
         "portForward" => "portForward",
+        // Nothing is below it.
+        _ if path == "/sessions" => SESSIONS,
         _ => "other",
     }
 }
@@ -50,6 +54,8 @@ mod tests {
             "/metrics",
             "/stats/summary",
             "/run/a/b/c",
+            "/sessions",
+            "/sessions/a/b",
         ] {
             assert!(pod(path).is_err(), "{path}");
         }

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::product::{Edge, Scene};
-use serde_json::json;
+use proto::Lane;
+use serde_json::{Value, json};
 
 use crate::SPACE;
 
@@ -37,6 +38,14 @@ pub(crate) async fn run(scene: &Scene, edge: &Edge) -> Result<()> {
     refused(&config("system:node:edge-quic", &["system:nodes"])?, &path, "may not").await?;
     refused(&admin, "/containerLogs/streams/no-such-pod/main", "(NotFound)").await?;
     refused(&admin, "/stats/summary", "(NotFound)").await?;
+    refused(&config("mallory", &[])?, "/sessions", "may not get nodes/proxy of all nodes").await?;
+    let sessions = ["get", "--raw", "/api/v1/nodes/edge-quic/proxy/sessions"];
+    let sessions: Value = serde_json::from_str(&scene.cluster.kubectl(&sessions).await?)?;
+    let link = &sessions["edge-quic"];
+    ensure!(link["transport"] == "quic", "{sessions}");
+    for lane in Lane::ALL {
+        ensure!(link["sentBytes"][lane.name()].as_u64().is_some(), "{sessions}");
+    }
     let nobody = scene.cluster.dir().join("nobody.kubeconfig");
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
