@@ -9,4 +9,5 @@ pub mod metamanager;
 
 pub mod app;
 pub mod config;
+mod event_name;
 mod metrics;

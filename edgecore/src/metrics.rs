@@ -48,6 +48,8 @@ impl Collector for Reader {
         };
         let failing = self.store.failure().is_some();
         gauge("edgecore_store_failing", "1 while the store takes no changes", failing.into())?;
+        let pending = i64::try_from(self.store.pending()).unwrap_or(i64::MAX);
+        gauge("edgecore_outbox_reports", "Reports that wait for the cloud", pending)?;
         gauge("edgecore_connected", "1 while the cloud has let this node in", hub.connected.into())?;
         let objects = i64::try_from(self.store.digest().count).unwrap_or(i64::MAX);
         gauge("edgecore_desired_objects", "Objects that the cloud wants here", objects)

@@ -306,6 +306,11 @@ pub enum ReportKind {
 }
 
 impl ReportKind {
+    /// Says how something is, and not that something happened.
+    pub fn is_status(self) -> bool {
+        matches!(self, Self::NodeStatus | Self::PodStatus)
+    }
+
     /// State is replaced by newer state of the same key; what is not state is appended.
     pub fn is_state(self) -> bool {
         matches!(self, Self::NodeStatus | Self::PodStatus | Self::PodTerminated)

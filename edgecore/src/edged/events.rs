@@ -19,7 +19,7 @@ use proto::message::ReportKind;
 use tokio::time::Instant;
 
 use super::pod::{DesiredPod, Role};
-use crate::metamanager::Store;
+use crate::{event_name::event_name, metamanager::Store};
 
 const REPEAT: Duration = Duration::from_hours(1);
 /// Beyond it all is forgotten: an event may then come twice. About 100 KiB.
@@ -123,7 +123,7 @@ impl Events {
         });
         Event {
             metadata: ObjectMeta {
-                name: Some(format!("{}.{:x}", pod.name(), now.as_nanosecond())),
+                name: Some(event_name(pod.name(), now)),
                 namespace: Some(pod.namespace().to_owned()),
                 ..Default::default()
             },

@@ -56,6 +56,9 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const REPORTS_BYTES: usize = 1 << 20;
 /// Reports that are looked at before anything else has its turn: after an outage there may be a hundred thousand.
 const LOOKS: usize = 16 * WINDOW_REPORTS;
+/// In [`Work::reported`].
+const STATUSES: usize = 0;
+const OTHERS: usize = 1;
 /// Where it is kept what has been told of late.
 const TOLD: &str = "reports-told";
 
@@ -99,8 +102,8 @@ struct Work {
     /// Acked reports that the store could not forget yet. None of them comes twice, so the outbox bounds them.
     undone: Vec<u64>,
     questions: HashMap<u64, oneshot::Sender<Result<Answer, String>>>,
-    /// The newest report that was looked at.
-    reported: u64,
+    /// The newest that was looked at: of the statuses, and of the other reports.
+    reported: [u64; 2],
     /// Those that were sent in this session, or need not be, and that the store holds still, with [`Subject::key`](super::throttle::Subject::key):
     /// as many as may be under way, and those of `undone`.
     sent: HashMap<u64, u64>,
@@ -115,6 +118,13 @@ struct Work {
     synced_after: Option<u64>,
     received: u64,
     progress: Progress,
+}
+
+impl Work {
+    /// Has the reports from this one on judged again.
+    fn look_again(&mut self, from: u64) {
+        self.reported = self.reported.map(|reported| reported.min(from.saturating_sub(1)));
+    }
 }
 
 /// The store at work.
@@ -179,7 +189,7 @@ impl<S: HubStore> Driver<'_, S> {
             commit: None,
             undone: Vec::new(),
             questions: HashMap::new(),
-            reported: 0,
+            reported: [0; 2],
             sent: HashMap::new(),
             unseen: false,
             node_report: None,
@@ -459,7 +469,7 @@ impl<S: HubStore> Driver<'_, S> {
             };
             work.resettle |= matches!(key.kind(), "Node" | "ConfigMap");
             if ends && let Some(from) = self.throttle.held_from() {
-                work.reported = work.reported.min(from.saturating_sub(1));
+                work.look_again(from);
                 work.outbox_changed = true;
             }
         }
@@ -494,18 +504,31 @@ impl<S: HubStore> Driver<'_, S> {
         }
         let (settings, now) = (self.settings.in_force(), self.clock.since_1970());
         if let Some(from) = self.throttle.release(&settings, now) {
-            work.reported = work.reported.min(from.saturating_sub(1));
+            work.look_again(from);
         }
         work.outbox_changed = false;
         let store = self.store;
         let (mut going, mut bytes, mut looks) = (Vec::new(), 0, 0);
         let mut wrong = Vec::new();
+        // How everything is now is not to wait for all that has happened while the line was down. What has happened to a pod does
+        // go before its end: nothing is told of what is gone.
+        let mut of = STATUSES;
         'outbox: loop {
             // Those that are held are passed by without a read each.
             let limit = if self.throttle.held_from().is_some() { WINDOW_REPORTS } else { room };
-            let some = store.pending_reports(work.reported, limit).map_err(SessionError::from)?;
+            let after = work.reported[of];
+            let some = if of == STATUSES {
+                store.pending_statuses(after, limit)
+            } else {
+                store.pending_reports(after, limit)
+            };
+            let some = some.map_err(SessionError::from)?;
             let is_last = some.len() < limit;
             for report in some {
+                if of == OTHERS && report.kind().is_status() {
+                    work.reported[of] = report.id;
+                    continue;
+                }
                 // One that is larger goes alone.
                 let is_full = going.len() == room
                     || (!going.is_empty() && bytes + report.payload.len() > REPORTS_BYTES);
@@ -532,11 +555,15 @@ impl<S: HubStore> Driver<'_, S> {
                         }
                     }
                 }
-                work.reported = id;
+                work.reported[of] = id;
             }
-            if is_last {
+            if is_last && of == OTHERS {
                 self.throttle.all_judged();
                 break;
+            }
+            if is_last {
+                of = OTHERS;
+                continue;
             }
             if looks >= LOOKS {
                 work.unseen = true;

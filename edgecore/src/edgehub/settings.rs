@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::HubStore;
-use crate::metamanager::StoreError;
+use crate::{event_name::event_name, metamanager::StoreError};
 
 /// Where the last good document is kept.
 const KEPT: &str = "sync-strategy";
@@ -240,7 +240,7 @@ fn event(node: &str, key: &ResourceKey, uid: &str, message: &str) -> Event {
     let reason = if key.kind() == "Node" { "InvalidSyncConfig" } else { "InvalidPriorityClass" };
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{}.{:x}", key.name(), now.as_nanosecond())),
+            name: Some(event_name(key.name(), now)),
             namespace: namespace.clone(),
             ..Default::default()
         },

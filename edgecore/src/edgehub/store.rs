@@ -15,6 +15,12 @@ pub trait HubStore: Clone + Send + Sync + 'static {
     fn seen(&self) -> Result<Seen, StoreError>;
     fn inventory(&self) -> Result<Vec<(ResourceKey, Version)>, StoreError>;
     fn pending_reports(&self, after: u64, limit: usize) -> Result<Vec<Report>, StoreError>;
+    fn pending_statuses(&self, after: u64, limit: usize) -> Result<Vec<Report>, StoreError> {
+        let mut statuses = self.pending_reports(after, usize::MAX)?;
+        statuses.retain(|report| report.kind().is_status());
+        statuses.truncate(limit);
+        Ok(statuses)
+    }
     fn reports_done(&self, ids: Vec<u64>) -> impl Future<Output = Result<(), StoreError>> + Send;
     fn report(
         &self,
@@ -52,6 +58,10 @@ impl HubStore for Store {
 
     fn pending_reports(&self, after: u64, limit: usize) -> Result<Vec<Report>, StoreError> {
         self.pending_reports(after, limit)
+    }
+
+    fn pending_statuses(&self, after: u64, limit: usize) -> Result<Vec<Report>, StoreError> {
+        self.pending_statuses(after, limit)
     }
 
     async fn reports_done(&self, ids: Vec<u64>) -> Result<(), StoreError> {

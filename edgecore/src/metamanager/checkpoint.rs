@@ -4,13 +4,15 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},
     path::Path,
+    sync::Arc,
 };
 
 use super::{
     files::{self, Directory},
     index::{Index, IndexError},
     journal::{CHECKPOINT_MAGIC, FILE_HEADER, FileHeader, Reader},
-    record::Op,
+    record::{HEADER, Op, Placed},
+    reports::{Place, Reports},
 };
 
 /// A record of a checkpoint is closed at this size. Small, because a damaged byte costs its whole record.
@@ -31,20 +33,29 @@ pub(super) struct Counters {
     pub(super) dropped_reports: u64,
 }
 
-/// Writes the checkpoint of `epoch`: the state after record `sequence`. Durable when this returns; answers its size.
+/// A checkpoint that is there.
+pub(super) struct Written {
+    pub(super) length: u64,
+    /// As it has them.
+    pub(super) reports: Reports,
+    /// Reports that it does not have, because they could not be read back.
+    pub(super) lost: Vec<u64>,
+}
+
+/// Writes the checkpoint of `epoch`: the state after record `sequence`. Durable when this returns.
 pub(super) fn write(
     directory: &Directory,
     epoch: u64,
     sequence: u64,
     counters: Counters,
-    index: &Index,
-) -> Result<u64, WriteError> {
+    (index, reports): (&Index, &Reports),
+) -> Result<Written, WriteError> {
     let scratch = directory.scratch();
-    let written = write_scratch(&scratch, epoch, sequence, counters, index);
-    let placed = written.and_then(|length| {
+    let written = write_scratch(&scratch, epoch, sequence, counters, (index, reports));
+    let placed = written.and_then(|written| {
         fs::rename(&scratch, directory.checkpoint(epoch))?;
         directory.sync()?;
-        Ok(length)
+        Ok(written)
     });
     if placed.is_err()
         && let Err(error) = files::remove(&scratch)
@@ -59,8 +70,8 @@ fn write_scratch(
     epoch: u64,
     sequence: u64,
     counters: Counters,
-    index: &Index,
-) -> Result<u64, WriteError> {
+    (index, reports): (&Index, &Reports),
+) -> Result<Written, WriteError> {
     let mut out = Out { file: BufWriter::new(files::create(scratch)?), epoch, records: 0, ops: 0, length: 0 };
     out.bytes(&FileHeader { epoch, sequence }.encode(CHECKPOINT_MAGIC))?;
     let Counters { next_report, dropped_reports } = counters;
@@ -82,11 +93,26 @@ fn write_scratch(
     if let Some(error) = failed {
         return Err(error.into());
     }
+    let (mut places, mut lost) = (Vec::new(), Vec::new());
+    for id in reports.ids() {
+        let Some(operation) = reports.operation(id) else {
+            lost.push(id);
+            continue;
+        };
+        let offset = out.length + (HEADER + payload.len()) as u64;
+        let length = u32::try_from(operation.len()).unwrap_or(u32::MAX);
+        places.push((id, Place { offset, length, file: 0 }));
+        payload.extend_from_slice(&operation);
+        out.ops += 1;
+        if payload.len() >= RECORD_BYTES {
+            out.record(&mut payload)?;
+        }
+    }
     Op::End(out.ops).encode(&mut payload);
     out.record(&mut payload)?;
     let file = out.file.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
-    Ok(out.length)
+    Ok(Written { length: out.length, reports: reports.moved(Arc::new(file), places), lost })
 }
 
 struct Out {
@@ -99,7 +125,7 @@ struct Out {
 
 impl Out {
     fn record(&mut self, payload: &mut Vec<u8>) -> io::Result<()> {
-        let mut record = Vec::with_capacity(payload.len() + super::record::HEADER);
+        let mut record = Vec::with_capacity(payload.len() + HEADER);
         super::record::append(&mut record, self.epoch, self.records, 0, |out| out.append(payload));
         self.records += 1;
         self.bytes(&record)
@@ -123,7 +149,7 @@ pub(super) struct Found {
 pub(super) fn read<E: From<io::Error>>(
     path: &Path,
     epoch: u64,
-    mut apply: impl FnMut(Op) -> Result<(), E>,
+    mut apply: impl FnMut(Placed) -> Result<(), E>,
 ) -> Result<Found, E> {
     let reader = Reader::open(path, CHECKPOINT_MAGIC, epoch)?;
     let mut found = Found { header: reader.header, whole: reader.header.is_some(), operations: 0 };
@@ -139,16 +165,16 @@ pub(super) fn read<E: From<io::Error>>(
         found.whole &= record.sequence == next && end.is_none();
         next = record.sequence + 1;
         offset = record.end;
-        let Some(ops) = Op::decode_all(record.payload) else {
+        let Some(ops) = Op::decode_placed(record.payload, record.start + HEADER as u64) else {
             found.whole = false;
             continue;
         };
-        for op in ops {
-            if let Op::End(count) = op {
+        for placed in ops {
+            if let Op::End(count) = placed.op {
                 end = Some(count);
             } else {
                 found.operations += 1;
-                apply(op)?;
+                apply(placed)?;
             }
         }
     }

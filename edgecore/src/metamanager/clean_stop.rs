@@ -10,7 +10,7 @@ use bytes::{Buf as _, BufMut as _};
 use tracing::info;
 
 use super::{
-    checkpoint::{Counters, WriteError},
+    checkpoint::WriteError,
     files::Directory,
     index::{self, Index},
     outbox::Outbox,
@@ -97,8 +97,7 @@ pub(super) fn stop_cleanly(
     if index.is_in_memory() {
         return Ok(());
     }
-    let counters = Counters { next_report: outbox.next, dropped_reports: outbox.dropped };
-    let summary = summarize(&index, u64::MAX, counters)?;
+    let summary = summarize(&index)?;
     index.flush(epoch, sequence)?;
     index::guarded(move || {
         drop(index);
@@ -113,8 +112,8 @@ pub(super) fn stop_cleanly(
         epoch,
         sequence,
         index_number,
-        next_report: counters.next_report,
-        dropped_reports: counters.dropped_reports,
+        next_report: outbox.next,
+        dropped_reports: outbox.dropped,
         entries: summary.entries,
         fingerprint: summary.fingerprint,
         files,

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use proto::{Digest, ResourceKey, message::ReportKind};
 use tokio::sync::{oneshot, watch};
 
-use super::{DesiredChange, StoreError, index::Index};
+use super::{DesiredChange, StoreError, index::Index, record::Payload, reports::Reports};
 
 pub(super) enum Request {
     Apply(Vec<DesiredChange>),
-    Report { kind: ReportKind, key: ResourceKey, payload: Bytes },
+    Report { kind: ReportKind, key: ResourceKey, payload: Payload },
     Done(Vec<u64>),
     PutLocal(String, Bytes),
     DeleteLocal(String),
@@ -28,7 +28,7 @@ impl Request {
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Apply(changes) => changes.iter().map(DesiredChange::size).sum(),
-            Self::Report { payload, .. } => payload.len(),
+            Self::Report { payload, .. } => payload.bytes().len(),
             Self::Done(ids) => ids.len() * 9,
             Self::PutLocal(_, value) => value.len(),
             Self::DeleteLocal(_) => 0,
@@ -71,6 +71,7 @@ pub(super) struct Shared {
 pub(super) struct Held {
     /// `None` once the store is closed.
     pub(super) index: Option<Index>,
+    pub(super) reports: Reports,
     pub(super) digest: Digest,
     /// Grows whenever the index is replaced.
     pub(super) generation: u64,

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
+use proto::codec::EncodeError;
+
 use super::index::IndexError;
 
 /// Why the store cannot be opened. Damaged files are no reason: they are healed, see [`super::Opened`].
@@ -36,6 +38,11 @@ pub enum StoreError {
     Index {
         #[source]
         source: IndexError,
+    },
+    #[error("failed to pack a report")]
+    Pack {
+        #[source]
+        source: Arc<EncodeError>,
     },
     #[error("{what} of {length} bytes is longer than {limit}")]
     TooLarge { what: &'static str, length: usize, limit: usize },

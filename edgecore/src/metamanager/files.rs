@@ -124,9 +124,9 @@ impl Drop for Directory {
     }
 }
 
-/// An empty file for writing, whatever was there before.
+/// An empty file, whatever was there before.
 pub(super) fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).write(true).truncate(true).mode(FILE_MODE).open(path)
+    OpenOptions::new().create(true).read(true).write(true).truncate(true).mode(FILE_MODE).open(path)
 }
 
 /// Removes a file or directory that may be missing.

@@ -4,8 +4,7 @@
 //! An entry is cut into parts of at most [`PART`] bytes, because sled puts big values into files of their own that it
 //! never syncs. Key of a part: the entry's key, then the part's number (`u16`, big-endian). Part 0 starts with the
 //! entry's head: length of meta (`u16`), meta, length of the value (`u32`), CRC-32 of key, meta and value.
-//! Objects: key `Kind/ns/name\0`, meta is the version. Outbox: key is the id (big-endian), meta is kind and object.
-//! Local: key `key\0`, no meta.
+//! Objects: key `Kind/ns/name\0`, meta is the version. Local: key `key\0`, no meta. Reports are not here (`reports.rs`).
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +21,7 @@ use std::{
 use bytes::{Buf as _, BufMut as _, Bytes};
 use proto::{Object, ResourceKey, Version};
 
-use super::record::{Op, StoredReport};
+use super::record::Op;
 
 const PART: usize = 4096;
 
@@ -50,12 +49,10 @@ pub enum IndexError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Table {
     Objects,
-    Outbox,
     Local,
 }
 
-const TABLES: [(Table, &str); 3] =
-    [(Table::Objects, "objects"), (Table::Outbox, "outbox"), (Table::Local, "local")];
+const TABLES: [(Table, &str); 2] = [(Table::Objects, "objects"), (Table::Local, "local")];
 
 /// What identifies an entry's content without reading it all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,12 +95,6 @@ impl Head {
         let hash = meta.try_get_u64_le().ok()?;
         Some(Version { hash, resource_version: meta.try_get_u64_le().ok()? })
     }
-
-    fn report(&self) -> Option<(i32, String)> {
-        let mut meta = &self.meta[..];
-        let kind = meta.try_get_i32_le().ok()?;
-        Some((kind, String::from_utf8(meta.to_vec()).ok()?))
-    }
 }
 
 pub(super) fn object_key(key: &ResourceKey) -> Vec<u8> {
@@ -126,13 +117,6 @@ fn object_meta(version: Version) -> Vec<u8> {
 /// The head that an object would be stored with.
 pub(super) fn object_head(object: &Object) -> Head {
     Head::new(&object_key(&object.key), &object_meta(object.version), &object.bytes)
-}
-
-fn report_meta(kind: i32, key: &str) -> Vec<u8> {
-    let mut meta = Vec::with_capacity(4 + key.len());
-    meta.put_i32_le(kind);
-    meta.put_slice(key.as_bytes());
-    meta
 }
 
 /// A whole entry, as [`Index::each`] finds it.
@@ -162,17 +146,10 @@ impl Entry {
         String::from_utf8(text.to_vec()).map_err(|_| self.damaged())
     }
 
-    pub(super) fn report(self) -> Result<StoredReport, IndexError> {
-        let id = self.key.as_slice().try_get_u64().map_err(|_| self.damaged())?;
-        let (kind, key) = self.head.report().ok_or_else(|| self.damaged())?;
-        Ok(StoredReport { id, kind, key, payload: self.value })
-    }
-
     /// The operation that makes this entry.
     pub(super) fn into_op(self) -> Result<Op, IndexError> {
         Ok(match self.table {
             Table::Objects => Op::PutObject(self.object()?),
-            Table::Outbox => Op::PutReport(self.report()?),
             Table::Local => Op::PutLocal(self.text()?, self.value),
         })
     }
@@ -195,8 +172,8 @@ fn wait_for_lock(sled: &Path) -> io::Result<()> {
 }
 
 pub(super) enum Index {
-    Sled { db: sled::Db, trees: [sled::Tree; 3] },
-    Memory([BTreeMap<Vec<u8>, Vec<u8>>; 3]),
+    Sled { db: sled::Db, trees: [sled::Tree; 2] },
+    Memory([BTreeMap<Vec<u8>, Vec<u8>>; 2]),
 }
 
 impl Index {
@@ -206,8 +183,8 @@ impl Index {
         caught(|| {
             wait_for_lock(path).map_err(sled::Error::from)?;
             let db = config.open()?;
-            let [objects, outbox, local] = TABLES.map(|(_, name)| db.open_tree(name));
-            Ok(Self::Sled { trees: [objects?, outbox?, local?], db })
+            let [objects, local] = TABLES.map(|(_, name)| db.open_tree(name));
+            Ok(Self::Sled { trees: [objects?, local?], db })
         })
     }
 
@@ -219,7 +196,7 @@ impl Index {
         matches!(self, Self::Memory(_))
     }
 
-    /// Applies one operation; counters are not the index's.
+    /// Applies one operation; reports and counters are not the index's.
     pub(super) fn apply(&mut self, op: &Op) -> Result<(), IndexError> {
         match op {
             Op::PutObject(object) => {
@@ -227,14 +204,11 @@ impl Index {
                 self.put(Table::Objects, &object_key(&object.key), &meta, &object.bytes)
             }
             Op::DeleteObject(key) => self.remove(Table::Objects, &object_key(key)),
-            Op::PutReport(report) => {
-                let meta = report_meta(report.kind, &report.key);
-                self.put(Table::Outbox, &report.id.to_be_bytes(), &meta, &report.payload)
-            }
-            Op::RemoveReport(id) | Op::DropReport(id) => self.remove(Table::Outbox, &id.to_be_bytes()),
             Op::PutLocal(key, value) => self.put(Table::Local, &local_key(key), &[], value),
             Op::DeleteLocal(key) => self.remove(Table::Local, &local_key(key)),
-            Op::Counters { .. } | Op::End(_) => Ok(()),
+            Op::PutReport(_) | Op::RemoveReport(_) | Op::DropReport(_) | Op::Counters { .. } | Op::End(_) => {
+                Ok(())
+            }
         }
     }
 

@@ -3,15 +3,17 @@
 use std::{
     fs::File,
     io::{self, Write as _},
+    ops::Range,
     os::unix::fs::FileExt as _,
     path::Path,
+    sync::Arc,
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 
 use super::{
     files::{self, Directory},
-    record::{self, HEADER, Header, MAX_PAYLOAD, Op},
+    record::{self, HEADER, Header, MAX_PAYLOAD, Op, Placed},
 };
 
 pub(super) const JOURNAL_MAGIC: [u8; 8] = *b"SKJRNL01";
@@ -53,7 +55,7 @@ impl FileHeader {
 
 /// The journal in use.
 pub(super) struct Journal {
-    file: File,
+    file: Arc<File>,
     epoch: u64,
     length: u64,
     records: u64,
@@ -89,7 +91,7 @@ impl Journal {
 
     fn at_start(file: File, epoch: u64) -> Self {
         Self {
-            file,
+            file: Arc::new(file),
             epoch,
             length: FILE_HEADER as u64,
             records: 0,
@@ -100,6 +102,11 @@ impl Journal {
 
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// To read from.
+    pub(super) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -141,7 +148,7 @@ pub(super) struct Reader {
 pub(super) struct Record {
     pub(super) sequence: u64,
     durable: u64,
-    start: u64,
+    pub(super) start: u64,
     pub(super) end: u64,
     pub(super) payload: Bytes,
 }
@@ -227,7 +234,7 @@ impl Reader {
         &self,
         first: u64,
         limit: u64,
-        mut apply: impl FnMut(Vec<Op>) -> Result<(), E>,
+        mut apply: impl FnMut(Vec<Placed>) -> Result<(), E>,
     ) -> Result<Replayed, E> {
         let mut seen = Replayed { next_sequence: first, ..Replayed::default() };
         let mut offset = FILE_HEADER as u64;
@@ -250,7 +257,7 @@ impl Reader {
                 seen.lost.push((expected, record.sequence));
             }
             seen.next_sequence = record.sequence + 1;
-            match Op::decode_all(record.payload) {
+            match Op::decode_placed(record.payload, record.start + HEADER as u64) {
                 Some(ops) => apply(ops)?,
                 None => seen.lost.push((record.sequence, record.sequence + 1)),
             }
@@ -289,7 +296,23 @@ impl Reader {
     }
 }
 
-/// Appends one record with `ops` to `out`.
-pub(super) fn append_ops(out: &mut Vec<u8>, epoch: u64, sequence: u64, durable: u64, ops: &[Op]) {
-    record::append(out, epoch, sequence, durable, |out| ops.iter().for_each(|op| op.encode(out)));
+/// Appends one record with `ops` to `out`; answers which bytes of `out` the reports among them are.
+pub(super) fn append_ops(
+    out: &mut Vec<u8>,
+    epoch: u64,
+    sequence: u64,
+    durable: u64,
+    ops: &[Op],
+) -> Vec<Range<usize>> {
+    let mut reports = Vec::new();
+    record::append(out, epoch, sequence, durable, |out| {
+        for op in ops {
+            let start = out.len();
+            op.encode(out);
+            if matches!(op, Op::PutReport(_)) {
+                reports.push(start..out.len());
+            }
+        }
+    });
+    reports
 }

@@ -10,7 +10,11 @@ use bytes::Bytes;
 use proto::{Digest, Object, Report, ResourceKey, Seen, Version, limits::MAX_REPORT, message::ReportKind};
 use tokio::sync::watch;
 
-use super::{DesiredChange, Options, StoreError, bounded, outbox::Outbox, record::Op};
+use super::{
+    DesiredChange, Options, StoreError, bounded,
+    outbox::Outbox,
+    record::{Op, Payload},
+};
 use crate::edgehub::HubStore;
 
 /// A handle; clones share the store.
@@ -90,13 +94,19 @@ impl Held {
 
     /// The report's id, and whether anything of it was not pending already.
     fn report(&mut self, kind: ReportKind, key: &ResourceKey, payload: Bytes) -> (u64, bool) {
-        let (id, ops) = self.outbox.report(kind, key.as_str().to_owned(), payload);
+        let (id, ops) = self.outbox.report(kind, key.as_str().to_owned(), Payload::Plain(payload));
+        self.outbox.settle();
         let mut is_new = false;
         for op in ops {
             match op {
                 Op::PutReport(report) => {
                     is_new = true;
-                    let report = Report { id, kind: report.kind, key: report.key, payload: report.payload };
+                    let report = Report {
+                        id,
+                        kind: report.kind,
+                        key: report.key,
+                        payload: report.payload.bytes().clone(),
+                    };
                     self.reports.insert(id, report);
                 }
                 Op::RemoveReport(id) | Op::DropReport(id) => drop(self.reports.remove(&id)),
@@ -149,6 +159,7 @@ impl HubStore for MemoryStore {
             held.outbox.remove(id);
             held.reports.remove(&id);
         }
+        held.outbox.settle();
         Ok(())
     }
 

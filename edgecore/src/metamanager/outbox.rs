@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use proto::{message::ReportKind, resource::content_hash};
 
-use super::record::{Op, StoredReport};
+use super::record::{Op, Payload, StoredReport};
 
 /// Counted for each report beside its key and payload.
 const OVERHEAD: u64 = 64;
@@ -17,9 +17,11 @@ pub(super) struct Outbox {
     event_bytes: u64,
     state_bytes: u64,
     /// Id to size. The oldest goes first.
-    events: BTreeMap<u64, u64>,
+    events: BTreeMap<u64, u32>,
     states: BTreeMap<u64, (i32, Box<str>)>,
     pending: HashMap<(i32, Box<str>), State>,
+    /// What was done since [`Self::settle`], in that order.
+    steps: Vec<Step>,
 }
 
 struct State {
@@ -28,8 +30,14 @@ struct State {
     hash: u64,
 }
 
+enum Step {
+    Added(u64),
+    Event(u64, u32),
+    State((i32, Box<str>), State),
+}
+
 fn size(report: &StoredReport) -> u64 {
-    OVERHEAD + (report.key.len() + report.payload.len()) as u64
+    OVERHEAD + (report.key.len() + report.payload.bytes().len()) as u64
 }
 
 fn is_state(kind: i32) -> bool {
@@ -47,49 +55,89 @@ impl Outbox {
             events: BTreeMap::new(),
             states: BTreeMap::new(),
             pending: HashMap::new(),
+            steps: Vec::new(),
         }
     }
 
-    /// Takes in a report that is stored already.
+    pub(super) fn contains(&self, id: u64) -> bool {
+        self.events.contains_key(&id) || self.states.contains_key(&id)
+    }
+
+    /// Takes in a report that is stored already; of two states of one object the newer one stays.
     pub(super) fn insert(&mut self, report: &StoredReport) {
-        let size = size(report);
         self.next = self.next.max(report.id.saturating_add(1));
+        self.remove(report.id);
         if is_state(report.kind) {
             let place = (report.kind, report.key.as_str().into());
-            self.states.insert(report.id, place.clone());
-            self.state_bytes += size;
-            let state = State { id: report.id, size, hash: content_hash(&report.payload) };
-            if let Some(old) = self.pending.insert(place, state) {
-                self.states.remove(&old.id);
-                self.state_bytes -= old.size;
+            if let Some(old) = self.pending.get(&place).map(|old| old.id) {
+                if old > report.id {
+                    return;
+                }
+                self.remove(old);
             }
+            let hash = content_hash(report.payload.bytes());
+            self.put_state(place, State { id: report.id, size: size(report), hash });
         } else {
-            self.events.insert(report.id, size);
-            self.event_bytes += size;
+            self.put_event(report.id, u32::try_from(size(report)).unwrap_or(u32::MAX));
         }
+        self.steps.push(Step::Added(report.id));
+    }
+
+    fn put_event(&mut self, id: u64, size: u32) {
+        self.events.insert(id, size);
+        self.event_bytes += u64::from(size);
+    }
+
+    fn put_state(&mut self, place: (i32, Box<str>), state: State) {
+        self.states.insert(state.id, place.clone());
+        self.state_bytes += state.size;
+        self.pending.insert(place, state);
     }
 
     /// Whether there was such a report.
     pub(super) fn remove(&mut self, id: u64) -> bool {
+        let step = self.take(id);
+        let found = step.is_some();
+        self.steps.extend(step);
+        found
+    }
+
+    /// The step that took it.
+    fn take(&mut self, id: u64) -> Option<Step> {
         if let Some(size) = self.events.remove(&id) {
-            self.event_bytes -= size;
-            return true;
+            self.event_bytes -= u64::from(size);
+            return Some(Step::Event(id, size));
         }
-        let Some(state) = self.states.remove(&id).and_then(|place| self.pending.remove(&place)) else {
-            return false;
-        };
+        let place = self.states.remove(&id)?;
+        let state = self.pending.remove(&place)?;
         self.state_bytes -= state.size;
-        true
+        Some(Step::State(place, state))
+    }
+
+    /// What was done until now is durable.
+    pub(super) fn settle(&mut self) {
+        self.steps.clear();
+    }
+
+    /// Takes back what was done since it was settled. Ids that were given are not given again.
+    pub(super) fn undo(&mut self) {
+        while let Some(step) = self.steps.pop() {
+            match step {
+                Step::Added(id) => drop(self.take(id)),
+                Step::Event(id, size) => self.put_event(id, size),
+                Step::State(place, state) => self.put_state(place, state),
+            }
+        }
     }
 
     /// Adds a report: its id, and the operations that store it (none when the same is pending already).
-    pub(super) fn report(&mut self, kind: ReportKind, key: String, payload: bytes::Bytes) -> (u64, Vec<Op>) {
+    pub(super) fn report(&mut self, kind: ReportKind, key: String, payload: Payload) -> (u64, Vec<Op>) {
         let mut ops = Vec::new();
         let kind_number = i32::from(kind);
         if kind.is_state()
             && let Some(old) = self.pending.get(&(kind_number, key.as_str().into()))
         {
-            if old.hash == content_hash(&payload) {
+            if old.hash == content_hash(payload.bytes()) {
                 return (old.id, ops);
             }
             ops.push(Op::RemoveReport(old.id));
@@ -113,5 +161,42 @@ impl Outbox {
             ops.push(Op::DropReport(oldest));
         }
         (id, ops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn view(outbox: &Outbox) -> (Vec<u64>, Vec<u64>, u64, u64) {
+        let ids = |ids: &mut dyn Iterator<Item = &u64>| ids.copied().collect();
+        let (events, states) = (ids(&mut outbox.events.keys()), ids(&mut outbox.states.keys()));
+        (events, states, outbox.event_bytes, outbox.state_bytes)
+    }
+
+    #[test]
+    fn what_came_to_nothing_is_taken_back() {
+        let mut outbox = Outbox::new(700, 1, 0);
+        let text = |text: &'static str| Payload::Plain(Bytes::from_static(text.as_bytes()));
+        let add = |outbox: &mut Outbox, kind, payload| outbox.report(kind, "Pod/a/b".into(), payload).0;
+        let mut ids = Vec::new();
+        for n in ["1", "2", "3"] {
+            ids.push(add(&mut outbox, ReportKind::Event, text(n)));
+            ids.push(add(&mut outbox, ReportKind::PodStatus, text(n)));
+        }
+        outbox.settle();
+        let before = view(&outbox);
+        add(&mut outbox, ReportKind::PodStatus, text("4"));
+        assert!(outbox.remove(ids[2]) && !outbox.remove(ids[2]));
+        for _ in 0..20 {
+            add(&mut outbox, ReportKind::Event, text("5"));
+        }
+        assert!(!outbox.contains(ids[0]), "the oldest went");
+        outbox.undo();
+        assert_eq!(view(&outbox), before);
+        assert_eq!(add(&mut outbox, ReportKind::PodStatus, text("3")), ids[5], "it is pending again");
+        assert!(add(&mut outbox, ReportKind::Event, text("6")) > 26, "an id was given twice");
     }
 }

@@ -1,7 +1,12 @@
 //! What the journal and the checkpoints are made of: operations, and records that frame a list of them.
 
 use bytes::{Buf as _, BufMut as _, Bytes};
-use proto::{Object, ResourceKey, Version, limits::MAX_FRAME};
+use proto::{
+    Object, ResourceKey, Version,
+    codec::{self, EncodeError},
+    limits::MAX_FRAME,
+    message::{Body, Report, Reports},
+};
 
 /// Bytes of [`Header`] on disk.
 pub(super) const HEADER: usize = 32;
@@ -35,7 +40,47 @@ pub(super) struct StoredReport {
     pub(super) id: u64,
     pub(super) kind: i32,
     pub(super) key: String,
-    pub(super) payload: Bytes,
+    pub(super) payload: Payload,
+}
+
+/// A report's payload as it is on the disk.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Payload {
+    /// As an earlier version kept it.
+    Plain(Bytes),
+    /// A frame of the link with one report that has nothing but a payload: of an event a fifth is left.
+    Packed(Bytes),
+}
+
+impl Payload {
+    pub(super) fn pack(payload: Bytes) -> Result<Self, EncodeError> {
+        let report = Report { payload, ..Report::default() };
+        codec::encode(Body::Reports(Reports { reports: vec![report] })).map(Self::Packed)
+    }
+
+    pub(super) fn unpack(self) -> Option<Bytes> {
+        match self {
+            Self::Plain(bytes) => Some(bytes),
+            Self::Packed(bytes) => match codec::decode(bytes) {
+                Ok(Body::Reports(Reports { mut reports })) => reports.pop().map(|report| report.payload),
+                _ => None,
+            },
+        }
+    }
+
+    /// As stored.
+    pub(super) fn bytes(&self) -> &Bytes {
+        match self {
+            Self::Plain(bytes) | Self::Packed(bytes) => bytes,
+        }
+    }
+}
+
+/// An operation, and which bytes of a file it is.
+pub(super) struct Placed {
+    pub(super) op: Op,
+    pub(super) offset: u64,
+    pub(super) length: u32,
 }
 
 const PUT_OBJECT: u8 = 1;
@@ -47,6 +92,7 @@ const PUT_LOCAL: u8 = 6;
 const DELETE_LOCAL: u8 = 7;
 const COUNTERS: u8 = 8;
 const END: u8 = 9;
+const PUT_PACKED: u8 = 10;
 
 impl Op {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
@@ -63,11 +109,17 @@ impl Op {
                 put_bytes(out, key.as_str().as_bytes());
             }
             Self::PutReport(report) => {
-                out.put_u8(PUT_REPORT);
+                let start = out.len();
+                let packed = matches!(report.payload, Payload::Packed(_));
+                out.put_u8(if packed { PUT_PACKED } else { PUT_REPORT });
                 out.put_u64_le(report.id);
                 out.put_i32_le(report.kind);
                 put_bytes(out, report.key.as_bytes());
-                put_bytes(out, &report.payload);
+                put_bytes(out, report.payload.bytes());
+                if packed {
+                    // It is read by itself, too, without the rest of its record.
+                    out.put_u32_le(crc32fast::hash(&out[start..]));
+                }
             }
             Self::RemoveReport(id) => {
                 out.put_u8(REMOVE_REPORT);
@@ -100,15 +152,24 @@ impl Op {
 
     /// Takes a record's payload apart. `None` when it is not exactly a list of operations, which under a right
     /// checksum means a newer version of the format.
-    pub(super) fn decode_all(mut payload: Bytes) -> Option<Vec<Self>> {
-        let mut ops = Vec::new();
+    pub(super) fn decode_all(payload: Bytes) -> Option<Vec<Self>> {
+        Some(Self::decode_placed(payload, 0)?.into_iter().map(|placed| placed.op).collect())
+    }
+
+    /// As [`decode_all`](Self::decode_all), for a payload that is at `start` in its file.
+    pub(super) fn decode_placed(mut payload: Bytes, start: u64) -> Option<Vec<Placed>> {
+        let (mut ops, length) = (Vec::new(), payload.len());
         while payload.has_remaining() {
-            ops.push(Self::decode(&mut payload)?);
+            let before = payload.len();
+            let op = Self::decode(&mut payload)?;
+            let offset = start + (length - before) as u64;
+            ops.push(Placed { op, offset, length: u32::try_from(before - payload.len()).ok()? });
         }
         Some(ops)
     }
 
     fn decode(from: &mut Bytes) -> Option<Self> {
+        let whole = from.clone();
         Some(match from.try_get_u8().ok()? {
             PUT_OBJECT => {
                 let key = get_key(from)?;
@@ -122,7 +183,16 @@ impl Op {
                 let id = from.try_get_u64_le().ok()?;
                 let kind = from.try_get_i32_le().ok()?;
                 let key = get_text(from)?;
-                let payload = get_bytes(from)?;
+                let payload = Payload::Plain(get_bytes(from)?);
+                Self::PutReport(StoredReport { id, kind, key, payload })
+            }
+            PUT_PACKED => {
+                let id = from.try_get_u64_le().ok()?;
+                let kind = from.try_get_i32_le().ok()?;
+                let key = get_text(from)?;
+                let payload = Payload::Packed(get_bytes(from)?);
+                let crc = crc32fast::hash(&whole[..whole.len() - from.len()]);
+                (from.try_get_u32_le().ok()? == crc).then_some(())?;
                 Self::PutReport(StoredReport { id, kind, key, payload })
             }
             REMOVE_REPORT => Self::RemoveReport(from.try_get_u64_le().ok()?),
@@ -241,7 +311,13 @@ mod tests {
                 id: 9,
                 kind: 4,
                 key: "Pod/a/b".into(),
-                payload: Bytes::from_static(b"x"),
+                payload: Payload::Plain(Bytes::from_static(b"x")),
+            }),
+            Op::PutReport(StoredReport {
+                id: 10,
+                kind: 4,
+                key: "Pod/a/b".into(),
+                payload: Payload::pack(Bytes::from_static(b"x")).unwrap(),
             }),
             Op::RemoveReport(1),
             Op::DropReport(2),
@@ -255,6 +331,18 @@ mod tests {
             op.encode(&mut bytes);
         }
         assert!(Op::decode_all(bytes.into()).unwrap() == ops);
+    }
+
+    #[test]
+    fn a_packed_report_shows_damage_by_itself() {
+        let payload = Payload::pack(Bytes::from_static(b"{}")).unwrap();
+        let mut whole = Vec::new();
+        Op::PutReport(StoredReport { id: 10, kind: 4, key: "Pod/a/b".into(), payload }).encode(&mut whole);
+        for at in 1..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            assert!(Op::decode_all(damaged.into()).is_none(), "byte {at}");
+        }
     }
 
     proptest! {

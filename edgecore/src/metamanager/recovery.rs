@@ -6,13 +6,13 @@ use proto::Digest;
 use tracing::warn;
 
 use super::{
-    checkpoint::Counters,
+    checkpoint,
     clean_stop::{Files, Marker},
     files::{self, Directory, Inventory},
     index::{self, Index},
     journal::Journal,
-    outbox::Outbox,
     replay::{self, Plan},
+    reports::Collected,
     summary::summarize,
 };
 
@@ -26,7 +26,7 @@ pub(super) struct Recovered {
     /// Number of the directory that sled is in.
     pub(super) index_number: u64,
     pub(super) digest: Digest,
-    pub(super) outbox: Outbox,
+    pub(super) collected: Collected,
     /// Of the last record in the state.
     pub(super) sequence: u64,
     /// Checkpoint from which, with the journals since, this state can be had again.
@@ -68,7 +68,7 @@ pub(super) fn recover(directory: &Directory, outbox_bytes: u64) -> io::Result<Re
             }
             Err(reason) => {
                 warn!(reason, "sled is set aside and built again");
-                healed.push(format!("sled's directory is not as the last clean stop left it: {reason}"));
+                healed.push(format!("the store is not as the last clean stop left it: {reason}"));
             }
         },
         Some(None) => healed.push("the clean-stop marker is damaged".to_owned()),
@@ -104,10 +104,13 @@ fn reopen(
     if present != files {
         return Err("its files have changed".to_owned());
     }
+    let mut collected = collect(directory, epoch, outbox_bytes)?;
+    collected.outbox.next = collected.outbox.next.max(next_report);
+    collected.outbox.dropped = dropped_reports;
     let opened = index::guarded(move || {
         let index = Index::open_sled(&path)?;
         let position = index.position()?;
-        let summary = summarize(&index, outbox_bytes, Counters { next_report, dropped_reports })?;
+        let summary = summarize(&index)?;
         Ok((index, position, summary))
     });
     let (index, position, summary) = opened.map_err(|error| runtime::chain(&error).to_string())?;
@@ -120,15 +123,32 @@ fn reopen(
         index,
         index_number,
         digest: summary.digest,
-        outbox: summary.outbox,
         sequence,
         base: epoch,
         highest_epoch: epoch,
         journal: Some(journal),
-        live_bytes: summary.live_bytes,
+        live_bytes: summary.live_bytes + collected.reports.bytes(),
+        collected,
         clean: true,
         healed: Vec::new(),
     })
+}
+
+/// The outbox, of which sled has nothing.
+fn collect(directory: &Directory, epoch: u64, outbox_bytes: u64) -> Result<Collected, String> {
+    let path = directory.checkpoint(epoch);
+    let mut collected = Collected::new(outbox_bytes);
+    let read = collected.open(&path).and_then(|file| {
+        checkpoint::read(&path, epoch, |placed| {
+            collected.apply(&placed, file);
+            Ok::<_, io::Error>(())
+        })
+    });
+    match read {
+        Ok(found) if found.whole => Ok(collected),
+        Ok(_) => Err(format!("checkpoint {epoch} is damaged")),
+        Err(error) => Err(format!("checkpoint {epoch} cannot be read: {error}")),
+    }
 }
 
 fn rebuild(
@@ -141,7 +161,8 @@ fn rebuild(
     let number = found.indexes.last().map_or(1, |last| last + 1);
     remove_indexes(directory, found, None);
     let built = replay::build(directory, &plan, number, outbox_bytes)?;
-    let mut outbox = built.summary.outbox;
+    let mut collected = built.collected;
+    let outbox = &mut collected.outbox;
     if !built.loaded.notes.is_empty() || plan.salvage {
         outbox.next = outbox.next.saturating_add(ID_LEAP);
     }
@@ -150,12 +171,12 @@ fn rebuild(
         index: built.index,
         index_number: number,
         digest: built.summary.digest,
-        outbox,
         sequence: built.loaded.next_sequence.saturating_sub(1),
         base: plan.base,
         highest_epoch: found.highest_epoch(),
         journal: None,
-        live_bytes: built.summary.live_bytes,
+        live_bytes: built.summary.live_bytes + collected.reports.bytes(),
+        collected,
         clean: found.checkpoints.is_empty() && found.journals.is_empty(),
         healed,
     })

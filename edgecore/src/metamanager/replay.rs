@@ -5,11 +5,12 @@ use std::io;
 use tracing::{info, warn};
 
 use super::{
-    checkpoint::{self, Counters},
+    checkpoint,
     files::{self, Directory, Inventory},
     index::{self, Index, IndexError},
     journal::{JOURNAL_MAGIC, Reader},
-    record::Op,
+    record::Placed,
+    reports::Collected,
     summary::{Summary, summarize},
 };
 
@@ -85,6 +86,7 @@ impl Plan {
 pub(super) struct Built {
     pub(super) index: Index,
     pub(super) summary: Summary,
+    pub(super) collected: Collected,
     pub(super) loaded: Loaded,
 }
 
@@ -112,27 +114,14 @@ pub(super) fn build(directory: &Directory, plan: &Plan, number: u64, outbox_byte
 }
 
 fn fill(directory: &Directory, plan: &Plan, mut index: Index, outbox_bytes: u64) -> Result<Built, LoadError> {
-    let mut counters = Counters { next_report: 1, dropped_reports: 0 };
-    let filled = load(directory, plan, |op| {
-        match &op {
-            Op::PutReport(report) => {
-                counters.next_report = counters.next_report.max(report.id.saturating_add(1));
-            }
-            Op::DropReport(_) => counters.dropped_reports += 1,
-            Op::Counters { next_report, dropped_reports } => {
-                counters.next_report = counters.next_report.max(*next_report);
-                counters.dropped_reports = *dropped_reports;
-            }
-            _ => {}
-        }
-        index.apply(&op)
-    });
+    let mut collected = Collected::new(outbox_bytes);
+    let filled = load(directory, plan, &mut index, &mut collected);
     let summarized = filled.and_then(|loaded| {
-        let summary = summarize(&index, outbox_bytes, counters)?;
+        let summary = summarize(&index)?;
         Ok((loaded, summary))
     });
     match summarized {
-        Ok((loaded, summary)) => Ok(Built { index, summary, loaded }),
+        Ok((loaded, summary)) => Ok(Built { index, summary, collected, loaded }),
         Err(error) => {
             index.discard();
             Err(error)
@@ -146,11 +135,12 @@ pub(super) struct Loaded {
     pub(super) notes: Vec<String>,
 }
 
-/// Hands every operation of the plan's files to `apply`, oldest first.
+/// Applies every operation of the plan's files, oldest first.
 fn load(
     directory: &Directory,
     plan: &Plan,
-    mut apply: impl FnMut(Op) -> Result<(), IndexError>,
+    index: &mut Index,
+    collected: &mut Collected,
 ) -> Result<Loaded, LoadError> {
     let mut loaded = Loaded { next_sequence: 1, notes: Vec::new() };
     let mut epochs: Vec<u64> = plan.checkpoints.iter().chain(&plan.journals).copied().collect();
@@ -159,7 +149,9 @@ fn load(
     for epoch in epochs {
         if plan.checkpoints.contains(&epoch) {
             let path = directory.checkpoint(epoch);
-            let read = checkpoint::read(&path, epoch, |op| apply(op).map_err(LoadError::from));
+            let read = collected.open(&path).map_err(LoadError::from).and_then(|file| {
+                checkpoint::read(&path, epoch, |placed| apply(index, collected, &placed, file))
+            });
             match read {
                 Ok(found) => {
                     if let Some(header) = found.header {
@@ -176,12 +168,18 @@ fn load(
             }
         }
         if plan.journals.contains(&epoch) {
-            load_journal(directory, plan, epoch, &mut loaded, &mut apply)?;
+            load_journal(directory, plan, epoch, &mut loaded, (index, collected))?;
         } else {
             loaded.notes.push(format!("journal {epoch} is missing"));
         }
     }
+    collected.finish();
     Ok(loaded)
+}
+
+fn apply(index: &mut Index, collected: &mut Collected, placed: &Placed, file: u32) -> Result<(), LoadError> {
+    collected.apply(placed, file);
+    Ok(index.apply(&placed.op)?)
 }
 
 fn load_journal(
@@ -189,10 +187,13 @@ fn load_journal(
     plan: &Plan,
     epoch: u64,
     loaded: &mut Loaded,
-    apply: &mut impl FnMut(Op) -> Result<(), IndexError>,
+    (index, collected): (&mut Index, &mut Collected),
 ) -> Result<(), LoadError> {
-    let reader = match Reader::open(&directory.journal(epoch), JOURNAL_MAGIC, epoch) {
-        Ok(reader) => reader,
+    let path = directory.journal(epoch);
+    let opened =
+        Reader::open(&path, JOURNAL_MAGIC, epoch).and_then(|reader| Ok((reader, collected.open(&path)?)));
+    let (reader, file) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             loaded.notes.push(format!("journal {epoch} cannot be read: {error}"));
             return Ok(());
@@ -211,8 +212,8 @@ fn load_journal(
     let limit = limit.filter_map(|&other| begins_with(directory, other)).fold(plan.limit, u64::min);
     let start = first.max(loaded.next_sequence.min(limit));
     let start = if plan.salvage { first } else { start };
-    let replayed =
-        reader.replay(start, limit, |ops| ops.into_iter().try_for_each(&mut *apply).map_err(LoadError::from));
+    let replayed = reader
+        .replay(start, limit, |ops| ops.iter().try_for_each(|placed| apply(index, collected, placed, file)));
     let replayed = match replayed {
         Err(LoadError::Io(error)) => {
             loaded.notes.push(format!("journal {epoch} cannot be read to its end: {error}"));

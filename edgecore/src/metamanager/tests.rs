@@ -117,3 +117,105 @@ async fn an_index_that_cannot_be_whole_is_not_put_in_place() {
     let store = Store::open(dir.path(), options()).unwrap();
     assert_eq!((store.opened().clean, store.list("ConfigMap").unwrap().len()), (true, 4));
 }
+
+/// It is in one place only. What came before and after it goes up.
+#[tokio::test]
+async fn a_report_that_is_damaged_on_the_disk_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { journal_bytes: 2000, ..options() };
+    let store = Store::open(dir.path(), options).unwrap();
+    let pod = key("Pod/default/web");
+    let event =
+        |text: &'static str| store.report(ReportKind::Event, &pod, Bytes::from_static(text.as_bytes()));
+    let mut ids = Vec::new();
+    for text in ["before", "damaged", "after"] {
+        ids.push(event(text).await.unwrap());
+    }
+    let journal = dir.path().join(format!("journal.{:016x}", journals(dir.path()).pop().unwrap()));
+    let mut bytes = std::fs::read(&journal).unwrap();
+    let at = bytes.windows(7).position(|window| window == b"damaged").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&journal, &bytes).unwrap();
+    let pending = || store.pending_reports(0, 2).unwrap().iter().map(|report| report.id).collect::<Vec<_>>();
+    assert_eq!((pending(), store.dropped_reports()), (vec![ids[0], ids[2]], 0));
+    while store.dropped_reports() == 0 {
+        store.put_local("filler", store.bytes_written().to_string().into()).await.unwrap();
+        assert!(store.bytes_written() < 1 << 20, "the checkpoint has taken it over");
+    }
+    assert_eq!(pending(), [ids[0], ids[2]]);
+    store.close().await.unwrap();
+    let store = Store::open(dir.path(), options).unwrap();
+    let pending = store.pending_reports(0, 9).unwrap();
+    assert_eq!(
+        pending.iter().map(|report| &report.payload[..]).collect::<Vec<_>>(),
+        [&b"before"[..], b"after"]
+    );
+    assert_eq!((store.opened().clean, store.dropped_reports()), (true, 1));
+}
+
+/// Whatever the file is that they are in.
+#[tokio::test]
+async fn reports_are_read_from_wherever_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { outbox_bytes: 1 << 20, journal_bytes: 3000 };
+    let mut store = Store::open(dir.path(), options).unwrap();
+    let mut expected = std::collections::BTreeMap::new();
+    let read = |store: &Store| {
+        let pending = store.pending_reports(0, usize::MAX).unwrap().into_iter();
+        pending.map(|report| (report.id, report.payload)).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    for n in 0..400_u64 {
+        let kind = if n % 5 == 0 { ReportKind::PodStatus } else { ReportKind::Event };
+        let pod = key(&format!("Pod/default/web-{n}"));
+        let payload = Bytes::from(format!("{n} {}", "x".repeat((n * 7 % 300) as usize)));
+        let id = store.report(kind, &pod, payload.clone()).await.unwrap();
+        expected.insert(id, payload);
+        if n % 3 == 0 {
+            let done = *expected.keys().nth(expected.len() / 2).unwrap();
+            store.reports_done(vec![done]).await.unwrap();
+            expected.remove(&done);
+        }
+        if n % 50 == 49 {
+            assert_eq!(read(&store), expected, "{n}");
+            if n % 100 == 99 {
+                store.close().await.unwrap();
+            } else {
+                drop(store);
+            }
+            store = Store::open(dir.path(), options).unwrap();
+            assert_eq!(read(&store), expected, "{n}, opened again");
+        }
+    }
+    let statuses = store.pending_statuses(0, usize::MAX).unwrap();
+    let all = store.pending_reports(0, usize::MAX).unwrap();
+    let wanted: Vec<_> =
+        all.iter().filter(|report| report.kind() == ReportKind::PodStatus).cloned().collect();
+    assert!(!wanted.is_empty() && statuses == wanted);
+    assert_eq!(store.pending_statuses(wanted[0].id, 2).unwrap(), wanted[1..3]);
+}
+
+/// Of a version before reports were packed.
+#[tokio::test]
+async fn a_report_of_an_earlier_version_goes_up() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::open(dir.path(), options()).unwrap());
+    let epoch = journals(dir.path()).pop().unwrap();
+    let path = dir.path().join(format!("journal.{epoch:016x}"));
+    let mut journal = std::fs::read(&path).unwrap();
+    let payload = record::Payload::Plain(Bytes::from_static(b"{}"));
+    let report = record::StoredReport { id: 7, kind: 4, key: "Pod/default/web".to_owned(), payload };
+    journal::append_ops(&mut journal, epoch, 1, 0, &[record::Op::PutReport(report)]);
+    std::fs::write(&path, journal).unwrap();
+    // From the journal, and from the checkpoint that takes it over.
+    for _ in 0..2 {
+        let store = Store::open(dir.path(), options()).unwrap();
+        assert_eq!(store.opened().healed, Vec::<String>::new());
+        let pending = store.pending_reports(0, 9).unwrap();
+        assert_eq!(
+            pending.iter().map(|report| (report.id, &report.payload[..])).collect::<Vec<_>>(),
+            [(7, &b"{}"[..])]
+        );
+    }
+    let store = Store::open(dir.path(), options()).unwrap();
+    assert_eq!(store.report(ReportKind::Event, &key("Pod/default/web"), Bytes::new()).await.unwrap(), 8);
+}

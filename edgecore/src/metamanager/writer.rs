@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     DesiredChange, Options, SEEN, StoreError,
-    checkpoint::{self, Counters, WriteError},
+    checkpoint::{self, Counters, WriteError, Written},
     clean_stop,
     commands::{Command, Held, Reply, Request, Shared},
     files::{self, Directory},
@@ -27,7 +27,7 @@ use super::{
     record::Op,
     recovery::Recovered,
     replay::{self, Plan},
-    summary::summarize,
+    reports::{Collected, Place},
 };
 
 /// Requests in one group, and their bytes: a group is held in memory until it is durable.
@@ -47,6 +47,8 @@ pub(super) struct Writer {
     index_number: u64,
     /// `None` after an error: what the last file holds is not known, so a new epoch has to begin.
     journal: Option<Journal>,
+    /// Which of the files of the reports it is.
+    journal_file: u32,
     /// Of the last record in the state, and of the last that was synced.
     sequence: u64,
     durable: u64,
@@ -104,7 +106,7 @@ impl Writer {
             index,
             index_number,
             digest,
-            outbox,
+            collected: Collected { outbox, mut reports },
             sequence,
             base,
             highest_epoch,
@@ -113,8 +115,9 @@ impl Writer {
             clean: _,
             healed: _,
         } = recovered;
+        let journal_file = journal.as_ref().map_or(0, |journal| reports.add_file(journal.file()));
         let shared = Arc::new(Shared {
-            held: RwLock::new(Held { index: Some(index), digest, generation: 0 }),
+            held: RwLock::new(Held { index: Some(index), reports, digest, generation: 0 }),
             desired_changes: watch::Sender::new(0),
             outbox_changes: watch::Sender::new(0),
             dropped_reports: AtomicU64::new(outbox.dropped),
@@ -128,6 +131,7 @@ impl Writer {
             options,
             index_number,
             journal,
+            journal_file,
             sequence,
             durable: sequence,
             base,
@@ -244,21 +248,27 @@ impl Writer {
         };
         drop(requests);
         if planned.records.is_empty() {
+            self.outbox.settle();
             self.shared.dropped_reports.store(self.outbox.dropped, Relaxed);
             return Ok(planned.answers);
         }
-        if let Err(error) = self.write(&planned) {
-            // What the file holds, or the kernel still has for it, is not known: never again.
-            self.journal = None;
-            self.digest = digest;
-            self.forget_planned(&planned, dropped);
-            return Err(StoreError::journal(error));
-        }
+        let places = match self.write(&planned) {
+            Ok(places) => places,
+            Err(error) => {
+                // What the file holds, or the kernel still has for it, is not known: never again.
+                self.journal = None;
+                self.digest = digest;
+                self.outbox.undo();
+                self.outbox.dropped = dropped;
+                return Err(StoreError::journal(error));
+            }
+        };
+        self.outbox.settle();
         self.sequence += planned.records.len() as u64;
         if planned.needs_sync {
             self.durable = self.sequence;
         }
-        self.publish(&planned);
+        self.publish(&planned, places);
         Ok(planned.answers)
     }
 
@@ -329,27 +339,45 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&mut self, planned: &Planned) -> io::Result<()> {
+    /// Answers where its reports are, in their order.
+    fn write(&mut self, planned: &Planned) -> io::Result<Vec<Place>> {
         let Some(journal) = &mut self.journal else { return Err(io::Error::other("no journal")) };
-        let mut bytes = Vec::new();
+        let (mut bytes, mut reports) = (Vec::new(), Vec::new());
         for (sequence, ops) in (self.sequence + 1..).zip(&planned.records) {
-            journal::append_ops(&mut bytes, journal.epoch(), sequence, self.durable, ops);
+            reports.extend(journal::append_ops(&mut bytes, journal.epoch(), sequence, self.durable, ops));
         }
+        let (start, file) = (journal.length(), self.journal_file);
+        let places = reports.into_iter().map(|range| {
+            let length = u32::try_from(range.len()).unwrap_or(u32::MAX);
+            Place { offset: start + range.start as u64, length, file }
+        });
+        let places = places.collect();
         journal.append(&bytes, planned.records.len() as u64)?;
         self.shared.bytes_written.fetch_add(bytes.len() as u64, Relaxed);
         if planned.needs_sync {
             journal.sync()?;
             self.shared.syncs.fetch_add(1, Relaxed);
         }
-        Ok(())
+        Ok(places)
     }
 
     /// Makes a durable group visible.
-    fn publish(&mut self, planned: &Planned) {
+    fn publish(&mut self, planned: &Planned, places: Vec<Place>) {
         let ops = || planned.records.iter().flatten();
         let applied = {
             let mut held = self.shared.write();
             held.digest = self.digest;
+            let mut places = places.into_iter();
+            for op in ops() {
+                match op {
+                    Op::PutReport(report) => {
+                        // Of each, in this order.
+                        places.next().into_iter().for_each(|place| held.reports.put(report, place));
+                    }
+                    Op::RemoveReport(id) | Op::DropReport(id) => held.reports.remove(*id),
+                    _ => {}
+                }
+            }
             match &mut held.index {
                 Some(index) => ops().try_for_each(|op| index.apply(op)),
                 None => Ok(()),
@@ -367,29 +395,6 @@ impl Writer {
         }
         if ops().any(|op| matches!(op, Op::PutReport(_))) {
             self.shared.outbox_changes.send_modify(|count| *count += 1);
-        }
-    }
-
-    /// Takes back what planning did to the outbox, after a failed write. Ids that were given are not given again.
-    fn forget_planned(&mut self, planned: &Planned, dropped: u64) {
-        self.outbox.dropped = dropped;
-        let touched = |op: &Op| matches!(op, Op::PutReport(_) | Op::RemoveReport(_) | Op::DropReport(_));
-        if !planned.records.iter().flatten().any(touched) {
-            return;
-        }
-        let counters = Counters { next_report: self.outbox.next, dropped_reports: dropped };
-        let summary = {
-            let held = self.shared.read();
-            held.index.as_ref().map(|index| summarize(index, self.options.outbox_bytes, counters))
-        };
-        match summary {
-            Some(Ok(summary)) => self.outbox = summary.outbox,
-            Some(Err(error)) => {
-                warn!(error = %runtime::chain(&error), "the index is built again");
-                self.stale = true;
-                self.heal_or_warn();
-            }
-            None => {}
         }
     }
 
@@ -413,7 +418,7 @@ impl Writer {
         if free < self.live_bytes + SPARE_BYTES {
             return Err(StoreError::checkpoint(io::ErrorKind::StorageFull.into()));
         }
-        let (journal, length) = match self.start_epoch() {
+        let (journal, written) = match self.start_epoch() {
             Err(WriteError::Index(error)) => {
                 warn!(error = %runtime::chain(&error), "the index is built again");
                 self.heal().map_err(StoreError::checkpoint)?;
@@ -427,7 +432,17 @@ impl Writer {
         })?;
         // Two syncs for the journal, two for the checkpoint: each the file and the directory.
         self.shared.syncs.fetch_add(4, Relaxed);
+        let Written { length, mut reports, lost } = written;
         self.shared.bytes_written.fetch_add(length + FILE_HEADER as u64, Relaxed);
+        self.journal_file = reports.add_file(journal.file());
+        self.shared.write().reports = reports;
+        for id in lost {
+            warn!(id, "a report could not be read back and is lost");
+            self.outbox.remove(id);
+            self.outbox.dropped += 1;
+        }
+        self.outbox.settle();
+        self.shared.dropped_reports.store(self.outbox.dropped, Relaxed);
         let previous = std::mem::replace(&mut self.base, journal.epoch());
         self.journal = Some(journal);
         self.durable = self.sequence;
@@ -441,7 +456,7 @@ impl Writer {
         Ok(())
     }
 
-    fn start_epoch(&mut self) -> Result<(Journal, u64), WriteError> {
+    fn start_epoch(&mut self) -> Result<(Journal, Written), WriteError> {
         self.highest_epoch += 1;
         let epoch = self.highest_epoch;
         let counters = Counters { next_report: self.outbox.next, dropped_reports: self.outbox.dropped };
@@ -450,8 +465,9 @@ impl Writer {
         let started = started.and_then(|journal| {
             let held = self.shared.read();
             let index = held.index.as_ref().ok_or_else(|| io::Error::other("the store is closed"))?;
-            let length = checkpoint::write(&self.directory, epoch, self.sequence, counters, index)?;
-            Ok((journal, length))
+            let state = (index, &held.reports);
+            let written = checkpoint::write(&self.directory, epoch, self.sequence, counters, state)?;
+            Ok((journal, written))
         });
         if started.is_err()
             && let Err(error) = self.abandon(epoch)
@@ -517,10 +533,15 @@ impl Writer {
         let next = self.outbox.next;
         self.stale = false;
         self.digest = built.summary.digest;
-        self.outbox = built.summary.outbox;
+        let Collected { outbox, mut reports } = built.collected;
+        self.outbox = outbox;
         self.outbox.next = self.outbox.next.max(next);
+        if let Some(journal) = &self.journal {
+            self.journal_file = reports.add_file(journal.file());
+        }
         let old = {
             let mut held = self.shared.write();
+            held.reports = reports;
             held.digest = self.digest;
             held.generation += 1;
             held.index.replace(built.index)

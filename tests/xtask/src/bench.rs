@@ -16,6 +16,7 @@ mod hollow;
 mod idle;
 mod line;
 mod node;
+mod outbox;
 mod pods;
 mod reading;
 mod report;
@@ -45,7 +46,7 @@ const REST: Duration = Duration::from_mins(1);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; everything but what takes long (line, hollow), if nothing is named
+    /// What to measure; everything but what takes long (outbox, line, hollow), if nothing is named
     names: Vec<Measure>,
     /// How the figures are printed
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -53,6 +54,9 @@ pub(crate) struct Args {
     /// Measure nothing; print what was measured last
     #[arg(long, conflicts_with = "names")]
     last: bool,
+    /// For outbox: how many reports of an outage
+    #[arg(long, value_name = "REPORTS", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(5000..))]
+    outbox_reports: u64,
     /// For line: how many faults of each kind, over each transport
     #[arg(long, value_name = "FAULTS", default_value_t = 50)]
     line_faults: usize,
@@ -91,6 +95,8 @@ pub(crate) enum Measure {
     Cuts,
     /// A stream of the link (logs and the like) beside raw TLS: throughput, memory, heartbeats meanwhile
     Stream,
+    /// Durable reports a second, what each costs; those of an outage with kills, kept and delivered over either transport
+    Outbox,
     /// Lines that fall silent, flap or are translated anew, programs that stop or are killed: until a change has arrived
     Line,
     /// Thousands of hollow nodes over either transport: cost at rest, reconnect storm, 1,000 changes a second
@@ -108,6 +114,7 @@ impl Measure {
             Self::Adopt => "adopt",
             Self::Cuts => "cuts",
             Self::Stream => "stream",
+            Self::Outbox => "outbox",
             Self::Line => "line",
             Self::Hollow => "hollow",
         }
@@ -123,6 +130,7 @@ impl Measure {
             Self::Adopt => adopt::take(assets).await,
             Self::Cuts => cuts::take(assets).await,
             Self::Stream => stream::take().await,
+            Self::Outbox => outbox::take(assets, args.outbox_reports).await,
             Self::Line => faults::take(assets, args.line_faults).await,
             Self::Hollow => hollow::take(assets, args.hollow_nodes, args.hollow_transport).await,
         }
@@ -151,7 +159,7 @@ async fn measure(args: &Args) -> Result<()> {
         if measures.is_empty() {
             measures = Measure::value_variants().to_vec();
             // Each takes longer than most of the others together.
-            measures.retain(|measure| !matches!(measure, Measure::Line | Measure::Hollow));
+            measures.retain(|measure| !matches!(measure, Measure::Outbox | Measure::Line | Measure::Hollow));
         }
         measures.sort_unstable();
         measures.dedup();

@@ -163,6 +163,7 @@ impl Content {
             Op::PutObject(object) => drop(self.objects.insert(object.key.clone(), object)),
             Op::DeleteObject(key) => drop(self.objects.remove(&key)),
             Op::PutReport(record::StoredReport { id, kind, key, payload }) => {
+                let payload = payload.unpack().unwrap();
                 self.reports.insert(id, Report { id, kind, key, payload });
             }
             Op::RemoveReport(id) => drop(self.reports.remove(&id)),
@@ -338,6 +339,8 @@ impl Stopped {
             End::Clean if *file == self.newest("journal") => {
                 &["the journal is not empty", "the header of journal"]
             }
+            // Of reports sled has nothing.
+            End::Clean if *file == self.newest("checkpoint") => &["is damaged", "is damaged"],
             End::Unclean if *file == self.newest("checkpoint") => &["is damaged"],
             _ => &[],
         }
