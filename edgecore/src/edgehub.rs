@@ -7,7 +7,6 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crds::componentconfig::sync::SyncStrategy;
-use futures_util::FutureExt;
 use proto::message::{Answer, GoodbyeReason, Question};
 use runtime::{
     backoff::Backoff,
@@ -20,23 +19,31 @@ use runtime::{
     },
     tls::{Clock, TlsError},
 };
+use rustls::ClientConfig;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use identity::Dialing;
+use keepalive::Keepalive;
+use network::Network;
+use places::Place;
 use session::SessionError;
 use settings::Settings;
 use throttle::Throttle;
-use transports::{Server, Transports};
+use transports::{Manner, Server, Transports};
 
 mod dialer;
+mod doubt;
 mod enrollment;
 mod identity;
+mod keepalive;
 mod looks;
+mod network;
+mod places;
 mod renewal;
 mod session;
 mod settings;
@@ -136,17 +143,12 @@ pub enum HubError {
     Session(#[from] session::SessionError),
 }
 
-/// One of the cloudcores, and what is known about the way there.
-struct Place {
-    server: Server,
-    transports: Transports,
-}
-
 pub struct EdgeHub<S> {
     config: HubConfig,
     places: Vec<Place>,
     /// The one that is tried next, or that the session is with.
     at: usize,
+    manner: Manner,
     proxy: Option<Proxy>,
     dialing: Dialing,
     clock: Arc<Clock>,
@@ -157,6 +159,10 @@ pub struct EdgeHub<S> {
     asks: mpsc::Receiver<Ask>,
     streams: Option<mpsc::Sender<Stream>>,
     state: watch::Sender<HubState>,
+    /// Of the transport that confirms pings itself, and of the other one.
+    keepalives: [Keepalive; 2],
+    /// One of many hubs in a process leaves it to the others to know of the network.
+    is_alone: bool,
 }
 
 impl<S: HubStore> EdgeHub<S> {
@@ -180,10 +186,14 @@ impl<S: HubStore> EdgeHub<S> {
         let traffic = Arc::default();
         let settings = Settings::load(&config.node, config.sync.clone(), &store);
         let throttle = session::throttle(&store);
+        let keepalives = [quic::HEARTBEAT.min(config.heartbeat), config.heartbeat].map(Keepalive::new);
         let hub = Self {
+            keepalives,
+            is_alone: true,
             config,
             places,
             at,
+            manner: Manner::Usual,
             proxy,
             dialing: Dialing::default(),
             clock,
@@ -204,6 +214,7 @@ impl<S: HubStore> EdgeHub<S> {
         for place in &mut self.places {
             place.transports.dial_with(dialer.clone());
         }
+        self.is_alone = false;
         self
     }
 
@@ -232,12 +243,13 @@ impl<S: HubStore> EdgeHub<S> {
     /// Keeps a session with the cloud until `stop` is cancelled.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), HubError> {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let network = if self.is_alone { Network::watch() } else { Network::default() };
         loop {
             let error = tokio::select! {
                 // Stopping drops the connection attempt; nothing of it was promised to anyone.
                 () = stop.cancelled() => return Ok(()),
                 connected = self.connect() => match connected {
-                    Ok(link) => match self.hold(link, &mut backoff, &stop).await {
+                    Ok(link) => match self.hold(link, &network, &mut backoff, &stop).await {
                         None => return Ok(()),
                         Some(error) => error,
                     },
@@ -247,7 +259,7 @@ impl<S: HubStore> EdgeHub<S> {
             let reason = chain(&error).to_string();
             // Once a change: a site may be offline for months.
             if self.state.borrow().last_error == reason {
-                tracing::debug!(reason, "still no session with the cloud");
+                debug!(reason, "still no session with the cloud");
             } else {
                 warn!(
                     reason,
@@ -278,20 +290,29 @@ impl<S: HubStore> EdgeHub<S> {
             None => enrollment::enroll(&self.config, &place.server, self.proxy.as_ref()).await?,
         };
         let tls = self.dialing.by(identity, &self.clock)?;
-        match time::timeout(self.config.handshake_timeout, place.transports.connect(&tls)).await {
-            Ok(link) => Ok(link?),
+        let manner = std::mem::replace(&mut self.manner, Manner::Usual);
+        let dialing = places::dial(&mut self.places, self.at, &tls, manner);
+        match time::timeout(self.config.handshake_timeout, dialing).await {
+            Ok(Ok((at, link))) => {
+                self.at = at;
+                Ok(link)
+            }
+            Ok(Err((at, error))) => {
+                self.at = at;
+                Err(error.into())
+            }
             Err(_) => Err(HubError::TimedOut(self.config.handshake_timeout)),
         }
     }
 
-    /// Runs a session, and another one whenever QUIC gets through again; `None` when it ended because we are to stop.
+    /// Runs a session, and another one whenever there is a better link; `None` when it ended because we are to stop.
     async fn hold(
         &mut self,
         mut link: Link,
+        network: &Network,
         backoff: &mut Backoff,
         stop: &CancellationToken,
     ) -> Option<HubError> {
-        let transports = &mut self.places[self.at].transports;
         let (config, clock, dialing) = (&self.config, &self.clock, &self.dialing);
         // Whatever the identity is by then.
         let tls = || {
@@ -302,6 +323,8 @@ impl<S: HubStore> EdgeHub<S> {
             let transport = link.transport;
             info!(peer = %link.peer, transport, "link is up");
             self.state.send_modify(|state| state.transport = transport);
+            let (doubt, mut doubted) = watch::channel(false);
+            let rival_is_up = Notify::new();
             let driver = session::Driver {
                 config: &self.config,
                 clock: &self.clock,
@@ -312,29 +335,78 @@ impl<S: HubStore> EdgeHub<S> {
                 asks: &mut self.asks,
                 streams: self.streams.as_ref(),
                 state: &self.state,
+                doubt: &doubt,
+                rival_is_up: &rival_is_up,
+                network,
+                keepalive: &mut self.keepalives[usize::from(!link.confirms)],
             };
             let streams = link.streams.clone();
             let begun = Instant::now();
             let moved = stop.child_token();
             let mut session = std::pin::pin!(driver.run(link, &moved));
-            let mut better = None;
+            let (mut better, mut at) = (None, self.at);
             let ended = loop {
+                let in_doubt = *doubted.borrow_and_update();
+                let other = async {
+                    if in_doubt {
+                        return beside(&mut self.places, self.at, &tls).await;
+                    }
+                    if transport != "websocket" {
+                        return std::future::pending().await;
+                    }
+                    // Streams would be cut by the move.
+                    streams.idle().await;
+                    (self.at, self.places[self.at].transports.quic_again(&tls).await)
+                };
                 tokio::select! {
                     ended = &mut session => break ended,
-                    // A probe that is dropped with the session has promised nothing. Streams would be cut by the move.
-                    link = streams.idle().then(|()| transports.quic_again(tls)), if transport == "websocket" && better.is_none() => {
-                        info!("QUIC gets through; the session moves there");
-                        better = Some(link);
-                        moved.cancel();
+                    // An attempt that is dropped has promised nothing.
+                    (with, link) = other, if better.is_none() => {
+                        (at, better) = (with, Some(link));
+                        if in_doubt {
+                            rival_is_up.notify_one();
+                        } else {
+                            info!("QUIC gets through; the session moves there");
+                            moved.cancel();
+                        }
+                    }
+                    Ok(()) = doubted.changed() => {
+                        // The old one carries, after all. A link on which nothing was said supersedes none.
+                        if !*doubted.borrow() && !moved.is_cancelled() {
+                            better = None;
+                        }
                     }
                 }
             };
+            let in_doubt = *doubted.borrow();
             let connected = self.state.borrow().connected;
             if connected && begun.elapsed() >= STABLE {
                 backoff.reset();
             }
+            let told_to_go = matches!(ended, Err(HubError::Goodbye { .. }));
             match (ended, better) {
-                (Ok(()), Some(better)) if !stop.is_cancelled() => link = better,
+                (ended, Some(better)) if !stop.is_cancelled() && !told_to_go => {
+                    if in_doubt {
+                        let silent = ended.err().map_or_else(
+                            || "nothing comes over it".to_owned(),
+                            |error| chain(&error).to_string(),
+                        );
+                        warn!(
+                            transport,
+                            reason = silent,
+                            server = self.places[at].server.address,
+                            "the session moves to another link"
+                        );
+                        self.state.send_modify(|state| {
+                            *state = HubState {
+                                sessions: state.sessions,
+                                last_error: silent,
+                                ..HubState::default()
+                            };
+                        });
+                    }
+                    (self.at, link) = (at, better);
+                }
                 (Ok(()), _) => return None,
                 (Err(error), _) => {
                     let refused = matches!(
@@ -345,7 +417,11 @@ impl<S: HubStore> EdgeHub<S> {
                             ))
                     );
                     if transport == "quic" && !connected && !refused {
-                        transports.quic_failed();
+                        self.places[self.at].transports.quic_failed();
+                    }
+                    let silent = matches!(&error, HubError::Session(SessionError::Dead(_)));
+                    if silent || in_doubt {
+                        self.manner = Manner::InDoubt;
                     }
                     return Some(error);
                 }
@@ -364,6 +440,27 @@ impl<S: HubStore> EdgeHub<S> {
                 Some(ask) = self.asks.recv() => refuse(ask, "not connected to the cloud"),
             }
         }
+    }
+}
+
+/// A link beside a session in doubt, with whichever cloudcore.
+async fn beside(
+    places: &mut [Place],
+    mut at: usize,
+    tls: impl Fn() -> Option<Arc<ClientConfig>>,
+) -> (usize, Link) {
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    loop {
+        if let Some(tls) = tls() {
+            match places::dial(places, at, &tls, Manner::InDoubt).await {
+                Ok(dialed) => return dialed,
+                Err((failed, error)) => {
+                    debug!(error = %chain(&error), "no link beside the session in doubt");
+                    at = (failed + 1) % places.len();
+                }
+            }
+        }
+        time::sleep(backoff.next_delay()).await;
     }
 }
 

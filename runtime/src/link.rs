@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -30,6 +30,7 @@ use tokio::{
 
 mod bucket;
 pub mod framing;
+mod kernel;
 mod knock;
 mod mux;
 mod narrow;
@@ -51,10 +52,14 @@ const UNSENT: u32 = 4 << 10;
 /// them QUIC does not begin, whose first packets have 1228, and it is TCP that has to do without. What it costs is 40 bytes of
 /// headers in 1160 instead of in 1460.
 const SEGMENT: u32 = 1160;
-/// How long what the edge sent may stay unconfirmed before its connection has failed. The kernel sends it again ever more seldom, and
-/// would learn of a line that is back when it was away for as long again; an edge that dials asks every two seconds. Not for the cloud's
-/// end: the edge would not be told.
+/// How long what the edge sent may stay unconfirmed before its connection has failed: an edge that dials asks every two seconds.
 const UNCONFIRMED: Duration = Duration::from_secs(10);
+/// The same, for the cloud's end. The edge would not be told of a connection that was given up there, so it is the session that gives it
+/// up. Without this, the kernel would count how often it has sent the same.
+const UNCONFIRMED_BY_EDGE: Duration = Duration::from_hours(1);
+/// What is not confirmed is sent again at least so often: TCP does it ever more seldom, and would learn of a line that is back when
+/// it was away for as long again.
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// The thinnest line that still is one, in bytes a second.
 pub const SLOWEST: u64 = 1000;
@@ -69,17 +74,49 @@ pub fn slowest(bytes: usize) -> Duration {
 #[derive(Clone, Debug)]
 pub struct Progress {
     begun: Instant,
-    /// In microseconds after `begun`.
-    last: Arc<AtomicU64>,
+    noted: Arc<Noted>,
     /// Which counts what comes, and what the peer confirms.
     connection: Option<quinn::Connection>,
     /// The count of what had come, where nobody notes it: it is looked at when somebody asks.
     seen: Option<Arc<AtomicU64>>,
+    /// Both ends of the TCP connection, for whoever asks the kernel.
+    tcp: Option<Arc<(SocketAddr, SocketAddr)>>,
+}
+
+#[derive(Debug, Default)]
+struct Noted {
+    /// When something came, in microseconds after [`Progress::begun`].
+    last: AtomicU64,
+    /// Bytes that the kernel has taken.
+    written: AtomicU64,
+}
+
+/// How what was sent fares below the frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// It grows when the peer's transport confirms something.
+    pub confirmed: u64,
+    /// The peer's transport may have something still to confirm.
+    pub open: bool,
+}
+
+/// Whether a server has answered at all, told while the connection to it is made.
+#[derive(Clone, Debug, Default)]
+pub struct Heard(Arc<AtomicBool>);
+
+impl Heard {
+    pub fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_noted(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Progress {
     fn new() -> Self {
-        Self { begun: Instant::now(), last: Arc::default(), connection: None, seen: None }
+        Self { begun: Instant::now(), noted: Arc::default(), connection: None, seen: None, tcp: None }
     }
 
     fn counted_by(connection: quinn::Connection) -> Self {
@@ -95,6 +132,28 @@ impl Progress {
         self.connection.as_ref().map(|connection| connection.stats().frame_rx.acks)
     }
 
+    /// How what was sent fares, if that can be found out. Over TCP the kernel is asked, by reading a file: nothing to be done for
+    /// every frame.
+    pub fn delivery(&self) -> Option<Delivery> {
+        if let Some(confirmed) = self.confirmed() {
+            return Some(Delivery { confirmed, open: true });
+        }
+        // Before the kernel's count grows once more.
+        let written = self.noted.written.load(Ordering::Relaxed);
+        let waiting = kernel::unconfirmed(**self.tcp.as_ref()?)?;
+        Some(Delivery { confirmed: written.saturating_sub(waiting), open: waiting > 0 })
+    }
+
+    /// How long it takes to the peer and back, if the transport knows.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.connection.as_ref().map(quinn::Connection::rtt)
+    }
+
+    /// How often the peer has asked whether it is us: each time when what we sent came from another address than before.
+    pub fn moves(&self) -> Option<u64> {
+        self.connection.as_ref().map(|connection| connection.stats().frame_rx.path_challenge)
+    }
+
     /// Where the peer is now, if its address may change.
     pub fn address(&self) -> Option<SocketAddr> {
         self.connection.as_ref().map(quinn::Connection::remote_address)
@@ -107,12 +166,19 @@ impl Progress {
                 self.note();
             }
         }
-        self.begun + Duration::from_micros(self.last.load(Ordering::Relaxed))
+        self.begun + Duration::from_micros(self.noted.last.load(Ordering::Relaxed))
     }
 
     fn note(&self) {
         let now = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.last.store(now, Ordering::Relaxed);
+        self.noted.last.store(now, Ordering::Relaxed);
+    }
+
+    fn note_written(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = polled {
+            self.noted.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        polled
     }
 }
 
@@ -219,13 +285,16 @@ async fn patiently<T>(
 /// To be called with every connection that a WebSocket will be on.
 pub fn prepare(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
+    kernel::retransmit_within(tcp, AGAIN)?;
     // What the kernel has taken cannot be overtaken any more.
     SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT)
 }
 
 /// To be called with the listener of such connections.
 pub fn prepare_listener(listener: &TcpListener) -> io::Result<()> {
-    SockRef::from(listener).set_tcp_mss(SEGMENT)
+    let options = SockRef::from(listener);
+    options.set_tcp_user_timeout(Some(UNCONFIRMED_BY_EDGE))?;
+    options.set_tcp_mss(SEGMENT)
 }
 
 /// The edge's end: connects to the first of these addresses that answers. Has no deadline of its own.
@@ -237,6 +306,9 @@ pub async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
         // Now, because the first packet tells the other end.
         options.set_tcp_mss(SEGMENT)?;
         options.set_tcp_user_timeout(Some(UNCONFIRMED))?;
+        // The few bytes that an edge sends are sent again after a round trip or two, and not ever more seldom at once: a line that
+        // loses much is not to look like a dead one.
+        options.set_tcp_thin_linear_timeouts(true)?;
         match socket.connect(*address).await {
             Ok(tcp) => return Ok(tcp),
             Err(error) => failure = error,
@@ -319,7 +391,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.progress.note_written(polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -336,7 +409,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.progress.note_written(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

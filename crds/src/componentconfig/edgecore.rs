@@ -174,12 +174,13 @@ impl Default for EdgeHubQuic {
 pub struct EdgeHubWebSocket {
     /// false leaves the link to QUIC; enrolment uses the server below all the same.
     pub enable: bool,
-    /// cloudcore's HOST:PORT; of several cloudcores each one's, with commas: when one fails, the next is tried.
+    /// cloudcore's HOST:PORT; of several cloudcores each one's, with commas: when one fails, or has answered nothing for two seconds,
+    /// the next is tried.
     pub server: String,
     /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128; enrolment uses it, too. QUIC does not:
     /// where a proxy is the only way out, the link is a WebSocket. Empty: none.
     pub proxy: Secret,
-    /// Seconds that connecting may take, TLS and all, before it is tried anew.
+    /// Seconds that connecting may take, TLS and all, with whichever cloudcore, before it is tried anew.
     pub handshake_timeout: u32,
     /// Seconds that one frame may take to be written before the line is given up.
     pub write_deadline: u32,

@@ -25,7 +25,7 @@ use runtime::{
     tls::Clock,
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
     time::{self, Instant},
 };
@@ -33,7 +33,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    Ask, HubConfig, HubError, HubState, HubStore, Traffic, looks,
+    Ask, HubConfig, HubError, HubState, HubStore, Traffic,
+    doubt::{Doubt, Next},
+    keepalive::Keepalive,
+    looks,
+    network::{Network, way_to},
     settings::Settings,
     throttle::{Throttle, Verdict},
 };
@@ -90,6 +94,12 @@ pub(super) struct Driver<'a, S> {
     pub(super) asks: &'a mut mpsc::Receiver<Ask>,
     pub(super) streams: Option<&'a mpsc::Sender<Stream>>,
     pub(super) state: &'a watch::Sender<HubState>,
+    /// Whether the line still carries what is sent is in doubt: then another link is looked for.
+    pub(super) doubt: &'a watch::Sender<bool>,
+    /// Told when there is one.
+    pub(super) rival_is_up: &'a Notify,
+    pub(super) network: &'a Network,
+    pub(super) keepalive: &'a mut Keepalive,
 }
 
 /// What goes on during a session beside the protocol's own state.
@@ -118,6 +128,21 @@ struct Work {
     synced_after: Option<u64>,
     received: u64,
     progress: Progress,
+    doubt: Doubt,
+    begun: Instant,
+    /// When something was sent last.
+    sent_at: Instant,
+    /// When the peer was asked last because the line was idle.
+    asked_at: Instant,
+    /// What was sent last came after a silence of so long, when the peer had asked so often where we are. It is not confirmed yet.
+    after_silence: Option<(Duration, Option<u64>)>,
+}
+
+impl Work {
+    /// When something was on the line last.
+    fn idle_since(&self) -> Instant {
+        self.sent_at.max(self.progress.last())
+    }
 }
 
 impl Work {
@@ -161,9 +186,9 @@ fn store_after(
 }
 
 impl<S: HubStore> Driver<'_, S> {
-    /// Returns `Ok` only when `stop` was cancelled.
+    /// Returns `Ok` only when `stop` was cancelled, or another link is to be used instead.
     pub(super) async fn run(mut self, link: Link, stop: &CancellationToken) -> Result<(), HubError> {
-        let Link { sender, mut receiver, progress, confirms, mut knocks, streams, .. } = link;
+        let Link { sender, mut receiver, progress, confirms, mut knocks, streams, peer, .. } = link;
         // A commit of the session before may still be on its way to the disk, and what the cloud is told must have it.
         if let Err(error) = self.store.apply(Vec::new()).await {
             debug!(error = %runtime::chain(&error), "the store takes nothing; the session begins with what it holds");
@@ -198,19 +223,29 @@ impl<S: HubStore> Driver<'_, S> {
             synced_after: None,
             received: 0,
             progress,
+            doubt: Doubt::new(heartbeat),
+            begun: Instant::now(),
+            sent_at: Instant::now(),
+            asked_at: Instant::now(),
+            after_silence: None,
         };
-        let mut answered = None;
+        let (mut answered, mut left) = (None, false);
+        let mut from = way_to(peer);
         let ended = loop {
             if let Err(error) = self.advance(&mut session, &mut work, &frames).await {
                 break Err(error);
             }
             let deadline = Instant::from_std(session.deadline());
+            let look = work.doubt.deadline().map(Instant::from_std);
+            let idle = work.idle_since().max(work.asked_at) + self.keepalive.after();
+            let shorter = self.keepalive.after() < heartbeat && session.is_connected();
+            let wake = [look, shorter.then_some(idle)].into_iter().flatten().fold(deadline, Instant::min);
             let asking = session.is_connected() && work.questions.len() < MAX_QUESTIONS;
             let due = self.due(&session, deadline);
             let step = tokio::select! {
                 // Safe to cancel by contract. What lies in the socket is read before the deadline counts: it came in
                 // time, however long we were busy.
-                received = time::timeout_at(deadline, receiver.receive()) => match received {
+                received = time::timeout_at(wake, receiver.receive()) => match received {
                     Ok(Ok(Some(frame))) => {
                         self.traffic.note_received(frame.len());
                         self.handle_frame(&mut session, frame)
@@ -221,6 +256,11 @@ impl<S: HubStore> Driver<'_, S> {
                         session.handle_progress(work.progress.last().into_std());
                         if let Some(confirmed) = work.progress.confirmed() {
                             session.handle_confirmed(confirmed);
+                        }
+                        left = self.look(&mut session, &mut work, confirms);
+                        if shorter && idle <= Instant::now() {
+                            work.asked_at = Instant::now();
+                            session.ping();
                         }
                         let now = Instant::now().into_std();
                         session.handle_deadline(now).map_err(|error| SessionError::from(error).into())
@@ -234,6 +274,19 @@ impl<S: HubStore> Driver<'_, S> {
                 () = knocks.heard(), if answered.is_none_or(|at: Instant| at.elapsed() > KNOCKS) => {
                     answered = Some(Instant::now());
                     session.ping();
+                    Ok(())
+                }
+                () = self.network.changed(peer, &mut from) => {
+                    debug!(?from, "cloudcore is reached from another address");
+                    // Nothing is learnt of the silence before.
+                    work.sent_at = Instant::now();
+                    session.ping();
+                    Ok(())
+                }
+                () = self.rival_is_up.notified() => {
+                    if work.doubt.rival_is_up(Instant::now().into_std()) {
+                        session.ping();
+                    }
                     Ok(())
                 }
                 // A watch only marks that something changed.
@@ -270,27 +323,64 @@ impl<S: HubStore> Driver<'_, S> {
                 }
             };
             match step {
-                Ok(()) if stop.is_cancelled() => break Ok(()),
+                Ok(()) if left || stop.is_cancelled() => break Ok(()),
                 Ok(()) => {}
                 Err(error) => break Err(error),
             }
         };
         if let Err(HubError::Session(error)) = &ended {
             farewell(&mut session, error);
+            // Over TCP that is how it is told that the peer does not know the connection by its new address.
+            if let (SessionError::Link(LinkError::Broken(_)), Some((silence, None))) =
+                (error, work.after_silence)
+            {
+                self.keepalive.forgotten(silence);
+            }
         }
         for (_, answer) in work.questions.drain() {
             drop(answer.send(Err("the line to the cloud went down".to_owned())));
         }
         // Last words, if the line still carries them.
-        if let Some(Ok(frame)) = session.poll_lane(Lane::Control).map(codec::encode) {
+        let carries = !left && !matches!(ended, Err(HubError::Session(SessionError::Dead(_))));
+        if carries && let Some(Ok(frame)) = session.poll_lane(Lane::Control).map(codec::encode) {
             frames.push(Lane::Control, frame);
         }
         drop(frames);
-        if time::timeout(FAREWELL, writer.join_next()).await.is_err() {
+        if carries && time::timeout(FAREWELL, writer.join_next()).await.is_err() {
             debug!("the line did not carry the goodbye");
         }
         streams.close();
         ended
+    }
+
+    /// Looks whether what was sent fares well; true when the session is to move to the other link.
+    fn look(&mut self, session: &mut EdgeSession, work: &mut Work, asks: bool) -> bool {
+        let now = Instant::now().into_std();
+        if work.doubt.deadline().is_none_or(|look| look > now) {
+            return false;
+        }
+        if let Some(took) = work.progress.round_trip() {
+            work.doubt.note_round_trip(took);
+        }
+        let heard = work.progress.last().into_std();
+        let next = work.doubt.look(now, heard, work.progress.delivery());
+        if work.doubt.deadline().is_none()
+            && let Some((silence, moves)) = work.after_silence.take()
+        {
+            if work.progress.moves() == moves {
+                self.keepalive.held();
+            } else {
+                self.keepalive.forgotten(silence);
+                debug!(?silence, after = ?self.keepalive.after(), "the line had been forgotten on the way");
+            }
+        }
+        self.doubt
+            .send_if_modified(|doubt| std::mem::replace(doubt, work.doubt.is_on()) != work.doubt.is_on());
+        // Over TCP the kernel sends again by itself, and nothing else before that.
+        if next == Next::Ask && asks {
+            session.ping();
+        }
+        next == Next::Leave
     }
 
     fn handle_frame(&mut self, session: &mut EdgeSession, frame: Bytes) -> Result<(), HubError> {
@@ -350,8 +440,18 @@ impl<S: HubStore> Driver<'_, S> {
                 let frame = frame.map_err(SessionError::from)?;
                 self.traffic.note_sent(frame.len());
                 frames.push(lane, frame);
-                if let Some(confirmed) = work.progress.confirmed() {
-                    session.handle_sent(Instant::now().into_std(), confirmed);
+                let silence = work.idle_since().elapsed();
+                work.sent_at = Instant::now();
+                let (now, confirmed) = (work.sent_at.into_std(), work.progress.confirmed());
+                if let Some(confirmed) = confirmed {
+                    session.handle_sent(now, confirmed);
+                }
+                // Before, the handshake has a deadline of its own.
+                if session.is_connected() {
+                    work.doubt.sent(now, confirmed);
+                    if self.keepalive.tells(silence) {
+                        work.after_silence = Some((silence, work.progress.moves()));
+                    }
                 }
             }
         }
@@ -367,6 +467,7 @@ impl<S: HubStore> Driver<'_, S> {
         match event {
             EdgeEvent::Connected { software, unix_ms, sync_config } => {
                 info!(software, "connected to the cloud");
+                work.doubt.note_round_trip(work.begun.elapsed());
                 self.note_time(unix_ms / 1000).await;
                 if let Err(error) = self.settings.told(sync_config, self.store).await {
                     debug!(error = %runtime::chain(&error), "link settings were not kept");

@@ -8,16 +8,18 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnord
 use runtime::{
     backoff::Backoff,
     chain,
-    link::{Link, LinkError, proxy::Proxy, quic, websocket},
+    link::{Heard, Link, LinkError, proxy::Proxy, quic, websocket},
 };
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::time;
+use tokio::time::{self, Instant};
 use tracing::debug;
 
 use super::{HubConfig, HubError, dialer};
 
 /// How long QUIC is tried alone. With what the WebSocket then takes, a line that drops UDP is up within three seconds.
 const HEAD_START: Duration = Duration::from_millis(1500);
+/// The same, beside a session in doubt: seconds have passed already, and it may be for UDP that it is.
+const SHORT_HEAD_START: Duration = Duration::from_millis(300);
 /// How long QUIC may still take when the WebSocket has failed.
 const LAST_CHANCE: Duration = Duration::from_secs(3);
 /// How long QUIC may take when the link is up already.
@@ -43,6 +45,15 @@ impl Server {
     }
 }
 
+/// Why a link is dialed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// There is none.
+    Usual,
+    /// There was one, or is one still, over which nothing comes any more.
+    InDoubt,
+}
+
 pub(super) struct Transports {
     quic: Option<Server>,
     websocket: Option<Server>,
@@ -51,6 +62,8 @@ pub(super) struct Transports {
     /// UDP did not get through when TCP did.
     quic_is_blocked: bool,
     probes: Backoff,
+    /// When QUIC is tried again beside a session that does without.
+    probe: Option<Instant>,
 }
 
 impl Transports {
@@ -64,7 +77,7 @@ impl Transports {
         let websocket = config.websocket.then(|| Server::parse("websocket.server", tcp)).transpose()?;
         let (shortest, longest) = config.quic_probes;
         let (dialer, probes) = (quic::Dialer::default(), Backoff::new(shortest, longest));
-        Ok(Self { quic, websocket, proxy, dialer, quic_is_blocked: false, probes })
+        Ok(Self { quic, websocket, proxy, dialer, quic_is_blocked: false, probes, probe: None })
     }
 
     pub(super) fn dial_with(&mut self, dialer: quic::Dialer) {
@@ -72,12 +85,18 @@ impl Transports {
     }
 
     /// A link, up as far as can be said before the first frame. Has no deadline of its own.
-    pub(super) async fn connect(&mut self, tls: &Arc<ClientConfig>) -> Result<Link, LinkError> {
+    pub(super) async fn connect(
+        &mut self,
+        tls: &Arc<ClientConfig>,
+        manner: Manner,
+        heard: Heard,
+    ) -> Result<Link, LinkError> {
+        let heard = &heard;
         let (quic, websocket) = match (&self.quic, &self.websocket) {
-            (Some(quic), None) => return over_quic(&self.dialer, quic, tls).await,
+            (Some(quic), None) => return over_quic(&self.dialer, quic, tls, heard).await,
             (Some(quic), Some(websocket)) if !self.quic_is_blocked => (quic, websocket),
             (_, Some(websocket)) => {
-                let link = over_websocket(websocket, self.proxy.as_ref(), tls).await;
+                let link = over_websocket(websocket, self.proxy.as_ref(), tls, heard).await;
                 // Perhaps it is TCP that does not get through now.
                 self.quic_is_blocked &= link.is_ok();
                 return link;
@@ -85,9 +104,13 @@ impl Transports {
             // The configuration's check has seen to it that there is one.
             (None, None) => return Err(LinkError::NoTransport),
         };
-        let mut over_quic = over_quic(&self.dialer, quic, tls);
-        let early = time::timeout(HEAD_START, &mut over_quic).await;
-        let mut over_websocket = over_websocket(websocket, self.proxy.as_ref(), tls);
+        let head_start = match manner {
+            Manner::Usual => HEAD_START,
+            Manner::InDoubt => SHORT_HEAD_START,
+        };
+        let mut over_quic = over_quic(&self.dialer, quic, tls, heard);
+        let early = time::timeout(head_start, &mut over_quic).await;
+        let mut over_websocket = over_websocket(websocket, self.proxy.as_ref(), tls, heard);
         let link = match early {
             Ok(Ok(link)) => Ok(link),
             Ok(Err(error)) => {
@@ -124,9 +147,13 @@ impl Transports {
     pub(super) async fn quic_again(&mut self, tls: impl Fn() -> Option<Arc<ClientConfig>>) -> Link {
         let Some(quic) = &self.quic else { return std::future::pending().await };
         loop {
-            time::sleep(self.probes.next_delay()).await;
+            // Whoever does not wait to the end waits on the next time.
+            let probes = &mut self.probes;
+            let probe = *self.probe.get_or_insert_with(|| Instant::now() + probes.next_delay());
+            time::sleep_until(probe).await;
+            self.probe = None;
             let Some(tls) = tls() else { continue };
-            match time::timeout(PROBE, over_quic(&self.dialer, quic, &tls)).await {
+            match time::timeout(PROBE, over_quic(&self.dialer, quic, &tls, &Heard::default())).await {
                 Ok(Ok(link)) => {
                     self.quic_is_blocked = false;
                     self.probes.reset();
@@ -150,11 +177,13 @@ fn over_websocket<'a>(
     server: &'a Server,
     proxy: Option<&'a Proxy>,
     tls: &'a Arc<ClientConfig>,
+    heard: &'a Heard,
 ) -> BoxFuture<'a, Result<Link, LinkError>> {
     let Server { address, name } = server;
     let connect_error = |source| LinkError::Connect { address: address.clone(), source };
     async move {
         let tcp = dialer::tcp(address, proxy).await.map_err(connect_error)?;
+        heard.note();
         websocket::over(tcp, address, name.clone(), Arc::clone(tls)).await
     }
     .boxed()
@@ -165,12 +194,13 @@ fn over_quic<'a>(
     dialer: &'a quic::Dialer,
     server: &'a Server,
     tls: &'a ClientConfig,
+    heard: &'a Heard,
 ) -> BoxFuture<'a, Result<Link, LinkError>> {
     let Server { address, name } = server;
     let connect_error = |source| LinkError::Connect { address: address.clone(), source };
     async move {
         let addresses = dialer::resolve(address).await.map_err(connect_error)?;
-        dialer::first(addresses, |all| any_over_quic(dialer, all, address, name, tls)).await
+        dialer::first(addresses, |all| any_over_quic(dialer, all, address, (name, tls), heard)).await
     }
     .boxed()
 }
@@ -180,14 +210,14 @@ async fn any_over_quic(
     dialer: &quic::Dialer,
     addresses: Vec<SocketAddr>,
     address: &str,
-    name: &ServerName<'static>,
-    tls: &ClientConfig,
+    (name, tls): (&ServerName<'static>, &ClientConfig),
+    heard: &Heard,
 ) -> Result<Link, LinkError> {
     let mut attempts: FuturesUnordered<_> = (0_u32..)
         .zip(addresses.into_iter().take(ADDRESSES))
         .map(|(number, peer)| async move {
             time::sleep(number * NEXT_ADDRESS).await;
-            dialer.connect(peer, address, name, tls).await
+            dialer.connect(peer, address, name, tls, heard).await
         })
         .collect();
     let mut failure = LinkError::NoTransport;

@@ -29,7 +29,7 @@ pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 /// The cloud's port, under the test's control.
 pub(crate) struct Cloud {
     listener: TcpListener,
-    tls: TlsAcceptor,
+    pub(crate) tls: Arc<rustls::ServerConfig>,
 }
 
 impl Cloud {
@@ -51,14 +51,13 @@ impl Cloud {
         tls::write_durably(&paths.key, 0o600, tls::pem("PRIVATE KEY", &key).as_bytes())?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        Ok((Self { listener, tls: TlsAcceptor::from(Arc::new(server)) }, paths, address))
+        Ok((Self { listener, tls: Arc::new(server) }, paths, address))
     }
 
     /// The edge's next connection, after its hello.
     pub(crate) async fn accept(&self) -> Result<(Socket, Hello)> {
         let accepted = async {
-            let (tcp, _) = self.listener.accept().await?;
-            let mut socket = tokio_tungstenite::accept_async(self.tls.accept(tcp).await?).await?;
+            let mut socket = self.upgrade().await?;
             let Some(Ok(Message::Binary(frame))) = socket.next().await else { bail!("no hello") };
             let Body::Hello(hello) = codec::decode(frame.slice(1..))? else {
                 bail!("the first frame is no hello")
@@ -66,6 +65,13 @@ impl Cloud {
             Ok((socket, hello))
         };
         timeout(LONG, accepted).await.context("the edge did not come back")?
+    }
+
+    /// The edge's next connection, of which nothing is known yet.
+    pub(crate) async fn upgrade(&self) -> Result<Socket> {
+        let (tcp, _) = self.listener.accept().await?;
+        let stream = TlsAcceptor::from(Arc::clone(&self.tls)).accept(tcp).await?;
+        Ok(tokio_tungstenite::accept_async(stream).await?)
     }
 
     /// As [`Cloud::accept`], welcomed.

@@ -30,7 +30,7 @@ use socket2::SockRef;
 use tokio::sync::Notify;
 
 use super::{
-    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress,
+    FrameReceiver, FrameSender, Heard, Knocks, Link, LinkError, Progress,
     framing::Lengths,
     narrow, patiently,
     queue::{FrameQueue, PIECE},
@@ -149,7 +149,7 @@ pub async fn connect(
     server_name: &ServerName<'_>,
     tls: &rustls::ClientConfig,
 ) -> Result<Link, LinkError> {
-    Dialer::default().connect(peer, address, server_name, tls).await
+    Dialer::default().connect(peer, address, server_name, tls, &Heard::default()).await
 }
 
 /// From which socket connections are made.
@@ -169,13 +169,14 @@ impl Dialer {
         Ok(Self(Some((endpoint, knocks))))
     }
 
-    /// As [`connect`].
+    /// As [`connect`]. From a socket of its own it tells soon when the server has answered at all.
     pub async fn connect(
         &self,
         peer: SocketAddr,
         address: &str,
         server_name: &ServerName<'_>,
         tls: &rustls::ClientConfig,
+        heard: &Heard,
     ) -> Result<Link, LinkError> {
         let failed = |source| LinkError::Connect { address: address.to_owned(), source };
         let mut tls = tls.clone();
@@ -185,12 +186,13 @@ impl Dialer {
         config.transport_config(Arc::new(transport(STREAMS)));
         let (endpoint, knocks, progress) = match &self.0 {
             Some((endpoint, knocks)) => (endpoint.clone(), knocks.clone(), None),
-            None => own_endpoint(peer).map_err(failed)?,
+            None => own_endpoint(peer, heard).map_err(failed)?,
         };
         let connecting = endpoint
             .connect_with(config, peer, &server_name.to_str())
             .map_err(|error| failed(io::Error::other(error)))?;
         let connection = connecting.await.map_err(|error| lost(address, error))?;
+        heard.note();
         let progress = match progress {
             Some(progress) => progress.confirmed_by(connection.clone()),
             None => Progress::counted_by(connection.clone()),
@@ -201,13 +203,14 @@ impl Dialer {
 }
 
 /// An endpoint for one connection, with what is heard on it.
-fn own_endpoint(peer: SocketAddr) -> io::Result<(Endpoint, Knocks, Option<Progress>)> {
+fn own_endpoint(peer: SocketAddr, heard: &Heard) -> io::Result<(Endpoint, Knocks, Option<Progress>)> {
     let any: IpAddr = match peer {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let progress = Progress::new();
-    let (socket, knocks) = WatchedUdp::new(UdpSocket::bind((any, 0))?, Some((peer, progress.clone())))?;
+    let watched = (peer, progress.clone(), heard.clone());
+    let (socket, knocks) = WatchedUdp::new(UdpSocket::bind((any, 0))?, Some(watched))?;
     // One connection a socket needs no name for it, and a quiet line counts bytes.
     let mut config = EndpointConfig::default();
     config.cid_generator(|| Box::new(Names(0)));

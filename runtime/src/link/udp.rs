@@ -15,7 +15,7 @@ use quinn::{
 };
 use tokio::sync::watch;
 
-use super::{Knocks, Progress, knock};
+use super::{Heard, Knocks, Progress, knock};
 
 /// Datagrams that an edge gives to the kernel at once. quinn keeps a buffer of as many for each connection, and would take ten;
 /// whoever has thousands of connections gives them one by one.
@@ -25,13 +25,16 @@ const SEGMENTS: usize = 4;
 pub(super) struct WatchedUdp {
     socket: Arc<dyn AsyncUdpSocket>,
     /// The only peer, where there is one alone, and what is heard of it.
-    peer: Option<(SocketAddr, Progress)>,
+    peer: Option<(SocketAddr, Progress, Heard)>,
     knocks: watch::Sender<()>,
 }
 
 impl WatchedUdp {
     /// To be called within a runtime.
-    pub(super) fn new(socket: UdpSocket, peer: Option<(SocketAddr, Progress)>) -> io::Result<(Self, Knocks)> {
+    pub(super) fn new(
+        socket: UdpSocket,
+        peer: Option<(SocketAddr, Progress, Heard)>,
+    ) -> io::Result<(Self, Knocks)> {
         let (sender, receiver) = watch::channel(());
         let socket = TokioRuntime.wrap_udp_socket(socket)?;
         Ok((Self { socket, peer, knocks: sender }, Knocks(Some(receiver))))
@@ -39,9 +42,12 @@ impl WatchedUdp {
 
     fn look_at(&self, from: SocketAddr, datagrams: &[u8]) {
         match &self.peer {
-            Some((peer, _)) if *peer != from => {}
+            Some((peer, ..)) if *peer != from => {}
             _ if knock::is_knock(datagrams) => self.knocks.send_replace(()),
-            Some((_, progress)) => progress.note(),
+            Some((_, progress, heard)) => {
+                progress.note();
+                heard.note();
+            }
             None => {}
         }
     }

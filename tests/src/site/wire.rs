@@ -181,6 +181,15 @@ impl Wire {
         state.nat.get_or_insert_default().forget();
     }
 
+    /// As [`Wire::rebind`], and by itself each flow that has been idle for so long.
+    pub fn forget_after(&self, idle: Duration) {
+        let (now, mut state) = (self.shared.begun.elapsed(), self.shared.lock());
+        state.note(now, format!("NAT forgets what is idle for {idle:?}"));
+        let nat = state.nat.get_or_insert_default();
+        nat.memory = Some(idle);
+        nat.forget();
+    }
+
     /// What became of the frames so far: of those from the site, and of those to it.
     pub fn counts(&self) -> [Counts; 2] {
         let state = self.shared.lock();
@@ -207,11 +216,11 @@ impl State {
     }
 
     /// Whether the frame goes on, translated.
-    fn translate(&mut self, from: usize, frame: &mut [u8]) -> bool {
+    fn translate(&mut self, from: usize, frame: &mut [u8], now: Duration) -> bool {
         match (&mut self.nat, from) {
             (None, _) => true,
-            (Some(nat), 0) => nat.outwards(frame),
-            (Some(nat), _) => nat.inwards(frame),
+            (Some(nat), 0) => nat.outwards(frame, now),
+            (Some(nat), _) => nat.inwards(frame, now),
         }
     }
 }
@@ -284,7 +293,7 @@ fn take(end: &OwnedFd, buffer: &mut [u8], from: usize, state: &mut State, begun:
         // Nothing there, or the interface is down.
         let Ok(length) = read(end, &mut *buffer) else { return };
         let frame = &mut buffer[..length];
-        if !state.translate(from, frame) {
+        if !state.translate(from, frame, begun.elapsed()) {
             state.ways[from].note_untranslated();
             continue;
         }

@@ -10,7 +10,10 @@ use tokio::{net::TcpListener, task::JoinSet, time::Instant};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::edgehub::IdentityPaths;
+use crate::edgehub::{
+    IdentityPaths,
+    places::{self, Place},
+};
 
 const LONG: Duration = Duration::from_secs(20);
 const NODE: &str = "edge-1";
@@ -95,7 +98,10 @@ impl Port {
     /// What carries the next link, and how long it took to come up.
     async fn connect(&self, transports: &mut Transports) -> (&'static str, Duration) {
         let begun = Instant::now();
-        let link = time::timeout(LONG, transports.connect(&self.client)).await.unwrap().unwrap();
+        let link = time::timeout(LONG, transports.connect(&self.client, Manner::Usual, Heard::default()))
+            .await
+            .unwrap()
+            .unwrap();
         (link.transport, begun.elapsed())
     }
 }
@@ -140,7 +146,9 @@ async fn what_is_switched_off_is_not_used() {
     assert!(again.is_err(), "QUIC is probed");
 
     let mut transports = port.transports(false, true);
-    let waiting = time::timeout(2 * HEAD_START, transports.connect(&port.client)).await;
+    let waiting =
+        time::timeout(2 * HEAD_START, transports.connect(&port.client, Manner::Usual, Heard::default()))
+            .await;
     assert!(waiting.is_err(), "a link without QUIC");
     let _answering = port.answer_udp();
     assert_eq!(port.connect(&mut transports).await.0, "quic");
@@ -156,7 +164,58 @@ async fn a_cloud_that_is_not_there_is_told_soon() {
     for server in [&mut transports.quic, &mut transports.websocket] {
         server.as_mut().unwrap().address.clone_from(&nobody);
     }
-    let error = time::timeout(2 * (HEAD_START + LAST_CHANCE), transports.connect(&port.client)).await;
+    let error = time::timeout(
+        2 * (HEAD_START + LAST_CHANCE),
+        transports.connect(&port.client, Manner::Usual, Heard::default()),
+    )
+    .await;
     let error = chain(&error.unwrap().err().unwrap()).to_string();
     assert!(error.contains("refused"), "{error}");
+}
+
+impl Port {
+    fn place(&self, websocket: bool) -> Place {
+        let server = Server::parse("websocket.server", &self.address).unwrap();
+        Place { server, transports: self.transports(websocket, !websocket) }
+    }
+}
+
+#[tokio::test]
+async fn a_cloudcore_that_answers_nothing_costs_two_seconds_and_less_in_doubt() {
+    let (silent, good) = (Port::open().await, Port::open().await);
+    let _answering = good.answer_udp();
+    for (manner, wanted) in [(Manner::Usual, 2.0..3.5), (Manner::InDoubt, 0.5..2.0)] {
+        // The order is that of the list, from the one where it is begun.
+        for (from, at) in [(0, 1), (1, 0)] {
+            let mut places = [silent.place(false), good.place(false)];
+            if from == 1 {
+                places.swap(0, 1);
+            }
+            let begun = Instant::now();
+            let dialed = time::timeout(LONG, places::dial(&mut places, from, &good.client, manner)).await;
+            let (with, link) = dialed.unwrap().map_err(|(_, error)| error).unwrap();
+            let took = begun.elapsed().as_secs_f64();
+            assert_eq!((with, link.transport), (at, "quic"));
+            assert!(wanted.contains(&took), "{manner:?}: {took}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cloudcore_that_has_begun_to_answer_is_no_reason_to_dial_another() {
+    // The kernel answers, and nobody accepts.
+    let slow = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let good = Port::open().await;
+    let mut places = [good.place(true), good.place(true)];
+    let address = slow.local_addr().unwrap().to_string();
+    places[0].transports.websocket.as_mut().unwrap().address = address;
+    for manner in [Manner::Usual, Manner::InDoubt] {
+        let dialing = places::dial(&mut places, 0, &good.client, manner);
+        assert!(time::timeout(2 * HEAD_START, dialing).await.is_err(), "the other one was dialed");
+    }
+    // What fails is told, so that the next is not waited for.
+    drop(slow);
+    let failed =
+        time::timeout(LONG, places::dial(&mut places, 0, &good.client, Manner::Usual)).await.unwrap();
+    assert_eq!(failed.err().map(|(at, _)| at), Some(0));
 }

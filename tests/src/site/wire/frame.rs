@@ -43,6 +43,11 @@ impl Transport {
         word(frame, self.offset + 2)
     }
 
+    /// At either end.
+    pub(super) fn has(self, frame: &[u8], port: u16) -> bool {
+        self.source(frame) == port || self.destination(frame) == port
+    }
+
     pub(super) fn set_source(self, frame: &mut [u8], port: u16) {
         put(frame, self.offset, port);
     }

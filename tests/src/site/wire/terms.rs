@@ -24,6 +24,8 @@ pub struct Terms {
     pub silent: Silent,
     /// UDP is dropped.
     pub without_udp: bool,
+    /// Whoever has this port is gone: what goes there, and what comes from there, is dropped.
+    pub gone: Option<u16>,
     pub flap: Option<Flap>,
 }
 
@@ -40,6 +42,7 @@ impl Default for Terms {
             mtu: None,
             silent: Silent::Neither,
             without_udp: false,
+            gone: None,
             flap: None,
         }
     }
@@ -59,6 +62,7 @@ impl fmt::Display for Terms {
             mtu,
             silent,
             without_udp,
+            gone,
             flap,
         } = self;
         let mut parts = Vec::new();
@@ -71,6 +75,7 @@ impl fmt::Display for Terms {
         tell(mtu.is_some(), format!("at most {} bytes", mtu.unwrap_or_default()));
         tell(*silent != Silent::Neither, format!("silent: {silent:?}"));
         tell(*without_udp, "no UDP".to_owned());
+        tell(gone.is_some(), format!("port {} gone", gone.unwrap_or_default()));
         if let Some(Flap { up, down }) = flap {
             tell(true, format!("{up:?} up, {down:?} down"));
         }
@@ -128,7 +133,7 @@ pub struct Counts {
     /// The queue was full.
     pub overflowed: u64,
     pub too_long: u64,
-    /// The line was silent, or down, or carries no UDP.
+    /// The line was silent, or down, or carries no UDP, or the other end is gone.
     pub swallowed: u64,
     /// No translation of the address.
     pub untranslated: u64,

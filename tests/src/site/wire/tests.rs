@@ -199,11 +199,22 @@ fn packets_pass_between_the_host_and_a_site_as_the_terms_say() {
     assert!(first != second && first != seen, "{seen}, {first}, {second}");
     exchange(&host, &site, (site_at.0, second)).unwrap();
 
+    // One that is idle for a while.
+    let idle = Duration::from_millis(300);
+    wire.forget_after(idle);
+    let (_, first) = exchange(&site, &host, host_at).unwrap();
+    exchange(&host, &site, (site_at.0, first)).unwrap();
+    patient(&site, idle);
+    assert!(site.recv(&mut [0]).is_err(), "nobody said anything");
+    assert!(exchange(&host, &site, (site_at.0, first)).is_none(), "a way back that was idle");
+    assert_ne!(exchange(&site, &host, host_at).unwrap().1, first);
+
     patient(&host, Duration::from_millis(200));
     for terms in [
         Terms { silent: Silent::Up, ..Terms::default() },
         Terms { mtu: Some(1000), ..Terms::default() },
         Terms { without_udp: true, ..Terms::default() },
+        Terms { gone: Some(host_at.1), ..Terms::default() },
         Terms { loss: 100, ..Terms::default() },
     ] {
         wire.set(&terms);

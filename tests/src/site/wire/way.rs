@@ -73,10 +73,12 @@ impl Way {
         let [is_lost, is_twice, is_held] = [(); 3].map(|()| self.random.below(HUNDRED));
         let [jitter, twice, held] = [(); 3].map(|()| self.random.below(u64::from(u32::MAX)));
         let length = frame.len().saturating_sub(HEADER);
-        let Terms { loss, delay, duplicated, reordered, mtu, silent, without_udp, flap, .. } = self.terms;
+        let Terms { loss, delay, duplicated, reordered, mtu, silent, without_udp, gone, flap, .. } =
+            self.terms;
         let down = flap.is_some_and(|flap| flap.is_down(now.saturating_sub(self.since)));
         let is_udp = || Transport::of(frame).is_some_and(|transport| transport.protocol == UDP);
-        if silent.is(self.direction) || down || (without_udp && is_udp()) {
+        let is_gone = |port| Transport::of(frame).is_some_and(|transport| transport.has(frame, port));
+        if silent.is(self.direction) || down || (without_udp && is_udp()) || gone.is_some_and(is_gone) {
             self.counts.swallowed += 1;
             return;
         }

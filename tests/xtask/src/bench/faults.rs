@@ -1,6 +1,8 @@
 //! What happens to lines, and to the programs at their ends: from the end of each fault until a change that the cloud made
 //! meanwhile is stored at the edge, in a session that is in sync. Over either transport.
 
+mod doubt;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -34,6 +36,9 @@ const STABLE: Duration = Duration::from_secs(62);
 /// Of the random numbers, in milliseconds: any moment of an edge's attempts to come back.
 const ANY: u64 = 4000;
 
+/// What the nodes are over that go from one to the other.
+const EITHER: &str = "either";
+
 /// What each node goes through by itself.
 const OWN: [Fault; 7] = [
     Fault::Silence(Silent::Both),
@@ -56,15 +61,18 @@ struct Node {
 type Times = BTreeMap<(&'static str, &'static str), Vec<f64>>;
 
 pub(super) async fn take(assets: &Assets, cuts: usize) -> Result<Vec<Figure>> {
-    let world = World::start(assets, SITES * TRANSPORTS.len()).await?;
-    let figures = figures(&world, cuts).await;
+    let world = World::start(assets, SITES * (TRANSPORTS.len() + 1)).await?;
+    let figures = match world.another_cloud().await {
+        Ok(other) => figures(&world, &other, cuts).await,
+        Err(error) => Err(error),
+    };
     world.end(figures)
 }
 
-async fn figures(world: &World, cuts: usize) -> Result<Vec<Figure>> {
+async fn figures(world: &World, other: &Cloud, cuts: usize) -> Result<Vec<Figure>> {
     let mut random = Random::seeded("bench line")?;
     let mut nodes = Vec::new();
-    for site in 0..world.sites.len() {
+    for site in 0..SITES * TRANSPORTS.len() {
         let (transport, other) = TRANSPORTS[site % TRANSPORTS.len()];
         let seed = random.number();
         let wire = world.sites[site].wire(seed)?;
@@ -73,27 +81,55 @@ async fn figures(world: &World, cuts: usize) -> Result<Vec<Figure>> {
         let wired = Wired::start(&world.cluster, &world.cloud, edge, wire, seed).await?;
         nodes.push(Node { wired, transport });
     }
+    let mut in_doubt = Vec::new();
+    for site in SITES * TRANSPORTS.len()..world.sites.len() {
+        in_doubt.push(doubt::Node::join(world, other, site, random.number()).await?);
+    }
     workload::settle(REST).await;
     let (rounds, mut times) = (cuts.div_ceil(SITES).max(1), Times::new());
+    let mut waited = Duration::ZERO;
+    let begun = Instant::now();
     let doing = format!("{rounds} rounds of {} faults at {} nodes", OWN.len() + COMMON.len(), nodes.len());
     let all = async {
         for _ in 0..rounds {
             let stable = Instant::now() + STABLE;
-            for fault in OWN {
-                let each = nodes.iter().map(|node| one(world, node, fault, random.millis(ANY)));
-                note(&mut times, &nodes, fault, try_join_all(each).await?);
+            let own = async {
+                for fault in OWN {
+                    let each = nodes.iter().map(|node| one(world, node, fault, random.millis(ANY)));
+                    note(&mut times, &nodes, fault, try_join_all(each).await?);
+                }
+                anyhow::Ok(())
+            };
+            // Meanwhile, because these take their time.
+            let doubts = try_join_all(in_doubt.iter().map(|node| node.round(world, other)));
+            let ((), doubts) = tokio::try_join!(own, doubts)?;
+            for (name, took) in doubts.into_iter().flatten() {
+                times.entry((name, EITHER)).or_default().push(took.as_secs_f64());
             }
             for fault in COMMON {
                 let took = common(world, &nodes, fault, random.millis(ANY)).await;
                 note(&mut times, &nodes, fault, took.with_context(|| fault.name())?);
             }
+            waited += stable.saturating_duration_since(Instant::now());
             sleep_until(stable).await;
         }
         anyhow::Ok(())
     };
     during(&doing, all).await?;
+    let took = begun.elapsed();
 
-    let mut figures = Vec::new();
+    let note = format!("of it {} s until what was killed may be killed again", waited.as_secs());
+    let whole = Figure::whole("all of it, for the time that it takes", "s", took.as_secs_f64());
+    let mut figures = vec![whole.note(&note)];
+    for name in [doubt::WITHOUT_UDP, doubt::GONE, doubt::FORGOTTEN] {
+        let samples = times.remove(&(name, EITHER)).context("each was timed")?;
+        let name = format!("{name}: until a change is stored");
+        figures.push(Figure::median(&name, "s", samples.clone()));
+        let p99 = Figure::p99(&name, "s", samples);
+        // Nobody but the edge can know, and a quiet line says nothing for so long.
+        let goal = if name.starts_with(doubt::FORGOTTEN) { 45.0 } else { 5.0 };
+        figures.push(p99.goal(Goal::AtMost(goal)));
+    }
     for fault in OWN.into_iter().chain(COMMON) {
         let goal = match fault {
             Fault::Flapping(_) | Fault::Rebinding => 1.5,

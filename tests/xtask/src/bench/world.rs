@@ -49,6 +49,22 @@ impl World {
     /// Joins a site with a copy of edgecore of its own: the pages of one program's file that two processes have mapped
     /// would count half in each one's PSS.
     pub(crate) async fn join(&self, site: usize, settings: &[&str]) -> Result<Edge> {
+        self.join_several(site, &[&self.cloud], settings).await
+    }
+
+    /// A cloudcore beside the one that there is.
+    pub(crate) async fn another_cloud(&self) -> Result<Cloud> {
+        let addresses: Vec<_> = self.sites.iter().map(Site::host_address).collect();
+        Cloud::init(&self.run, &self.assets, &self.cluster, &addresses).await
+    }
+
+    /// As [`World::join`], with several cloudcores.
+    pub(crate) async fn join_several(
+        &self,
+        site: usize,
+        clouds: &[&Cloud],
+        settings: &[&str],
+    ) -> Result<Edge> {
         let site = &self.sites[site];
         let bin = site.dir().join("bin");
         fs::create_dir_all(&bin)?;
@@ -58,7 +74,7 @@ impl World {
         }
         let assets = Assets { product: Some(bin), ..self.assets.clone() };
         let name = format!("edge-{}", site.name());
-        during("keadm join", Edge::join(&assets, &self.cloud, site, &name, settings)).await
+        during("keadm join", Edge::join_several(&assets, clouds, site, &name, settings)).await
     }
 
     /// Has the logs printed, and the directory left there, if `result` is a failure.
