@@ -241,7 +241,7 @@ impl Server {
             }
         };
         let pod = path::pod(request.uri().path()).map_err(|reason| Refusal(StatusCode::NOT_FOUND, reason))?;
-        let node = self.index.pod(&pod).map(|facts| facts.node).filter(|node| !node.is_empty());
+        let node = self.index.pod(&pod).map(|(pod, _)| pod.node).filter(|node| !node.is_empty());
         let node = node.ok_or_else(|| {
             let reason = format!("pod {}/{} is on no node that is known here", pod.namespace(), pod.name());
             Refusal(StatusCode::NOT_FOUND, reason)

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod cache;
+pub mod claim;
 pub mod index;
 pub mod key_set;
 pub mod lanes;

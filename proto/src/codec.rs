@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_ping_is_three_bytes() {
-        assert_eq!(encode(Body::Ping(Ping {})).unwrap().len(), 3);
+        assert_eq!(encode(Body::Ping(Ping::default())).unwrap().len(), 3);
     }
 
     #[test]

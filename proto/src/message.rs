@@ -333,10 +333,18 @@ pub struct ReportAck {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Ping {}
+pub struct Ping {
+    /// What the pong is to say, where it matters which ping it answers.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Pong {}
+pub struct Pong {
+    /// The greatest number of the pings that this answers.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
 
 /// A question of the edge that only the cloud can answer. Not kept over a reconnect: whoever asked asks again.
 #[derive(Clone, PartialEq, prost::Message)]

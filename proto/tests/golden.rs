@@ -147,8 +147,10 @@ fn messages() -> Vec<(&'static str, Body)> {
             }),
         ),
         ("report-acks", Body::ReportAcks(ReportAcks { acks })),
-        ("ping", Body::Ping(Ping {})),
-        ("pong", Body::Pong(Pong {})),
+        ("ping", Body::Ping(Ping::default())),
+        ("pong", Body::Pong(Pong::default())),
+        ("ping-numbered", Body::Ping(Ping { number: 300 })),
+        ("pong-numbered", Body::Pong(Pong { number: 300 })),
         (
             "question-token",
             Body::Request(Request { id: 14, question: Some(Question::ServiceAccountToken(token)) }),

@@ -1,13 +1,13 @@
 //! The sync protocol under everything that may happen to it, simulated: real sessions and real bytes; lines,
 //! disks, caches, the API server and time are models that one seed drives.
 //!
-//! `SKERRY_SIMULATION_SEED=N` runs that seed alone and prints its trace, with the fault or gap that
-//! `SKERRY_SIMULATION_FAULT` or `SKERRY_SIMULATION_GAP` names. Beyond the fixed seeds new ones are run for
-//! `SKERRY_SIMULATION_SECONDS` (20).
+//! `SKERRY_SIMULATION_SEED=N` runs that seed alone and prints its trace, with the fault that `SKERRY_SIMULATION_FAULT`
+//! names. Beyond the fixed seeds new ones are run for `SKERRY_SIMULATION_SECONDS` (20).
 
 mod simulation {
     pub(crate) mod api;
     pub(crate) mod cache;
+    pub(crate) mod claim;
     pub(crate) mod cloud;
     pub(crate) mod disk;
     pub(crate) mod edge;
@@ -24,7 +24,7 @@ use std::{
 };
 
 use simulation::{
-    faults::{Fault, Gap},
+    faults::Fault,
     world::{Options, Run, run},
 };
 
@@ -45,25 +45,20 @@ fn named<T: Copy + Debug>(name: &str, all: &[T]) -> Option<T> {
 /// Runs a failing seed again, to say how it came to that.
 fn explain(options: Options) -> String {
     let Run { failure, trace, .. } = run(Options { traced: true, ..options });
-    let Options { seed, fault, gap, .. } = options;
+    let Options { seed, fault, .. } = options;
     let fault = fault.map(|fault| format!(" SKERRY_SIMULATION_FAULT={fault:?}")).unwrap_or_default();
-    let gap = gap.map(|gap| format!(" SKERRY_SIMULATION_GAP={gap:?}")).unwrap_or_default();
     let trace = trace.join("\n");
     format!(
-        "{failure:?}\n{trace}\nreplay: SKERRY_SIMULATION_SEED={seed}{fault}{gap} cargo test -p proto \
+        "{failure:?}\n{trace}\nreplay: SKERRY_SIMULATION_SEED={seed}{fault} cargo test -p proto \
          --test simulation honest -- --nocapture"
     )
 }
 
 /// Runs seeds until one fails: which, and how much time has passed in how many of them.
-fn search(
-    seeds: impl Iterator<Item = u64>,
-    fault: Option<Fault>,
-    gap: Option<Gap>,
-) -> (Option<Options>, Duration, u64) {
+fn search(seeds: impl Iterator<Item = u64>, fault: Option<Fault>) -> (Option<Options>, Duration, u64) {
     let (mut time, mut count) = (Duration::ZERO, 0);
     for seed in seeds {
-        let options = Options { seed, fault, gap, ..Options::default() };
+        let options = Options { seed, fault, ..Options::default() };
         let ran = run(options);
         time += ran.virtual_time;
         count += 1;
@@ -78,14 +73,13 @@ fn search(
 fn honest_peers_keep_every_promise() {
     if let Some(seed) = number("SKERRY_SIMULATION_SEED") {
         let fault = named("SKERRY_SIMULATION_FAULT", Fault::ALL);
-        let gap = named("SKERRY_SIMULATION_GAP", &Gap::ALL);
-        let options = Options { seed, fault, gap, ..Options::default() };
+        let options = Options { seed, fault, ..Options::default() };
         println!("{}", explain(Options { whole: true, ..options }));
         assert!(run(options).failure.is_none());
         return;
     }
     let started = Instant::now();
-    let (failed, mut time, mut count) = search(0..SEEDS, None, None);
+    let (failed, mut time, mut count) = search(0..SEEDS, None);
     if let Some(options) = failed {
         panic!("{}", explain(options));
     }
@@ -93,7 +87,7 @@ fn honest_peers_keep_every_promise() {
     let new = Instant::now();
     let first = SystemTime::UNIX_EPOCH.elapsed().map_or(SEEDS, |since| since.as_secs() << 20);
     let seeds = (first..).take_while(|_| new.elapsed() < limit);
-    let (failed, more_time, more) = search(seeds, None, None);
+    let (failed, more_time, more) = search(seeds, None);
     if let Some(options) = failed {
         panic!("{}", explain(options));
     }
@@ -120,7 +114,7 @@ fn a_seed_decides_everything() {
 fn each_planted_fault_is_found() {
     let mut missed = Vec::new();
     for fault in Fault::ALL.iter().copied() {
-        let Some(options) = search(0..SEEDS, Some(fault), None).0 else {
+        let Some(options) = search(0..SEEDS, Some(fault)).0 else {
             missed.push(fault);
             continue;
         };
@@ -129,15 +123,4 @@ fn each_planted_fault_is_found() {
         assert!(fault.breaks().contains(&failure.invariant), "{}", explain(options));
     }
     assert!(missed.is_empty(), "not found: {missed:?}");
-}
-
-/// When one is closed, its entry goes, and the simulation goes round it no longer.
-#[test]
-fn each_known_gap_is_there() {
-    for gap in Gap::ALL {
-        let found = search(0..SEEDS, None, Some(gap)).0.unwrap_or_else(|| panic!("{gap:?} is closed"));
-        let failure = run(found).failure.expect("a seed fails again as it failed before");
-        println!("{gap:?}: {:?}, seed {}: {}", failure.invariant, found.seed, failure.detail);
-        assert_eq!(failure.invariant, gap.breaks(), "{}", explain(found));
-    }
 }

@@ -47,9 +47,10 @@ use super::{
 use crate::{
     config::HubConfig,
     edgecontroller::{
+        claim::Claim,
         index::{Index, NodeSubscription},
         lanes::Lanes,
-        lease::{self, LeaseConfig},
+        lease::{Keeper, LeaseConfig},
         upstream::{Reporter, Upstream},
     },
     metrics::{EndLabels, Metrics, TransportLabels},
@@ -109,6 +110,8 @@ enum End {
     ShutOut(NotYours),
     #[error("the control plane had given the node up meanwhile; all is to be reported again")]
     Lapsed,
+    #[error("the edge does not answer; another session of it may have begun elsewhere")]
+    Elsewhere,
     #[error("a task of the session failed")]
     Task,
 }
@@ -123,6 +126,7 @@ impl End {
             | Self::CrowdedOut
             | Self::Behind
             | Self::Lapsed
+            | Self::Elsewhere
             | Self::Task
             | Self::Encode(_) => GoodbyeReason::ShuttingDown,
             Self::Decode(_) | Self::Violation(_) => GoodbyeReason::Violation,
@@ -147,6 +151,7 @@ impl End {
             Self::Stopping => "stopping",
             Self::Behind => "behind",
             Self::Lapsed => "lapsed",
+            Self::Elsewhere => "elsewhere",
             Self::ShutOut(_) => "shut out",
         }
     }
@@ -161,9 +166,14 @@ enum Work {
 
 /// What a task of the session came to.
 enum Done {
-    Work { lane: String, ack: Option<ReportAck> },
+    Work {
+        lane: String,
+        ack: Option<ReportAck>,
+    },
     Answer(Response),
     Noted,
+    /// The edge does not answer when it is called.
+    Unanswered,
 }
 
 struct Driver<'a> {
@@ -180,6 +190,7 @@ struct Driver<'a> {
     /// One task, apart: it goes on to the goodbye, when the others have been ended.
     writer: JoinSet<Result<(), LinkError>>,
     attempts: Arc<Semaphore>,
+    claim: Arc<Claim>,
     frames: Frames,
     settings: Settings,
     /// As [`Self::settings`] had it last.
@@ -254,6 +265,7 @@ async fn drive(
         tasks: JoinSet::new(),
         writer,
         attempts: Arc::new(Semaphore::new(REPORTS_AT_ONCE)),
+        claim: context.upstream.claim(),
         frames,
         settings: Settings::default(),
         in_use: LinkSettings::default(),
@@ -304,6 +316,13 @@ async fn drive(
             }),
             // Only a hint that there is room again.
             () = driver.frames.taken(), if !Lane::ALL.iter().all(|lane| driver.frames.has_room(*lane)) => Ok(()),
+            // Only a hint: what is to be done is asked of the claim.
+            () = driver.claim.woken() => {
+                if driver.claim.wants_call() {
+                    driver.session.call();
+                }
+                Ok(())
+            }
             _ = heal.tick() => {
                 driver.session.handle_progress(driver.progress.last().into_std());
                 driver.heal();
@@ -427,6 +446,7 @@ impl Driver<'_> {
                 // The view is complete by now, which it need not have been before.
                 self.settle();
             }
+            CloudEvent::Present => self.claim.edge_answered(),
             CloudEvent::Report(report) => {
                 if report.kind() == ReportKind::NodeStatus {
                     let reports = Reports { reports: vec![report.clone()] };
@@ -475,16 +495,18 @@ impl Driver<'_> {
     }
 
     fn keep_lease(&mut self) {
-        let index = Arc::clone(&self.context.index);
-        let (client, config) = (self.context.client.clone(), self.context.lease);
-        let (node, progress) = (Arc::clone(&self.peer.node), self.progress.clone());
+        let progress = self.progress.clone();
+        let keeper = Keeper {
+            client: self.context.client.clone(),
+            index: Arc::clone(&self.context.index),
+            node: Arc::clone(&self.peer.node),
+            claim: Arc::clone(&self.claim),
+            address: move || progress.address(),
+            config: self.context.lease,
+        };
         self.tasks.spawn(async move {
-            let uid = {
-                let node = Arc::clone(&node);
-                move || index.node(&node).map(|node| node.uid.into())
-            };
-            let address = move || progress.address();
-            match lease::keep(client, node.to_string(), uid, address, config).await {}
+            keeper.run().await;
+            Done::Unanswered
         });
     }
 
@@ -521,7 +543,9 @@ impl Driver<'_> {
     }
 
     fn start_work(&mut self) {
-        while let Some((lane, work)) = self.lanes.start() {
+        while self.claim.stands()
+            && let Some((lane, work)) = self.lanes.start()
+        {
             let (report, ack) = match work {
                 Work::Report(report) => (Some(report), true),
                 Work::Heal => {
@@ -534,9 +558,9 @@ impl Driver<'_> {
                 continue;
             };
             let (upstream, peer) = (Arc::clone(&self.context.upstream), self.peer.clone());
-            let attempts = Arc::clone(&self.attempts);
+            let (attempts, claim) = (Arc::clone(&self.attempts), Arc::clone(&self.claim));
             self.tasks.spawn(async move {
-                let done = upstream.deliver(&peer, &report, &attempts).await;
+                let done = upstream.deliver(&peer, &report, &claim, &attempts).await;
                 Done::Work { lane, ack: ack.then_some(done) }
             });
         }
@@ -571,6 +595,7 @@ impl Driver<'_> {
                 self.noting = false;
                 Ok(())
             }
+            Ok(Done::Unanswered) => Err(End::Elsewhere),
             // It panicked; the node starts over with a new session.
             Err(_) => Err(End::Task),
         }

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use http::{Method, Request};
 use kube::Client;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::time;
+
+use super::objects::resource_version;
 
 /// The field manager of all that is written on behalf of edge nodes.
 pub const FIELD_MANAGER: &str = "skerry-edge";
@@ -33,20 +35,26 @@ pub enum Failure {
     Encode(#[source] serde_json::Error),
     #[error("API server's answer is not JSON")]
     Decode(#[source] serde_json::Error),
+    /// Not sent: see [`super::claim`].
+    #[error("a newer session of the node may have written since")]
+    Unclaimed,
 }
 
 impl Failure {
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Later { .. } | Self::Unreachable(_) | Self::TimedOut)
+        matches!(self, Self::Later { .. } | Self::Unreachable(_) | Self::TimedOut | Self::Unclaimed)
     }
 
     pub fn code(&self) -> Option<u16> {
         match self {
             Self::Refused { code, .. } | Self::Later { code, .. } => Some(*code),
-            Self::Unreachable(_) | Self::TimedOut | Self::Build(_) | Self::Encode(_) | Self::Decode(_) => {
-                None
-            }
+            Self::Unreachable(_)
+            | Self::TimedOut
+            | Self::Build(_)
+            | Self::Encode(_)
+            | Self::Decode(_)
+            | Self::Unclaimed => None,
         }
     }
 
@@ -103,6 +111,20 @@ pub struct Answer(String);
 impl Answer {
     pub fn json(&self) -> Result<Value, Failure> {
         self.part()
+    }
+
+    /// The object's version, as a number.
+    pub fn resource_version(&self) -> Result<u64, Failure> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Metadata {
+            resource_version: String,
+        }
+        Ok(resource_version(&self.part::<Versioned>()?.metadata.resource_version))
     }
 
     /// Of which `T` is what is to be looked at.

@@ -197,11 +197,19 @@ impl Index {
         self.read().objects.get(key).map(|cached| cached.object.clone())
     }
 
-    pub fn pod(&self, key: &ResourceKey) -> Option<PodFacts> {
-        match &self.read().objects.get(key)?.facts {
-            Facts::Pod(facts) => Some(facts.clone()),
+    /// With the pod's version.
+    pub fn pod(&self, key: &ResourceKey) -> Option<(PodFacts, u64)> {
+        let state = self.read();
+        let Cached { object, facts, .. } = state.objects.get(key)?;
+        match facts {
+            Facts::Pod(facts) => Some((facts.clone(), object.version.resource_version)),
             Facts::Plain | Facts::Node(_) | Facts::Claim(_) => None,
         }
+    }
+
+    /// Up to which version all changes of a kind have been looked at.
+    pub fn newest(&self, kind: &str) -> u64 {
+        self.read().kinds.get(kind).map_or(0, |kind| kind.newest)
     }
 
     pub fn node(&self, name: &str) -> Option<NodeFacts> {

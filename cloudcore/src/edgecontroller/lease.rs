@@ -1,25 +1,34 @@
 //! The heartbeat of a connected node: its Lease in `kube-node-lease`, renewed for as long as its session lives.
 //!
-//! It says, too, where a node is that speaks QUIC: [`addresses`] is how a cloudcore that has just started finds those of the
+//! It holds the session's claim ([`super::claim`]). It says, too, where a node is that speaks QUIC: [`addresses`] is how a cloudcore that has just started finds those of the
 //! process before it.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{collections::HashMap, convert::Infallible, future, net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use runtime::backoff::{Backoff, jitter};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::api::{self, Failure, Patch};
+use super::{
+    api::{self, Answer, Failure, Patch},
+    claim::{Claim, Horizon},
+    index::Index,
+};
 
 const COLLECTION: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
 const NAMESPACE: &str = "kube-node-lease";
 /// From where a node speaks QUIC, as in `192.0.2.7:40213`.
 const ADDRESS: &str = "skerry.io/quic-address";
+/// The claim of the node's session.
+const CLAIM: &str = "skerry.io/session";
 /// Leases a page.
 const PAGE: u32 = 500;
+/// An edge that does not answer for so long is with the session whose claim was found.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Who has not renewed for so long has gone, or given up.
 const RECENT: SignedDuration = SignedDuration::from_mins(5);
 
@@ -30,46 +39,160 @@ pub struct LeaseConfig {
     pub duration: Duration,
 }
 
-/// Renews the node's Lease until it is dropped, which the end of the session does at once.
-///
-/// The first renewal is immediate; later ones are spread over the last tenth of the interval, so that nodes that came back
-/// together do not stay in step.
-pub async fn keep(
-    client: Client,
-    node: String,
-    uid: impl Fn() -> Option<String> + Send,
-    address: impl Fn() -> Option<SocketAddr> + Send,
-    config: LeaseConfig,
-) -> Infallible {
-    let mut backoff = Backoff::new(Duration::from_millis(200), config.renew_every / 2);
-    loop {
-        let lease = lease(&node, uid().as_deref(), address(), config.duration, Timestamp::now());
-        // On the heap: it is much larger than what waits for the next time.
-        match Box::pin(renew(&client, &node, &lease)).await {
-            Ok(()) => {
-                backoff.reset();
-                let fixed = config.renew_every * 4 / 5;
-                time::sleep(fixed + jitter(config.renew_every / 5)).await;
+/// Keeps the Lease of a node for one session, with its claim; dropped at the end of the session.
+pub struct Keeper<A> {
+    pub client: Client,
+    pub index: Arc<Index>,
+    pub node: Arc<str>,
+    pub claim: Arc<Claim>,
+    pub address: A,
+    pub config: LeaseConfig,
+}
+
+impl<A: Fn() -> Option<SocketAddr>> Keeper<A> {
+    /// Claims the node and renews its Lease; returns when the edge does not answer, which is elsewhere then.
+    pub async fn run(self) {
+        loop {
+            let (number, version) = self.write_claim().await;
+            let seen = Horizon::of(&self.index);
+            let standing = async {
+                self.claim.call().await;
+                self.claim.stand(number, seen);
+                future::pending::<Infallible>().await
+            };
+            tokio::select! {
+                // The edge's answer comes too late then.
+                () = self.renew(number, version) => {}
+                // Never ends.
+                never = standing => match never {},
             }
-            Err(error) => {
-                let delay = backoff.next_delay();
-                warn!(error = %runtime::chain(&error), ?delay, "failed to renew the node's lease; trying again");
-                time::sleep(delay).await;
+            self.claim.fall();
+            info!("the node's Lease has another claim, or has gone");
+            if time::timeout(ANSWER, self.claim.call()).await.is_err() {
+                return;
             }
+        }
+    }
+
+    /// The claim's number and the Lease's version with it.
+    async fn write_claim(&self) -> (u64, String) {
+        let mut backoff = self.backoff();
+        loop {
+            let (number, text) = self.claim.next();
+            let mut lease = self.lease();
+            lease["metadata"]["annotations"][CLAIM] = text.into();
+            // On the heap: it is much larger than what waits for the next time.
+            match Box::pin(put(&self.client, &self.node, &lease)).await {
+                Ok(version) => return (number, version),
+                Err(failure) => wait_after(&failure, &mut backoff).await,
+            }
+        }
+    }
+
+    /// Until the claim is not there any more.
+    ///
+    /// Renewals are spread over the last tenth of the interval, so that nodes that came back together do not stay in step.
+    async fn renew(&self, number: u64, mut version: String) {
+        let mut backoff = self.backoff();
+        let mut delay = self.next_renewal();
+        loop {
+            time::sleep(delay).await;
+            delay = Duration::ZERO;
+            let seen = Horizon::of(&self.index);
+            let mut lease = self.lease();
+            lease["metadata"]["resourceVersion"] = version.as_str().into();
+            let path = path(&self.node);
+            match Box::pin(api::patch(&self.client, &path, Patch::Merge, &lease))
+                .await
+                .and_then(|answer| version_of(&answer))
+            {
+                Ok(renewed) => {
+                    version = renewed;
+                    self.claim.found(number, seen);
+                    backoff.reset();
+                    delay = self.next_renewal();
+                }
+                // Whoever touched it need not have claimed the node.
+                Err(failure) if failure.is_conflict() => match Box::pin(read(&self.client, &self.node)).await
+                {
+                    Ok((now, Some(claim))) if claim == self.claim.text(number) => version = now,
+                    Ok(_) => return,
+                    Err(failure) => wait_after(&failure, &mut backoff).await,
+                },
+                Err(Failure::Refused { code: 404, .. }) => return,
+                Err(failure) => wait_after(&failure, &mut backoff).await,
+            }
+        }
+    }
+
+    fn next_renewal(&self) -> Duration {
+        let every = self.config.renew_every;
+        every * 4 / 5 + jitter(every / 5)
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(Duration::from_millis(200), self.config.renew_every / 2)
+    }
+
+    fn lease(&self) -> Value {
+        let uid = self.index.node(&self.node).map(|node| node.uid);
+        lease(&self.node, uid.as_deref(), (self.address)(), self.config.duration, Timestamp::now())
+    }
+}
+
+async fn wait_after(failure: &Failure, backoff: &mut Backoff) {
+    let delay = backoff.next_delay();
+    warn!(error = %runtime::chain(failure), ?delay, "failed to write the node's lease; trying again");
+    time::sleep(delay).await;
+}
+
+/// Writes the Lease whatever it was, and says its version.
+async fn put(client: &Client, node: &str, lease: &Value) -> Result<String, Failure> {
+    let path = path(node);
+    match api::patch(client, &path, Patch::Merge, lease).await {
+        Err(Failure::Refused { code: 404, .. }) => {}
+        answer => return version_of(&answer?),
+    }
+    match api::create(client, COLLECTION, lease).await {
+        // Somebody else made it in between.
+        Err(Failure::Refused { code: 409, .. }) => {
+            version_of(&api::patch(client, &path, Patch::Merge, lease).await?)
+        }
+        answer => version_of(&answer?),
+    }
+}
+
+/// The Lease's version and the claim in it; none where there is no Lease.
+pub(super) async fn read(client: &Client, node: &str) -> Result<(String, Option<String>), Failure> {
+    match api::read(client, &path(node)).await {
+        Err(Failure::Refused { code: 404, .. }) => Ok((String::new(), None)),
+        answer => {
+            let Held { mut metadata } = answer?.part()?;
+            let claim = metadata.annotations.as_mut().and_then(|annotations| annotations.remove(CLAIM));
+            Ok((metadata.resource_version, claim))
         }
     }
 }
 
-async fn renew(client: &Client, node: &str, lease: &Value) -> Result<(), Failure> {
-    match api::patch(client, &format!("{COLLECTION}/{node}"), Patch::Merge, lease).await {
-        Err(Failure::Refused { code: 404, .. }) => {}
-        other => return other.map(drop),
-    }
-    match api::create(client, COLLECTION, lease).await {
-        // Somebody else made it in between: the next renewal is due soon enough.
-        Err(Failure::Refused { code: 409, .. }) => Ok(()),
-        other => other.map(drop),
-    }
+fn version_of(answer: &Answer) -> Result<String, Failure> {
+    Ok(answer.part::<Held>()?.metadata.resource_version)
+}
+
+fn path(node: &str) -> String {
+    format!("{COLLECTION}/{node}")
+}
+
+/// What is looked at of a Lease.
+#[derive(Deserialize)]
+struct Held {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    resource_version: String,
+    annotations: Option<HashMap<String, String>>,
 }
 
 fn lease(

@@ -20,8 +20,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     api::{self, Failure, Patch},
+    claim::{Claim, Claims},
     index::Index,
-    objects::{Facts, KINDS, PodFacts},
+    objects::{Cached, Facts, KINDS, PodFacts},
     tokens,
 };
 use crate::{
@@ -50,6 +51,7 @@ pub struct Upstream {
     slots: Semaphore,
     metrics: Metrics,
     kubelet: Endpoint,
+    claims: Arc<Claims>,
 }
 
 /// What became of one attempt that is not to be repeated.
@@ -67,7 +69,7 @@ impl From<Denied> for Verdict {
 
 /// A report, checked as far as it can be without asking anyone.
 enum Parsed {
-    NodeStatus(Box<Value>),
+    NodeStatus { key: ResourceKey, report: Box<Value> },
     PodStatus { key: ResourceKey, uid: String, status: Value },
     PodTerminated { key: ResourceKey, uid: String },
     Event { key: ResourceKey, event: Value },
@@ -90,7 +92,13 @@ struct PodReport {
 impl Upstream {
     /// `kubelet` is written into the status of each node.
     pub fn new(client: Client, index: Arc<Index>, metrics: Metrics, kubelet: Endpoint) -> Self {
-        Self { client, index, slots: Semaphore::new(SLOTS), metrics, kubelet }
+        let claims = Arc::default();
+        Self { client, index, slots: Semaphore::new(SLOTS), metrics, kubelet, claims }
+    }
+
+    /// For a session that begins.
+    pub fn claim(&self) -> Arc<Claim> {
+        Arc::new(Claim::new(Arc::clone(&self.claims)))
     }
 
     /// Where the API server is to find the kubelet's API of the nodes that are connected here, once it is served.
@@ -102,11 +110,17 @@ impl Upstream {
     ///
     /// `attempts` bounds what the node has under way at the API server; it is not held while a report waits to be tried
     /// again, so that one which is not taken holds up no other object's.
-    pub async fn deliver(&self, reporter: &Reporter, report: &Report, attempts: &Semaphore) -> ReportAck {
+    pub async fn deliver(
+        &self,
+        reporter: &Reporter,
+        report: &Report,
+        claim: &Claim,
+        attempts: &Semaphore,
+    ) -> ReportAck {
         let node = &*reporter.node;
         let kind = kind_name(report.kind());
         let verdict = match parse(node, report) {
-            Ok(parsed) => self.settle(reporter, kind, &report.key, &parsed, attempts).await,
+            Ok(parsed) => self.settle(reporter, &parsed, (kind, &report.key), claim, attempts).await,
             Err(reason) => Verdict::Refused(reason),
         };
         let (outcome, refused) = match verdict {
@@ -123,19 +137,20 @@ impl Upstream {
     async fn settle(
         &self,
         reporter: &Reporter,
-        kind: &'static str,
-        key: &str,
         parsed: &Parsed,
+        (kind, key): (&'static str, &str),
+        claim: &Claim,
         attempts: &Semaphore,
     ) -> Verdict {
         let node = &*reporter.node;
+        let mut anew = false;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         loop {
             let attempt = {
                 // The semaphores are never closed; without a permit the bound is all that is lost.
                 let _own = attempts.acquire().await;
                 let _slot = self.slots.acquire().await;
-                self.attempt(reporter, parsed).await
+                self.attempt(reporter, parsed, claim, anew).await
             };
             match attempt {
                 Ok(verdict) => return verdict,
@@ -147,7 +162,11 @@ impl Upstream {
                 {
                     return Verdict::Refused(runtime::chain(&failure).to_string());
                 }
-                // Read-modify-write lost a race: read again, soon.
+                // Somebody else wrote: what is there now is not in the cache yet.
+                Err(failure) if failure.is_conflict() && !anew => {
+                    self.metrics.report_retries.inc();
+                    anew = true;
+                }
                 Err(failure) if failure.is_retryable() || failure.is_conflict() => {
                     self.metrics.report_retries.inc();
                     let delay = backoff.next_delay();
@@ -163,14 +182,23 @@ impl Upstream {
         }
     }
 
-    async fn attempt(&self, reporter: &Reporter, parsed: &Parsed) -> Result<Verdict, Failure> {
+    /// `anew`: what the cache has of the object is not its newest version.
+    async fn attempt(
+        &self,
+        reporter: &Reporter,
+        parsed: &Parsed,
+        claim: &Claim,
+        anew: bool,
+    ) -> Result<Verdict, Failure> {
         let node = &*reporter.node;
         match parsed {
-            Parsed::NodeStatus(report) => {
-                let written = node::apply(&self.client, reporter, report, self.kubelet()).await?;
+            Parsed::NodeStatus { key, report } => {
+                let written = self.node_status(reporter, key, report, claim).await?;
                 Ok(written.map_or_else(Verdict::from, |()| Verdict::Taken))
             }
-            Parsed::PodStatus { key, uid, status } => self.pod_status(node, key, uid, status).await,
+            Parsed::PodStatus { key, uid, status } => {
+                self.pod_status(node, key, (uid, status), claim, anew).await
+            }
             Parsed::PodTerminated { key, uid } => self.pod_terminated(node, key, uid).await,
             Parsed::Event { key, event } => self.event(node, key, event).await,
         }
@@ -180,32 +208,38 @@ impl Upstream {
         &self,
         node: &str,
         key: &ResourceKey,
-        uid: &str,
-        status: &Value,
+        (uid, status): (&str, &Value),
+        claim: &Claim,
+        anew: bool,
     ) -> Result<Verdict, Failure> {
         let phase = status["phase"].as_str().unwrap_or_default();
         let check = |pod: &PodFacts| authz::may_report_phase(node, pod, uid, phase);
-        if let Err(denied) = self.check_pod(key, check).await? {
-            return Ok(denied.into());
-        }
+        let version = match self.check_pod(key, check, anew).await? {
+            Ok(version) => claim.newest(key, version),
+            Err(denied) => return Ok(denied.into()),
+        };
+        claim.confirm(&self.client, &self.index, node, key, version).await?;
         let patch = json!({
             "apiVersion": "v1",
             "kind": "Pod",
             // With the uid a pod of the same name that was created since is not touched.
-            "metadata": {"name": key.name(), "namespace": key.namespace(), "uid": uid},
+            "metadata": {"name": key.name(), "namespace": key.namespace(), "uid": uid,
+                "resourceVersion": version.to_string()},
             "status": status,
         });
         match api::patch(&self.client, &format!("{}/status", pod_path(key)), Patch::Apply, &patch).await {
-            Ok(_) => Ok(Verdict::Taken),
-            Err(failure) if failure.is_conflict() => Ok(Denied::OtherUid.into()),
+            Ok(answer) => {
+                claim.wrote(key, answer.resource_version()?);
+                Ok(Verdict::Taken)
+            }
             Err(Failure::Refused { code: 404, .. }) => Ok(Denied::Gone.into()),
             Err(failure) => Err(failure),
         }
     }
 
     async fn pod_terminated(&self, node: &str, key: &ResourceKey, uid: &str) -> Result<Verdict, Failure> {
-        match self.check_pod(key, |pod| authz::may_terminate(node, pod, uid)).await? {
-            Ok(()) => {}
+        match self.check_pod(key, |pod| authz::may_terminate(node, pod, uid), false).await? {
+            Ok(_) => {}
             // Which is what the report asks for.
             Err(Denied::Gone) => return Ok(Verdict::Taken),
             Err(denied) => return Ok(denied.into()),
@@ -233,7 +267,8 @@ impl Upstream {
             "Node" if is_the_key && key.name() == node => {}
             "Pod" if is_the_key => {
                 let uid = text("uid");
-                if let Err(denied) = self.check_pod(key, |pod| authz::may_report(node, pod, uid)).await? {
+                let check = |pod: &PodFacts| authz::may_report(node, pod, uid);
+                if let Err(denied) = self.check_pod(key, check, false).await? {
                     return Ok(denied.into());
                 }
             }
@@ -255,29 +290,30 @@ impl Upstream {
         }
     }
 
-    /// Checks a pod against the cache, and, if that says no, against the API server.
+    /// Checks a pod against the cache, and, if that says no or is not to be asked, against the API server: which version it was.
     async fn check_pod(
         &self,
         key: &ResourceKey,
         check: impl Fn(&PodFacts) -> Result<(), Denied>,
-    ) -> Result<Result<(), Denied>, Failure> {
-        if let Some(pod) = self.index.pod(key)
+        anew: bool,
+    ) -> Result<Result<u64, Denied>, Failure> {
+        if !anew
+            && let Some((pod, version)) = self.index.pod(key)
             && check(&pod).is_ok()
         {
-            return Ok(Ok(()));
+            return Ok(Ok(version));
         }
         let object = match api::get(&self.client, &pod_path(key)).await {
             Ok(object) => object,
             Err(Failure::Refused { code: 404, .. }) => return Ok(Err(Denied::Gone)),
             Err(failure) => return Err(failure),
         };
-        let pod = KINDS
-            .iter()
-            .find(|kind| kind.key == "Pod")
-            .and_then(|kind| kind.take(&object.to_string()).ok())
-            .map(|cached| cached.facts);
+        let pod =
+            KINDS.iter().find(|kind| kind.key == "Pod").and_then(|kind| kind.take(&object.to_string()).ok());
         match pod {
-            Some(Facts::Pod(pod)) => Ok(check(&pod)),
+            Some(Cached { object, facts: Facts::Pod(pod), .. }) => {
+                Ok(check(&pod).map(|()| object.version.resource_version))
+            }
             _ => Ok(Err(Denied::OtherNode)),
         }
     }
@@ -304,8 +340,8 @@ impl Upstream {
             return refused("the question holds a name that is too long".to_owned());
         };
         let _slot = self.slots.acquire().await;
-        match self.check_pod(&key, |pod| authz::may_have_token(node, pod, question)).await {
-            Ok(Ok(())) => {}
+        match self.check_pod(&key, |pod| authz::may_have_token(node, pod, question), false).await {
+            Ok(Ok(_)) => {}
             Ok(Err(denied)) => {
                 info!(node, pod = %key, reason = %denied, "service account token refused");
                 return refused(denied.to_string());
@@ -364,7 +400,7 @@ fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
                 return Err(Denied::ForeignNode.to_string());
             }
             drop_nulls(&mut value);
-            Ok(Parsed::NodeStatus(Box::new(value)))
+            Ok(Parsed::NodeStatus { key, report: Box::new(value) })
         }
         ReportKind::PodStatus => {
             expect("Pod")?;
@@ -398,7 +434,7 @@ fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
 #[cfg(feature = "fuzz")]
 pub fn take_apart(reporter: &Reporter, report: &Report) -> Result<(), String> {
     match parse(&reporter.node, report)? {
-        Parsed::NodeStatus(report) => node::take_apart(reporter, &report),
+        Parsed::NodeStatus { report, .. } => node::take_apart(reporter, &report),
         Parsed::PodStatus { key, .. } | Parsed::PodTerminated { key, .. } | Parsed::Event { key, .. } => {
             assert!(authz::is_name(key.name()), "{key}");
         }

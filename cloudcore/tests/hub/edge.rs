@@ -173,6 +173,26 @@ impl Edge {
         node: &str,
         store: Stored,
     ) -> Result<Self> {
+        Self::connect_with(address, identity, node, store, HEARTBEAT).await
+    }
+
+    /// Connects, and is not called silent before two of these heartbeats have passed.
+    pub(crate) async fn connect_beating(
+        address: SocketAddr,
+        identity: &Identity,
+        store: Stored,
+        heartbeat: Duration,
+    ) -> Result<Self> {
+        Self::connect_with(address, identity, &identity.node, store, heartbeat).await
+    }
+
+    async fn connect_with(
+        address: SocketAddr,
+        identity: &Identity,
+        node: &str,
+        store: Stored,
+        heartbeat: Duration,
+    ) -> Result<Self> {
         let name = ServerName::IpAddress(address.ip().into());
         let text = address.to_string();
         let link = match TRANSPORT.get() {
@@ -181,7 +201,7 @@ impl Edge {
         };
         let digest: Digest = store.objects.iter().map(|(key, object)| (key, object.version.hash)).collect();
         let held = (digest, store.seen.clone());
-        let session = EdgeSession::new(node, "test", held, HEARTBEAT, Instant::now().into_std());
+        let session = EdgeSession::new(node, "test", held, heartbeat, Instant::now().into_std());
         let Link { sender, receiver, progress, .. } = link;
         let (frames, queue) = queue();
         let mut writer = JoinSet::new();
@@ -313,9 +333,25 @@ impl Edge {
         self.json(key).is_some()
     }
 
+    /// What the cloud says last to an edge that does not answer any more; `None` if it just closes the link.
+    pub(crate) async fn last_word(&mut self) -> Result<Option<GoodbyeReason>> {
+        loop {
+            let came = timeout(LONG, self.receiver.receive()).await.context("the session goes on")?;
+            match came.ok().flatten().map(codec::decode).transpose()? {
+                Some(Body::Goodbye(goodbye)) => return Ok(Some(goodbye.reason())),
+                Some(_) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
     /// Keeps the session alive for some heartbeats.
     pub(crate) async fn idle_for_heartbeats(&mut self, count: u32) -> Result<()> {
-        let end = Instant::now() + HEARTBEAT * count;
+        self.idle(HEARTBEAT * count).await
+    }
+
+    pub(crate) async fn idle(&mut self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
         self.until("idling", |_| Instant::now() >= end).await
     }
 

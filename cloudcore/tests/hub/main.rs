@@ -9,6 +9,7 @@ mod cloud;
 mod confinement;
 mod edge;
 mod eviction;
+mod fence;
 mod holder;
 mod outage;
 mod path;
@@ -46,5 +47,6 @@ scenarios! {
     a_ca_takes_the_place_of_another: rotation::rotation,
     pods_of_a_node_that_is_cut_off_are_not_evicted: eviction::eviction,
     an_api_server_out_of_reach_is_waited_for: outage::outage,
+    an_older_session_writes_nothing_over_a_newer_one: fence::fence,
     a_replica_that_lags_takes_nothing_away: outage::lag,
 }

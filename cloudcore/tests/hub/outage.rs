@@ -18,12 +18,12 @@ use crate::{
 };
 
 /// The line between cloudcore and the API server; cut when dropped.
-struct Line {
+pub(crate) struct Line {
     _tasks: JoinSet<()>,
 }
 
 impl Line {
-    async fn up(from: u16, to: u16) -> Result<Self> {
+    pub(crate) async fn up(from: u16, to: u16) -> Result<Self> {
         let listener = wait::until("the line's port", LONG, async || {
             TcpListener::bind((Ipv4Addr::LOCALHOST, from)).await
         })
@@ -44,7 +44,7 @@ impl Line {
 }
 
 /// A port for the line, and a kubeconfig that goes through it.
-async fn through_a_line(cluster: &Cluster) -> Result<(u16, PathBuf)> {
+pub(crate) async fn through_a_line(cluster: &Cluster) -> Result<(u16, PathBuf)> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?.port();
     let kubeconfig = fs::read_to_string(cluster.kubeconfig())?;
     let through = kubeconfig.replace(&format!(":{}", cluster.port()), &format!(":{port}"));

@@ -190,7 +190,7 @@ async fn what_came_while_nobody_looked_is_a_sign_of_life() {
     time::pause();
     // More than once, because chance decides what is looked at first where nothing else does.
     for round in 0..16 {
-        line.socket.send(frame(Body::Pong(Pong {}))).await.unwrap();
+        line.socket.send(frame(Body::Pong(Pong::default()))).await.unwrap();
         let mut said = [0; 64];
         let length = line.wire.read(&mut said).await.unwrap();
         assert_eq!(line.tcp.try_write(&said[..length]).unwrap(), length);

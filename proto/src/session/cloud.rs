@@ -59,6 +59,8 @@ pub enum CloudEvent {
     Connected { software: String },
     /// The edge holds all that the view held.
     Synced,
+    /// The edge has answered the newest [`CloudSession::call`]: this was its session then.
+    Present,
     /// To be answered through [`CloudSession::finish_reports`].
     Report(Report),
     /// To be answered through [`CloudSession::answer`].
@@ -116,6 +118,9 @@ pub struct CloudSession {
     /// As with the reports.
     questions_open: usize,
     dictionary: u32,
+    /// How often the edge was called, and whether it has answered the last time.
+    calls: u64,
+    called: bool,
 }
 
 struct Sent {
@@ -145,6 +150,8 @@ impl CloudSession {
             reports_open: 0,
             questions_open: 0,
             dictionary: dictionary::FIRST,
+            calls: 0,
+            called: false,
         }
     }
 
@@ -215,16 +222,22 @@ impl CloudSession {
                 self.events.push_back(CloudEvent::Question(request));
                 Ok(())
             }
-            Body::Ping(Ping {}) => {
+            Body::Ping(Ping { .. }) => {
                 // One pong answers any number of pings.
                 if self.answers_pings
                     && !self.queues.lane(Lane::Control).iter().any(|body| matches!(body, Body::Pong(_)))
                 {
-                    self.queues.push(Body::Pong(Pong {}));
+                    self.queues.push(Body::Pong(Pong::default()));
                 }
                 Ok(())
             }
-            Body::Pong(Pong {}) => Ok(()),
+            Body::Pong(Pong { number }) => {
+                if self.called && number == self.calls {
+                    self.called = false;
+                    self.events.push_back(CloudEvent::Present);
+                }
+                Ok(())
+            }
             Body::Hello(_)
             | Body::Welcome(_)
             | Body::InventoryRequest(_)
@@ -442,6 +455,14 @@ impl CloudSession {
         self.queues.push(Body::Response(response));
     }
 
+    /// Asks the edge whether this is its session, from now on: [`CloudEvent::Present`] says that it was, at a moment after
+    /// this. What lies in the socket by now does not say that: the edge may have gone on to another replica since.
+    pub fn call(&mut self) {
+        self.calls += 1;
+        self.called = true;
+        self.queues.push(Body::Ping(Ping { number: self.calls }));
+    }
+
     /// Queues a goodbye; nothing is to be sent after it.
     pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
         self.dirty.clear();
@@ -487,7 +508,7 @@ impl CloudSession {
     /// The edge is silent for two heartbeats: close the link.
     pub fn handle_deadline(&mut self, now: Instant) -> Result<(), Dead> {
         if self.timers.check(now)? && !matches!(self.phase, Phase::AwaitHello | Phase::Closed) {
-            self.queues.push(Body::Ping(Ping {}));
+            self.queues.push(Body::Ping(Ping::default()));
         }
         Ok(())
     }

@@ -213,13 +213,19 @@ impl EdgeSession {
                 self.events.push_back(EdgeEvent::Answered { id: response.id, answer });
                 Ok(())
             }
-            Body::Ping(Ping {}) => {
-                if !self.queues.lane(Lane::Control).iter().any(|body| matches!(body, Body::Pong(_))) {
-                    self.queues.push(Body::Pong(Pong {}));
+            Body::Ping(Ping { number }) => {
+                // One pong answers any number of pings.
+                let waiting = self.queues.lane(Lane::Control).iter_mut().find_map(|body| match body {
+                    Body::Pong(pong) => Some(pong),
+                    _ => None,
+                });
+                match waiting {
+                    Some(pong) => pong.number = pong.number.max(number),
+                    None => self.queues.push(Body::Pong(Pong { number })),
                 }
                 Ok(())
             }
-            Body::Pong(Pong {}) => Ok(()),
+            Body::Pong(Pong { .. }) => Ok(()),
             Body::Hello(_)
             | Body::Welcome(_)
             | Body::Inventory(_)
@@ -356,7 +362,7 @@ impl EdgeSession {
     /// Asks for a sign of life now.
     pub fn ping(&mut self) {
         if self.is_connected() && !self.queues.is_closed() {
-            self.queues.push(Body::Ping(Ping {}));
+            self.queues.push(Body::Ping(Ping::default()));
         }
     }
 

@@ -161,7 +161,7 @@ impl Pair {
                     self.reports.push(report);
                 }
                 CloudEvent::Synced => self.synced = true,
-                CloudEvent::Connected { .. } | CloudEvent::Question(_) => {}
+                CloudEvent::Connected { .. } | CloudEvent::Present | CloudEvent::Question(_) => {}
                 CloudEvent::Goodbye { reason, detail } => panic!("{reason:?} {detail}"),
             }
         }
@@ -411,6 +411,34 @@ fn who_is_sending_a_large_frame_is_not_silent() {
     }
     pair.now += 2 * HEARTBEAT;
     assert!(pair.edge.handle_deadline(pair.now).is_err() && pair.cloud.handle_deadline(pair.now).is_err());
+}
+
+#[test]
+fn an_edge_that_is_called_answers_that_very_call() {
+    let (view, store) = (TestView::default(), TestStore::default());
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    let present = |cloud: &mut CloudSession| {
+        std::iter::from_fn(|| cloud.poll_event()).any(|event| event == CloudEvent::Present)
+    };
+    // Whatever was asked before, and whoever answers what nobody has asked.
+    pair.cloud.call();
+    pair.cloud.call();
+    for number in [0, 1, 3, u64::MAX] {
+        pair.cloud.handle_frame(Body::Pong(Pong { number }), pair.now).unwrap();
+        assert!(!present(&mut pair.cloud), "{number}");
+    }
+    // One pong answers all pings.
+    while let Some(body) = pair.cloud.poll_frame(&view) {
+        pair.edge.handle_frame(body, &|_| None, pair.now).unwrap();
+    }
+    pair.edge.handle_frame(Body::Ping(Ping::default()), &|_| None, pair.now).unwrap();
+    let pong = pair.edge.poll_frame().unwrap();
+    assert_eq!((&pong, pair.edge.poll_frame()), (&Body::Pong(Pong { number: 2 }), None));
+    pair.cloud.handle_frame(pong.clone(), pair.now).unwrap();
+    assert!(present(&mut pair.cloud));
+    pair.cloud.handle_frame(pong, pair.now).unwrap();
+    assert!(!present(&mut pair.cloud), "once");
 }
 
 #[test]

@@ -35,12 +35,26 @@ pub(crate) struct Change {
     pub(crate) now: Option<Cached>,
 }
 
-/// What became of one attempt to write a report.
-pub(crate) enum Verdict {
-    Taken,
+/// What the API server says to a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    /// It is done, and the object has this version.
+    Version(u64),
+    Done,
+    Lease {
+        version: u64,
+        claim: Option<u64>,
+    },
+    /// For good.
     Refused,
+    Conflict,
+    Missing,
+    /// Not now, or nothing was heard.
     Again,
 }
+
+/// A state that a node reports: the node, the report's kind, its key.
+pub(crate) type Place = (usize, i32, String);
 
 #[derive(Default)]
 pub(crate) struct Api {
@@ -52,7 +66,11 @@ pub(crate) struct Api {
     /// By node: what it needs, and since which revision without a gap.
     needed: Vec<BTreeMap<ResourceKey, u64>>,
     /// By node, kind and key: the serial number of the state that was written last.
-    pub(crate) states: BTreeMap<(usize, i32, String), u64>,
+    pub(crate) states: BTreeMap<Place, u64>,
+    /// All versions that the objects had which hold them.
+    versions: BTreeMap<Place, Vec<u64>>,
+    /// By node: the Lease's version, and the claim in it.
+    leases: BTreeMap<usize, (u64, Option<u64>)>,
     /// By name: the serial number.
     pub(crate) events: BTreeMap<String, u64>,
     /// Serial numbers of reports that were taken or refused for good.
@@ -63,8 +81,6 @@ pub(crate) struct Api {
     pub(crate) large: bool,
     /// Contents return to what they were.
     pub(crate) toggles: bool,
-    /// A session that lives on at another replica may write an older state over a newer one.
-    pub(crate) overwrites: bool,
     next: u64,
 }
 
@@ -182,22 +198,74 @@ impl Api {
             || self.needed[node].get(key).is_none_or(|from| *from > since)
     }
 
-    /// One attempt to write a report. `overlapped`: the node has a newer session, at another replica.
-    pub(crate) fn take(
+    /// Whatever the Lease said, it has this claim now.
+    pub(crate) fn claim(&mut self, node: usize, number: u64) -> Answer {
+        self.revision += 1;
+        self.leases.insert(node, (self.revision, Some(number)));
+        Answer::Version(self.revision)
+    }
+
+    /// `over` is the version that it has to have.
+    pub(crate) fn renew(&mut self, node: usize, over: Option<u64>) -> Answer {
+        let Some((version, _)) = self.leases.get_mut(&node) else { return Answer::Missing };
+        if over.is_some_and(|over| over != *version) {
+            return Answer::Conflict;
+        }
+        self.revision += 1;
+        *version = self.revision;
+        Answer::Version(self.revision)
+    }
+
+    pub(crate) fn lease(&self, node: usize) -> Answer {
+        match self.leases.get(&node) {
+            Some((version, claim)) => Answer::Lease { version: *version, claim: *claim },
+            None => Answer::Missing,
+        }
+    }
+
+    /// Somebody else writes to a Lease, deletes one, or writes to an object that is reported about.
+    pub(crate) fn touch(&mut self, rng: &mut Rng) -> String {
+        self.revision += 1;
+        let node = rng.index(self.needed.len());
+        if rng.percent(20) {
+            if rng.percent(20) {
+                self.leases.remove(&node);
+                return format!("the lease of n{node} is deleted");
+            }
+            if let Some((version, _)) = self.leases.get_mut(&node) {
+                *version = self.revision;
+            }
+            return format!("the lease of n{node} is @{}", self.revision);
+        }
+        let pod = format!("Pod/a/p{}", rng.below(PODS));
+        let place = (node, ReportKind::PodStatus.into(), pod);
+        self.versions.entry(place.clone()).or_default().push(self.revision);
+        format!("{} of n{node} is @{}", place.2, self.revision)
+    }
+
+    /// Of an object that is reported about.
+    pub(crate) fn version(&self, place: &Place) -> u64 {
+        self.versions.get(place).and_then(|versions| versions.last()).copied().unwrap_or_default()
+    }
+
+    /// As it was at a revision.
+    pub(crate) fn version_at(&self, place: &Place, revision: u64) -> u64 {
+        let Some(versions) = self.versions.get(place) else { return 0 };
+        let count = versions.partition_point(|version| *version <= revision);
+        versions[..count].last().copied().unwrap_or_default()
+    }
+
+    /// Writes a report; a state over this version alone.
+    pub(crate) fn write(
         &mut self,
         node: usize,
         report: &Report,
-        overlapped: bool,
-        now: u64,
-        rng: &mut Rng,
-    ) -> Result<Verdict, (Invariant, String)> {
-        if now < self.out_until || rng.percent(5) {
-            return Ok(Verdict::Again);
-        }
+        over: Option<u64>,
+    ) -> Result<Answer, (Invariant, String)> {
         let serial = serial(report);
         if is_refused(serial) {
             self.settled.insert(serial);
-            return Ok(Verdict::Refused);
+            return Ok(Answer::Refused);
         }
         if report.kind() == ReportKind::Event {
             let name = event_name(report);
@@ -205,24 +273,22 @@ impl Api {
             if known != serial {
                 return Err((Invariant::EventOnce, format!("{name} is report {known} and {serial}")));
             }
-        } else {
-            let place = (node, report.kind, report.key.clone());
-            let known = self.states.get(&place).copied().unwrap_or_default();
-            if serial < known {
-                if !overlapped {
-                    return Err((Invariant::ReportOrder, format!("{}: {serial} after {known}", report.key)));
-                }
-                if self.overwrites {
-                    let detail = format!("{}: {serial} after {known}, by an older session", report.key);
-                    return Err((Invariant::ReportOrder, detail));
-                }
-                return Ok(Verdict::Refused);
-            }
-            self.states.insert(place, serial);
+            self.settled.insert(serial);
+            return Ok(Answer::Done);
         }
+        let place = (node, report.kind, report.key.clone());
+        if over.is_some_and(|over| over != self.version(&place)) {
+            return Ok(Answer::Conflict);
+        }
+        let known = self.states.get(&place).copied().unwrap_or_default();
+        if serial < known {
+            return Err((Invariant::ReportOrder, format!("{}: {serial} after {known}", report.key)));
+        }
+        self.revision += 1;
+        self.versions.entry(place.clone()).or_default().push(self.revision);
+        self.states.insert(place, serial);
         self.settled.insert(serial);
-        // It is taken, and nobody hears of it.
-        Ok(if rng.percent(3) { Verdict::Again } else { Verdict::Taken })
+        Ok(Answer::Version(self.revision))
     }
 }
 

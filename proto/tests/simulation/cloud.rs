@@ -12,8 +12,9 @@ use proto::{
 };
 
 use super::{
-    api::{KINDS, Verdict},
+    api::KINDS,
     cache::{Cache, NodeView},
+    claim::Claim,
     faults::{Fault, Invariant},
     link::{Connection, Side, WRITE_QUEUE},
     world::{Event, Failure, MILLISECOND, Outcome, SECOND, Stop, World, violation},
@@ -57,6 +58,14 @@ impl Replica {
 }
 
 impl Replica {
+    pub(crate) fn has_session(&self, connection: usize) -> bool {
+        self.sessions.contains_key(&connection)
+    }
+
+    pub(crate) fn newest(&self, kind: usize) -> u64 {
+        self.cache.kinds[kind].newest
+    }
+
     /// What the watches are late with may come at once.
     pub(crate) fn hurry(&mut self) {
         self.watching = [false; KINDS.len()];
@@ -65,18 +74,19 @@ impl Replica {
 
 /// The driver of one session.
 pub(crate) struct Hub {
-    connection: usize,
-    session: CloudSession,
-    node: usize,
+    pub(crate) connection: usize,
+    pub(crate) session: CloudSession,
+    pub(crate) node: usize,
     dirty: BTreeSet<ResourceKey>,
     /// With [`Fault::BacklogUncoalesced`].
     backlog: VecDeque<ResourceKey>,
-    lanes: Lanes,
-    tasks: BTreeMap<u64, Task>,
+    pub(crate) lanes: Lanes,
+    pub(crate) tasks: BTreeMap<u64, Task>,
     next_task: u64,
     /// At the API server now, and those that wait for their turn.
-    attempts: usize,
+    pub(crate) attempts: usize,
     turns: VecDeque<u64>,
+    pub(crate) claim: Claim,
     greeted: bool,
     superseded: bool,
     resume: Resume,
@@ -91,18 +101,20 @@ enum Resume {
     Compared,
 }
 
-struct Task {
-    report: Report,
-    failures: u32,
+pub(crate) struct Task {
+    pub(crate) report: Report,
+    pub(crate) failures: u32,
+    /// The cache does not have the object's newest version.
+    pub(crate) anew: bool,
     /// Acked already, with [`Fault::AckedBeforeTaken`].
-    acked: bool,
+    pub(crate) acked: bool,
 }
 
 /// The reports of one object one after the other.
 #[derive(Default)]
-struct Lanes {
+pub(crate) struct Lanes {
     waiting: BTreeMap<String, VecDeque<Report>>,
-    running: BTreeSet<String>,
+    pub(crate) running: BTreeSet<String>,
 }
 
 impl Lanes {
@@ -124,10 +136,11 @@ pub(crate) enum End {
     Goodbye,
     Dead,
     Superseded,
+    Elsewhere,
     Stopping,
 }
 
-type Step = Result<(), Stop<End>>;
+pub(crate) type Step = Result<(), Stop<End>>;
 
 impl World {
     pub(crate) fn replica_start(&mut self, replica: usize) {
@@ -282,6 +295,7 @@ impl World {
             next_task: 0,
             attempts: 0,
             turns: VecDeque::new(),
+            claim: Claim::default(),
             greeted: false,
             superseded: false,
             resume: Resume::Waits,
@@ -407,7 +421,11 @@ impl World {
     fn cloud_events(&mut self, hub: &mut Hub) -> Step {
         while let Some(event) = hub.session.poll_event() {
             match event {
-                CloudEvent::Connected { .. } => self.enter(hub),
+                CloudEvent::Connected { .. } => {
+                    self.enter(hub);
+                    self.claim(hub);
+                }
+                CloudEvent::Present => self.edge_present(hub)?,
                 CloudEvent::Synced => {}
                 CloudEvent::Report(report) => {
                     if self.has(Fault::AckedBeforeTaken) {
@@ -432,7 +450,6 @@ impl World {
     fn enter(&mut self, hub: &mut Hub) {
         let Connection { node, replica, .. } = self.connections[hub.connection];
         hub.greeted = true;
-        self.newest[node] = Some(hub.connection);
         if let Some(older) = self.replicas[replica].registry.insert(node, hub.connection)
             && !self.has(Fault::TwoSessions)
         {
@@ -520,80 +537,28 @@ impl World {
     }
 
     fn start_reports(&mut self, hub: &mut Hub) {
+        if !hub.claim.stands() && !self.has(Fault::ReportsWithoutFence) {
+            return;
+        }
         let acked = self.has(Fault::AckedBeforeTaken);
         while let Some(report) = hub.lanes.start(self.has(Fault::ReportsSideBySide)) {
             hub.next_task += 1;
-            hub.tasks.insert(hub.next_task, Task { report, failures: 0, acked });
+            hub.tasks.insert(hub.next_task, Task { report, failures: 0, anew: false, acked });
             hub.turns.push_back(hub.next_task);
         }
         while hub.attempts < REPORTS_AT_ONCE
             && let Some(task) = hub.turns.pop_front()
         {
             hub.attempts += 1;
-            let delay = self.rng.around(10 * MILLISECOND);
-            self.after(delay, Event::Attempt { connection: hub.connection, task });
+            self.attempt(hub, task);
         }
     }
 
     pub(crate) fn try_again(&mut self, connection: usize, task: u64) -> Outcome {
-        let replica = self.connections[connection].replica;
-        if !self.replicas[replica].sessions.contains_key(&connection) {
-            // With [`Fault::RetriesOutliveSession`].
-            return self.attempt(connection, task);
-        }
         self.cloud_step(connection, |_, hub| {
             hub.turns.push_back(task);
             Ok(())
         })
-    }
-
-    /// The API server answers.
-    pub(crate) fn attempt(&mut self, connection: usize, task: u64) -> Outcome {
-        let replica = self.connections[connection].replica;
-        if let Some(report) =
-            self.edges[self.connections[connection].node].orphans.remove(&(connection, task))
-        {
-            let again = self.take(connection, &report)?;
-            if let Verdict::Again = again {
-                self.edges[self.connections[connection].node].orphans.insert((connection, task), report);
-                let delay = self.rng.around(2 * SECOND);
-                self.after(delay, Event::TryAgain { connection, task });
-            }
-            return Ok(());
-        }
-        if !self.replicas[replica].sessions.contains_key(&connection) {
-            return Ok(());
-        }
-        self.cloud_step(connection, |world, hub| {
-            hub.attempts -= 1;
-            let Some(mut done) = hub.tasks.remove(&task) else { return Ok(()) };
-            let verdict = world.take(connection, &done.report)?;
-            if matches!(verdict, Verdict::Again) && !world.has(Fault::AckedOnFailure) {
-                let backoff = ((200 * MILLISECOND) << done.failures.min(10)).min(30 * SECOND);
-                done.failures += 1;
-                hub.tasks.insert(task, done);
-                let delay = backoff / 2 + world.rng.below(backoff / 2);
-                world.after(delay, Event::TryAgain { connection, task });
-                return Ok(());
-            }
-            hub.lanes.running.remove(&done.report.key);
-            if !done.acked {
-                let refused = if matches!(verdict, Verdict::Refused) { "refused" } else { "" };
-                hub.session
-                    .finish_reports(vec![ReportAck { id: done.report.id, refused: refused.to_owned() }]);
-            }
-            Ok(())
-        })
-    }
-
-    fn take(&mut self, connection: usize, report: &Report) -> Result<Verdict, Failure> {
-        let Connection { node, replica, .. } = self.connections[connection];
-        let elsewhere = |newest: usize| newest != connection && self.connections[newest].replica != replica;
-        let overlapped = self.newest[node].is_some_and(elsewhere);
-        let now = self.now;
-        self.api
-            .take(node, report, overlapped, now, &mut self.rng)
-            .map_err(|(invariant, detail)| Failure::new(invariant, format!("c{connection} {detail}")))
     }
 
     fn check_bounds(&self, hub: &Hub) -> Outcome {
@@ -616,7 +581,7 @@ impl World {
                 return Err(Failure::new(Invariant::Bounded, detail));
             }
         }
-        Ok(())
+        self.check_own(hub)
     }
 
     fn end_cloud(&mut self, mut hub: Hub, end: &End) -> Outcome {
@@ -627,13 +592,9 @@ impl World {
         if registry.get(&node) == Some(&connection) || self.options.fault == Some(Fault::TeardownEndsNewer) {
             registry.remove(&node);
         }
-        if self.has(Fault::RetriesOutliveSession) {
-            let reports = hub.tasks.iter().map(|(task, done)| ((connection, *task), done.report.clone()));
-            self.edges[node].orphans.extend(reports);
-        }
         let reason = match end {
             End::Superseded => Some(GoodbyeReason::Superseded),
-            End::Stopping => Some(GoodbyeReason::ShuttingDown),
+            End::Stopping | End::Elsewhere => Some(GoodbyeReason::ShuttingDown),
             End::Closed | End::Goodbye | End::Dead => None,
         };
         if let Some(reason) = reason {

@@ -1,10 +1,7 @@
 //! An edge node: its process, which keeps one session with the obligations of `edgecore::edgehub`, and its
 //! disk.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use proto::{
@@ -45,8 +42,6 @@ pub(crate) struct Edge {
     /// Of all reports of the node, and of the events that the process has named.
     reports: u64,
     named: u64,
-    /// At the cloud, with [`Fault::RetriesOutliveSession`].
-    pub(crate) orphans: BTreeMap<(usize, u64), Report>,
 }
 
 /// The driver of one session.

@@ -9,10 +9,11 @@ use std::{
 use super::{
     api::{Api, KINDS, is_refused, serial},
     cache::Cache,
+    claim::Request,
     cloud::Replica,
     disk::{Disk, Op},
     edge::Edge,
-    faults::{Fault, Gap, Invariant},
+    faults::{Fault, Invariant},
     link::{Connection, Side},
     rng::Rng,
 };
@@ -66,7 +67,6 @@ pub(crate) fn violation<End>(connection: usize, side: Side, error: &impl ToStrin
 pub(crate) struct Options {
     pub(crate) seed: u64,
     pub(crate) fault: Option<Fault>,
-    pub(crate) gap: Option<Gap>,
     /// Keep a readable trace.
     pub(crate) traced: bool,
     /// All of it, not only its end.
@@ -136,9 +136,28 @@ pub(crate) enum Event {
     Superseded {
         connection: usize,
     },
-    Attempt {
+    /// A request reaches the API server; its answer, who has asked.
+    Arrives {
+        request: u64,
+    },
+    Answered {
         connection: usize,
-        task: u64,
+        request: u64,
+    },
+    GivesUp {
+        connection: usize,
+        request: u64,
+    },
+    ClaimAgain {
+        connection: usize,
+    },
+    Renew {
+        connection: usize,
+    },
+    /// The edge had until now to answer a call.
+    Unanswered {
+        connection: usize,
+        call: u64,
     },
     TryAgain {
         connection: usize,
@@ -269,8 +288,10 @@ pub(crate) struct World {
     pub(crate) edges: Vec<Edge>,
     pub(crate) connections: Vec<Connection>,
     pub(crate) ledgers: Vec<Ledger>,
-    /// By node: the connection over which it said hello last.
-    pub(crate) newest: Vec<Option<usize>>,
+    /// Asked of the API server, and not answered.
+    pub(crate) requests: BTreeMap<u64, Request>,
+    pub(crate) asked: u64,
+    pub(crate) claims: u64,
     trace: Trace,
 }
 
@@ -312,7 +333,6 @@ impl World {
         let mut api = Api::new(nodes);
         api.large = profile.user_every >= 5 * SECOND && rng.percent(25);
         api.toggles = rng.percent(20);
-        api.overwrites = options.gap == Some(Gap::OverlappingReports);
         let heartbeat = rng.pick(&[5, 15, 30, 70]) * SECOND;
         let mut world = Self {
             options,
@@ -330,7 +350,9 @@ impl World {
             edges: (0..nodes).map(|_| Edge::default()).collect(),
             connections: Vec::new(),
             ledgers: Vec::new(),
-            newest: vec![None; nodes],
+            requests: BTreeMap::new(),
+            asked: 0,
+            claims: 0,
             trace: Trace { on: options.traced, ..Trace::default() },
         };
         for _ in 0..world.rng.below(12) {
@@ -419,7 +441,11 @@ impl World {
                 self.whose(connection, side)
             }
             Event::Superseded { connection }
-            | Event::Attempt { connection, .. }
+            | Event::Answered { connection, .. }
+            | Event::GivesUp { connection, .. }
+            | Event::ClaimAgain { connection }
+            | Event::Renew { connection }
+            | Event::Unanswered { connection, .. }
             | Event::TryAgain { connection, .. } => self.whose(connection, Side::Cloud),
             Event::Dial { node, .. }
             | Event::Disk { node, .. }
@@ -476,7 +502,12 @@ impl World {
             Event::Watch { replica, life, kind } => self.watch(replica, life, kind)?,
             Event::Bookmark { replica, life } => self.bookmark(replica, life)?,
             Event::Superseded { connection } => self.superseded(connection)?,
-            Event::Attempt { connection, task } => self.attempt(connection, task)?,
+            Event::Arrives { request } => self.arrives(request)?,
+            Event::Answered { connection, request } => self.answered(connection, request)?,
+            Event::GivesUp { connection, request } => self.gives_up(connection, request)?,
+            Event::ClaimAgain { connection } => self.claim_again(connection)?,
+            Event::Renew { connection } => self.renewal(connection)?,
+            Event::Unanswered { connection, call } => self.unanswered(connection, call)?,
             Event::TryAgain { connection, task } => self.try_again(connection, task)?,
         }
         Ok(())
@@ -488,7 +519,8 @@ impl World {
         }
         let burst = if self.rng.percent(5) { 10 } else { 1 };
         for _ in 0..burst {
-            let said = self.api.user(&mut self.rng);
+            let elsewhere = self.rng.percent(20);
+            let said = if elsewhere { self.api.touch(&mut self.rng) } else { self.api.user(&mut self.rng) };
             self.say(|| format!("user: {said}"));
         }
         for replica in 0..self.replicas.len() {

@@ -546,7 +546,7 @@ async fn a_quiet_line_carries_less_than_twelve_kilobytes_an_hour() {
     assert!(opened < 8_000, "opening the link took {opened} bytes");
     let (mut before, mut beats) = (opened, Vec::new());
     for _ in 0..PINGS {
-        let ping = codec::encode(Body::Ping(Ping {})).unwrap();
+        let ping = codec::encode(Body::Ping(Ping::default())).unwrap();
         edge.frames.push(Lane::Control, ping.clone());
         assert_eq!(cloud.next().await.unwrap(), Some(ping));
         let now = line.settled().await;

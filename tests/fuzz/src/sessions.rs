@@ -98,7 +98,7 @@ impl CloudLedger {
                     CloudEvent::Report(report) => self.reports.push_back(report.id),
                     CloudEvent::Question(request) => self.questions.push_back(request.id),
                     CloudEvent::Synced => assert!(self.welcomed),
-                    CloudEvent::Connected { .. } | CloudEvent::Goodbye { .. } => {}
+                    CloudEvent::Connected { .. } | CloudEvent::Present | CloudEvent::Goodbye { .. } => {}
                 }
             }
             assert!(self.reports.len() <= WINDOW_REPORTS && self.questions.len() <= WINDOW_QUESTIONS);
@@ -381,7 +381,7 @@ pub(crate) fn edge(bytes: &[u8]) {
                 Some(Body::ReportAcks(ReportAcks { acks: acks.collect() }))
             }
             6 => Some(Body::Response(Response { id: input.byte().into(), answer: None })),
-            7 => Some(Body::Ping(Ping {})),
+            7 => Some(Body::Ping(Ping::default())),
             8 => {
                 ledger.events(&mut edge);
                 ledger.commit(&mut edge);

@@ -42,7 +42,7 @@ pub(crate) async fn run(stage: &Stage<'_>) -> Result<()> {
                 while sent - acked < WINDOW_REPORTS as u64 {
                     sent += 1;
                     flooder.say(Body::Reports(Reports { reports: vec![status(&flooding, sent)] }))?;
-                    flooder.say(Body::Ping(Ping {}))?;
+                    flooder.say(Body::Ping(Ping::default()))?;
                 }
                 acked += flooder.until(acks).await?;
             }

@@ -13,7 +13,7 @@ use harness::{Bench, Cluster, product::Cloud};
 use hollow::Transport;
 use proto::{
     Lane, codec,
-    message::{Body, Goodbye, Hello, PROTOCOL},
+    message::{Body, Goodbye, Hello, PROTOCOL, Ping, Pong},
 };
 use runtime::{
     link::{
@@ -138,10 +138,16 @@ impl Peer {
         self.frames.push(lane, frame.to_vec().into());
     }
 
+    /// What is said next; whether it is still here is answered.
     pub(crate) async fn hear(&mut self) -> Result<Option<Body>> {
-        let frame =
-            time::timeout(SOON, self.receiver.receive()).await.context("cloudcore says nothing")??;
-        Ok(frame.map(codec::decode).transpose()?)
+        loop {
+            let frame =
+                time::timeout(SOON, self.receiver.receive()).await.context("cloudcore says nothing")??;
+            match frame.map(codec::decode).transpose()? {
+                Some(Body::Ping(Ping { number })) => self.say(Body::Pong(Pong { number }))?,
+                body => return Ok(body),
+            }
+        }
     }
 
     /// The first that `wanted` takes, of all that is said.

@@ -8,17 +8,18 @@
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
-use kube::Client;
+use proto::ResourceKey;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tracing::info;
 
-use super::Reporter;
+use super::{Reporter, Upstream};
 use crate::{
     cloudhub::authz::{self, Denied},
     edgecontroller::{
         api::{self, Failure, Patch},
-        objects::{EDGE_LABEL, KEY_ANNOTATION},
+        claim::Claim,
+        objects::{EDGE_LABEL, KEY_ANNOTATION, resource_version},
     },
 };
 
@@ -44,43 +45,50 @@ struct Status {
     conditions: Vec<Value>,
 }
 
-/// Registers the node and writes its status. A conflict means that somebody wrote in between: to be tried again.
-pub(super) async fn apply(
-    client: &Client,
-    reporter: &Reporter,
-    report: &Value,
-    kubelet: Option<SocketAddr>,
-) -> Result<Result<(), Denied>, Failure> {
-    let node = &*reporter.node;
-    let path = format!("/api/v1/nodes/{node}");
-    let answer = match api::read(client, &path).await {
-        Err(Failure::Refused { code: 404, .. }) => {
-            match api::create(client, "/api/v1/nodes", &registration(reporter, report)).await {
-                Ok(created) => {
-                    info!(node, "node registered");
-                    created
+impl Upstream {
+    /// Registers the node and writes its status. A conflict means that somebody wrote in between: to be tried again.
+    pub(super) async fn node_status(
+        &self,
+        reporter: &Reporter,
+        key: &ResourceKey,
+        report: &Value,
+        claim: &Claim,
+    ) -> Result<Result<(), Denied>, Failure> {
+        let client = &self.client;
+        let node = &*reporter.node;
+        let path = format!("/api/v1/nodes/{node}");
+        let answer = match api::read(client, &path).await {
+            Err(Failure::Refused { code: 404, .. }) => {
+                match api::create(client, "/api/v1/nodes", &registration(reporter, report)).await {
+                    Ok(created) => {
+                        info!(node, "node registered");
+                        created
+                    }
+                    // Somebody else was faster.
+                    Err(Failure::Refused { code: 409, .. }) => api::read(client, &path).await?,
+                    Err(failure) => return Err(failure),
                 }
-                // Somebody else was faster.
-                Err(Failure::Refused { code: 409, .. }) => api::read(client, &path).await?,
-                Err(failure) => return Err(failure),
             }
+            answer => answer?,
+        };
+        let mut current: Current = answer.part()?;
+        let held_by = current.metadata.annotations.get(KEY_ANNOTATION).and_then(Value::as_str);
+        if held_by.is_some_and(|key| *key != *reporter.key_hash) {
+            return Ok(Err(Denied::OtherKey));
         }
-        answer => answer?,
-    };
-    let mut current: Current = answer.part()?;
-    let held_by = current.metadata.annotations.get(KEY_ANNOTATION).and_then(Value::as_str);
-    if held_by.is_some_and(|key| *key != *reporter.key_hash) {
-        return Ok(Err(Denied::OtherKey));
+        if let Some(patch) = missing_metadata(&current, reporter, report) {
+            current = api::patch(client, &path, Patch::Merge, &patch).await?.part()?;
+        }
+        let version = resource_version(&current.metadata.resource_version);
+        claim.confirm(client, &self.index, node, key, version).await?;
+        let mut patch = status_patch(&current, report, Timestamp::now());
+        if let Some(kubelet) = self.kubelet() {
+            lead_to(kubelet, &mut patch["status"]);
+        }
+        let written = api::patch(client, &format!("{path}/status"), Patch::Merge, &patch).await?;
+        claim.wrote(key, written.resource_version()?);
+        Ok(Ok(()))
     }
-    if let Some(patch) = missing_metadata(&current, reporter, report) {
-        current = api::patch(client, &path, Patch::Merge, &patch).await?.part()?;
-    }
-    let mut patch = status_patch(&current, report, Timestamp::now());
-    if let Some(kubelet) = kubelet {
-        lead_to(kubelet, &mut patch["status"]);
-    }
-    api::patch(client, &format!("{path}/status"), Patch::Merge, &patch).await?;
-    Ok(Ok(()))
 }
 
 fn registration(reporter: &Reporter, report: &Value) -> Value {
