@@ -42,6 +42,8 @@ use crate::{
 
 /// Nodes that say at once what their edge has of the CAs: a whole fleet has something else when a CA is rotated.
 const NOTES: usize = 4;
+/// Leases that are written at once. A fleet that comes back has one to write for each node, and reports are not to wait behind all of them.
+const LEASES: usize = 32;
 /// For sessions to say goodbye.
 const GRACE: Duration = Duration::from_secs(8);
 
@@ -144,6 +146,7 @@ impl App {
             index: Arc::clone(&index),
             upstream: Arc::new(upstream),
             notes: Semaphore::new(NOTES),
+            leases: Arc::new(Semaphore::new(LEASES)),
             registry: sessions,
             metrics,
             hub,

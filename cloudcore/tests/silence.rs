@@ -70,6 +70,7 @@ fn context(metrics: &Metrics) -> SessionContext {
         upstream: Arc::new(Upstream::new(client, Arc::clone(&index), metrics.clone(), Arc::default())),
         index,
         notes: Semaphore::new(1),
+        leases: Arc::new(Semaphore::new(1)),
         registry: Arc::new(Registry::default()),
         metrics: metrics.clone(),
         hub: HubConfig {

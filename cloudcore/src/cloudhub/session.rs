@@ -75,6 +75,8 @@ pub struct SessionContext {
     pub upstream: Arc<Upstream>,
     /// For those who write on their Node what the edge has of the CAs.
     pub notes: Semaphore,
+    /// For those who write a Lease.
+    pub leases: Arc<Semaphore>,
     pub registry: Arc<Registry>,
     pub metrics: Metrics,
     pub hub: HubConfig,
@@ -501,6 +503,7 @@ impl Driver<'_> {
             index: Arc::clone(&self.context.index),
             node: Arc::clone(&self.peer.node),
             claim: Arc::clone(&self.claim),
+            turns: Arc::clone(&self.context.leases),
             address: move || progress.address(),
             config: self.context.lease,
         };

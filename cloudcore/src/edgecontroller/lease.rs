@@ -10,7 +10,10 @@ use kube::Client;
 use runtime::backoff::{Backoff, jitter};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -45,6 +48,8 @@ pub struct Keeper<A> {
     pub index: Arc<Index>,
     pub node: Arc<str>,
     pub claim: Arc<Claim>,
+    /// Of all nodes: bounds how many Leases are written at once.
+    pub turns: Arc<Semaphore>,
     pub address: A,
     pub config: LeaseConfig,
 }
@@ -79,10 +84,13 @@ impl<A: Fn() -> Option<SocketAddr>> Keeper<A> {
         let mut backoff = self.backoff();
         loop {
             let (number, text) = self.claim.next();
+            let turn = self.turn().await;
             let mut lease = self.lease();
             lease["metadata"]["annotations"][CLAIM] = text.into();
             // On the heap: it is much larger than what waits for the next time.
-            match Box::pin(put(&self.client, &self.node, &lease)).await {
+            let written = Box::pin(put(&self.client, &self.node, &lease)).await;
+            drop(turn);
+            match written {
                 Ok(version) => return (number, version),
                 Err(failure) => wait_after(&failure, &mut backoff).await,
             }
@@ -98,14 +106,14 @@ impl<A: Fn() -> Option<SocketAddr>> Keeper<A> {
         loop {
             time::sleep(delay).await;
             delay = Duration::ZERO;
+            let turn = self.turn().await;
             let seen = Horizon::of(&self.index);
             let mut lease = self.lease();
             lease["metadata"]["resourceVersion"] = version.as_str().into();
             let path = path(&self.node);
-            match Box::pin(api::patch(&self.client, &path, Patch::Merge, &lease))
-                .await
-                .and_then(|answer| version_of(&answer))
-            {
+            let written = Box::pin(api::patch(&self.client, &path, Patch::Merge, &lease)).await;
+            drop(turn);
+            match written.and_then(|answer| version_of(&answer)) {
                 Ok(renewed) => {
                     version = renewed;
                     self.claim.found(number, seen);
@@ -123,6 +131,11 @@ impl<A: Fn() -> Option<SocketAddr>> Keeper<A> {
                 Err(failure) => wait_after(&failure, &mut backoff).await,
             }
         }
+    }
+
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed; without a permit the bound is all that is lost.
+        self.turns.acquire().await.ok()
     }
 
     fn next_renewal(&self) -> Duration {
