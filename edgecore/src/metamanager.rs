@@ -68,6 +68,7 @@ mod index;
 mod journal;
 mod memory;
 mod outbox;
+mod queue;
 mod record;
 mod recovery;
 mod replay;

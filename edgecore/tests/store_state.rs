@@ -164,6 +164,37 @@ async fn the_outbox_keeps_state_drops_old_events_and_counts_them() {
     assert!(store.report(ReportKind::PodStatus, &pod, Bytes::new()).await.unwrap() > last);
 }
 
+/// A quarter of a million of them fit into the default outbox.
+#[tokio::test]
+async fn an_event_is_kept_in_less_than_half_of_its_length() {
+    const EVENTS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Options::default()).unwrap();
+    let (before, mut length) = (store.bytes_written(), 0);
+    for n in 0..EVENTS {
+        let name = format!("till-{}", n % 7);
+        let event = serde_json::json!({
+            "metadata": {"name": format!("{name}.{:x}", 1_790_000_000_000_000_000 + n * 7_777_777), "namespace": "shop"},
+            "involvedObject": {
+                "apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": name,
+                "uid": "0b0c3f5e-6f0a-4a53-9d6b-3a1f6a1c2d3e", "fieldPath": "spec.containers{main}",
+            },
+            "type": "Warning", "reason": "Unhealthy", "count": 1,
+            "message": format!("Readiness probe failed: HTTP probe failed with statuscode: {}", 400 + n),
+            "firstTimestamp": "2026-11-27T18:39:16Z", "lastTimestamp": "2026-11-27T18:39:16Z",
+            "source": {"component": "edged", "host": "edge-1"},
+            "reportingComponent": "edged", "reportingInstance": "edge-1",
+        });
+        let event = event.to_string();
+        length += event.len() as u64;
+        store.report(ReportKind::Event, &key(&format!("Pod/shop/{name}")), event.into()).await.unwrap();
+    }
+    let written = store.bytes_written() - before;
+    assert!(2 * written < length, "{written} bytes for {length}");
+    assert!(written / EVENTS < 260, "{} bytes an event", written / EVENTS);
+    assert_eq!(store.pending() as u64, EVENTS);
+}
+
 #[tokio::test]
 async fn every_clean_stop_is_found_clean() {
     let dir = tempfile::tempdir().unwrap();

@@ -227,25 +227,25 @@ impl Outage<'_> {
         eprintln!("outbox: {told} of {MORE} events were told when all statuses were");
         ensure!(told < MORE / 2, "{told} events were told before the statuses");
         let mut edgecore = Some(edgecore);
-        for (quarter, kills_edge) in [(1, false), (2, true), (3, false)] {
-            wait::until(&format!("{quarter} quarters told"), DELIVERED, async || {
-                let told = self.told().await?;
-                ensure!(told > quarter * MORE / 4, "{told} events");
-                Ok(())
+        let left = async || Ok::<_, anyhow::Error>(self.edge.metric("edgecore_outbox_reports").await?);
+        for (quarters, kills_edge) in [(3, false), (2, true), (1, false)] {
+            let some = wait::until(&format!("{quarters} quarters left"), DELIVERED, async || {
+                let left = left().await?;
+                ensure!(left < quarters * MORE as u64 / 4, "{left} reports");
+                Ok(left)
             })
             .await?;
+            ensure!(some > 0, "all is told already");
             if kills_edge {
                 edgecore.take().context("it runs")?.kill9()?;
                 edgecore = Some(self.edge.start(self.site)?);
             } else {
                 kill9(self.scene.cloud.pid()?)?;
             }
-            let told = self.told().await?;
-            ensure!(told < MORE, "all is told already");
         }
         wait::until("an empty outbox", DELIVERED, async || {
-            let pending = self.edge.metric("edgecore_outbox_reports").await?;
-            ensure!(pending == 0, "{pending} reports; {} events are told", self.told().await?);
+            let left = left().await?;
+            ensure!(left == 0, "{left} reports");
             Ok(())
         })
         .await?;

@@ -11,6 +11,7 @@ use super::{
     files::{self, Directory},
     index::{Index, IndexError},
     journal::{CHECKPOINT_MAGIC, FILE_HEADER, FileHeader, Reader},
+    queue::Queue,
     record::{HEADER, Op, Placed},
     reports::{Place, Reports},
 };
@@ -93,7 +94,7 @@ fn write_scratch(
     if let Some(error) = failed {
         return Err(error.into());
     }
-    let (mut places, mut lost) = (Vec::new(), Vec::new());
+    let (mut places, mut lost) = (Queue::default(), Vec::new());
     for id in reports.ids() {
         let Some(operation) = reports.operation(id) else {
             lost.push(id);
@@ -101,7 +102,7 @@ fn write_scratch(
         };
         let offset = out.length + (HEADER + payload.len()) as u64;
         let length = u32::try_from(operation.len()).unwrap_or(u32::MAX);
-        places.push((id, Place { offset, length, file: 0 }));
+        places.insert(id, Place { offset, length, file: 0 });
         payload.extend_from_slice(&operation);
         out.ops += 1;
         if payload.len() >= RECORD_BYTES {

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use proto::{message::ReportKind, resource::content_hash};
 
-use super::record::{Op, Payload, StoredReport};
+use super::{
+    queue::Queue,
+    record::{Op, Payload, StoredReport},
+};
 
 /// Counted for each report beside its key and payload.
 const OVERHEAD: u64 = 64;
@@ -17,7 +20,7 @@ pub(super) struct Outbox {
     event_bytes: u64,
     state_bytes: u64,
     /// Id to size. The oldest goes first.
-    events: BTreeMap<u64, u32>,
+    events: Queue<u32>,
     states: BTreeMap<u64, (i32, Box<str>)>,
     pending: HashMap<(i32, Box<str>), State>,
     /// What was done since [`Self::settle`], in that order.
@@ -52,7 +55,7 @@ impl Outbox {
             dropped,
             event_bytes: 0,
             state_bytes: 0,
-            events: BTreeMap::new(),
+            events: Queue::default(),
             states: BTreeMap::new(),
             pending: HashMap::new(),
             steps: Vec::new(),
@@ -60,7 +63,7 @@ impl Outbox {
     }
 
     pub(super) fn contains(&self, id: u64) -> bool {
-        self.events.contains_key(&id) || self.states.contains_key(&id)
+        self.events.get(id).is_some() || self.states.contains_key(&id)
     }
 
     /// Takes in a report that is stored already; of two states of one object the newer one stays.
@@ -104,7 +107,7 @@ impl Outbox {
 
     /// The step that took it.
     fn take(&mut self, id: u64) -> Option<Step> {
-        if let Some(size) = self.events.remove(&id) {
+        if let Some(size) = self.events.remove(id) {
             self.event_bytes -= u64::from(size);
             return Some(Step::Event(id, size));
         }
@@ -153,7 +156,7 @@ impl Outbox {
         self.insert(&report);
         ops.push(Op::PutReport(report));
         while self.event_bytes + self.state_bytes > self.limit
-            && let Some((&oldest, _)) = self.events.first_key_value()
+            && let Some(oldest) = self.events.first()
             && oldest != id
         {
             self.remove(oldest);
@@ -171,9 +174,8 @@ mod tests {
     use super::*;
 
     fn view(outbox: &Outbox) -> (Vec<u64>, Vec<u64>, u64, u64) {
-        let ids = |ids: &mut dyn Iterator<Item = &u64>| ids.copied().collect();
-        let (events, states) = (ids(&mut outbox.events.keys()), ids(&mut outbox.states.keys()));
-        (events, states, outbox.event_bytes, outbox.state_bytes)
+        let (events, states) = (outbox.events.ids_after(None), outbox.states.keys().copied());
+        (events.collect(), states.collect(), outbox.event_bytes, outbox.state_bytes)
     }
 
     #[test]

@@ -2,13 +2,7 @@
 //! turn comes: a site that was away for weeks has hundreds of thousands of them, and of each a place is all that is held in memory.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io,
-    ops::Bound,
-    os::unix::fs::FileExt as _,
-    path::Path,
-    sync::Arc,
+    collections::BTreeSet, fs::File, io, ops::Bound, os::unix::fs::FileExt as _, path::Path, sync::Arc,
 };
 
 use bytes::Bytes;
@@ -17,6 +11,7 @@ use tracing::warn;
 
 use super::{
     outbox::Outbox,
+    queue::Queue,
     record::{Op, Placed, StoredReport},
 };
 
@@ -33,16 +28,15 @@ pub(super) struct Place {
 pub(super) struct Reports {
     /// Those that may be read: they can be, also when they have been removed from the directory.
     files: Vec<Arc<File>>,
-    places: BTreeMap<u64, Place>,
+    places: Queue<Place>,
     /// Those of them that say how something is: one an object, so there are few.
     statuses: BTreeSet<u64>,
 }
 
 impl Reports {
-    /// As these, but for where they are: in the one file, in the order of ids.
-    pub(super) fn moved(&self, file: Arc<File>, places: Vec<(u64, Place)>) -> Self {
-        // Built at once, its nodes are full.
-        Self { files: vec![file], places: places.into_iter().collect(), statuses: self.statuses.clone() }
+    /// As these, but for where they are: in the one file.
+    pub(super) fn moved(&self, file: Arc<File>, places: Queue<Place>) -> Self {
+        Self { files: vec![file], places, statuses: self.statuses.clone() }
     }
 
     /// The number of a file whose places are to come.
@@ -59,7 +53,7 @@ impl Reports {
     }
 
     pub(super) fn remove(&mut self, id: u64) {
-        self.places.remove(&id);
+        self.places.remove(id);
         self.statuses.remove(&id);
     }
 
@@ -73,18 +67,19 @@ impl Reports {
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = u64> {
-        self.places.keys().copied()
+        self.places.ids_after(None)
     }
 
     /// Up to `limit` with ids above `after`, oldest first. One that cannot be read is passed over; the next checkpoint will be
     /// without it.
     pub(super) fn read(&self, after: u64, limit: usize) -> Vec<Report> {
-        self.read_each(self.places.range(above(after)).map(|(id, _)| *id), limit)
+        self.read_each(self.places.ids_after(Some(after)), limit)
     }
 
     /// As [`read`](Self::read), of statuses alone.
     pub(super) fn read_statuses(&self, after: u64, limit: usize) -> Vec<Report> {
-        self.read_each(self.statuses.range(above(after)).copied(), limit)
+        let above = (Bound::Excluded(after), Bound::Unbounded);
+        self.read_each(self.statuses.range(above).copied(), limit)
     }
 
     fn read_each(&self, ids: impl Iterator<Item = u64>, limit: usize) -> Vec<Report> {
@@ -111,7 +106,7 @@ impl Reports {
     }
 
     fn stored(&self, id: u64) -> Option<(StoredReport, Bytes)> {
-        let place = self.places.get(&id)?;
+        let place = self.places.get(id)?;
         let mut bytes = vec![0; place.length as usize];
         let read = self.files.get(place.file as usize)?.read_exact_at(&mut bytes, place.offset);
         if let Err(error) = read {
@@ -124,10 +119,6 @@ impl Reports {
             _ => None,
         }
     }
-}
-
-fn above(id: u64) -> (Bound<u64>, Bound<u64>) {
-    (Bound::Excluded(id), Bound::Unbounded)
 }
 
 /// The outbox as the files have it.
@@ -176,7 +167,7 @@ impl Collected {
     /// All files have been read. Where records are missing, more than one state of an object may be left.
     pub(super) fn finish(&mut self) {
         let outbox = &self.outbox;
-        self.reports.places.retain(|id, _| outbox.contains(*id));
+        self.reports.places.retain(|id| outbox.contains(id));
         self.reports.statuses.retain(|id| outbox.contains(*id));
     }
 }
