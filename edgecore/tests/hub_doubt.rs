@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Nothing here waits for it.
 const BEAT: Duration = Duration::from_mins(5);
-/// Three seconds of doubt, and what a handshake and a last question take.
+/// Seconds until it is in doubt, and what a handshake and a last question take.
 const MOVED: Duration = Duration::from_secs(5);
 
 #[tokio::test]

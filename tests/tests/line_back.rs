@@ -11,7 +11,7 @@ mod line_back {
     pub(crate) mod without_udp;
 }
 
-use std::{path::Path, pin::Pin, time::Duration};
+use std::{pin::Pin, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -23,6 +23,8 @@ use harness::{
 use tokio::time::Instant;
 
 pub(crate) const SOON: Duration = Duration::from_mins(1);
+/// Longer than a confirmation is put off, shorter than a heartbeat.
+const QUIET: Duration = Duration::from_millis(500);
 /// What is asked of a node's return.
 pub(crate) const BACK: Duration = Duration::from_secs(5);
 
@@ -126,6 +128,20 @@ impl<'a> Node<'a> {
         Ok(self.wired.link().await?.sessions)
     }
 
+    /// Waits until nothing is under way. What is confirmed a moment after something else was said is taken for its confirmation.
+    pub(crate) async fn quiet(&self) -> Result<()> {
+        let (mut before, mut since) = (self.wired.wire.counts(), Instant::now());
+        wait::until("the line quiet", SOON, async || {
+            let now = self.wired.wire.counts();
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+            ensure!(since.elapsed() > QUIET, "{now:?}");
+            Ok(())
+        })
+        .await
+    }
+
     /// The line as it was in the beginning.
     pub(crate) fn heal(&self) {
         self.wired.wire.set(&Terms { delay: Duration::from_millis(10), ..Terms::default() });
@@ -135,11 +151,6 @@ impl<'a> Node<'a> {
 /// How many seconds it took.
 pub(crate) fn tell(what: &str, took: Duration) {
     eprintln!("{what}: {:.3} s", took.as_secs_f32());
-}
-
-/// The kernel may be told how long TCP waits at most before it sends something again.
-pub(crate) fn kernel_sends_again_soon() -> bool {
-    Path::new("/proc/sys/net/ipv4/tcp_rto_max_ms").exists()
 }
 
 /// On the heap: each scenario is a large future.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use runtime::link::Delivery;
 
 /// How long what was sent may be unconfirmed in silence, at least; with a short heartbeat three quarters of one.
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3));
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(2500));
 /// The same, in round trips. As many attempts of TCP as it takes to tell a line that loses 20 % from a dead one.
 const ROUND_TRIPS: u32 = 8;
 /// Of what is measured as a round trip.
@@ -26,8 +26,8 @@ const ALARMS: u32 = 3;
 const QUESTIONS: u32 = 16;
 /// Between looks from then on.
 const SELDOM: Duration = Duration::from_secs(3);
-/// How long the line may take to answer a last question when another link is up, in round trips, and at least.
-const LAST_WORD: (u32, Duration) = (4, Duration::from_millis(300));
+/// How long the line may take to answer a last question when another link is up: so many round trips, at least and at most.
+const LAST_WORD: (u32, Duration, Duration) = (4, Duration::from_millis(300), Duration::from_secs(3));
 
 #[derive(Debug)]
 pub(super) struct Doubt {
@@ -106,8 +106,8 @@ impl Doubt {
     /// Another link is up. Returns whether the peer is to be asked once more; the answer has a moment to come.
     pub(super) fn rival_is_up(&mut self, now: Instant) -> bool {
         if self.on {
-            let (round_trips, least) = LAST_WORD;
-            self.leaving = Some(now + (round_trips * self.round_trip).max(least));
+            let (round_trips, least, most) = LAST_WORD;
+            self.leaving = Some(now + (round_trips * self.round_trip).clamp(least, most));
         }
         self.on
     }
@@ -240,8 +240,8 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_confirms_is_in_doubt_after_three_seconds_or_several_round_trips() {
-        for (round_trip, wanted) in [(0, 3.0), (50, 3.0), (600, 4.8), (800, 6.4), (60_000, 24.0)] {
+    fn what_nobody_confirms_is_in_doubt_after_seconds_or_several_round_trips() {
+        for (round_trip, wanted) in [(0, 2.5), (50, 2.5), (600, 4.8), (800, 6.4), (60_000, 24.0)] {
             let mut line = Line::new(round_trip);
             assert_eq!(line.doubt.deadline(), None, "a quiet line wakes nobody");
             line.send();
@@ -322,10 +322,10 @@ mod tests {
     #[test]
     fn a_doubt_that_was_wrong_makes_the_next_more_patient() {
         let mut line = Line::new(50);
-        for wanted in [3.0, 6.0, 12.0, 24.0, 24.0] {
+        for wanted in [2.5, 5.0, 10.0, 20.0, 20.0] {
             line.send();
             let took = line.doubted_within(100).unwrap().as_secs_f64();
-            assert!((wanted..wanted + 1.0).contains(&took), "{took} and not {wanted}");
+            assert!((wanted..wanted + SELDOM.as_secs_f64()).contains(&took), "{took} and not {wanted}");
             line.delivery.confirmed += 1;
             while line.doubt.is_on() {
                 assert_eq!(line.pass(), None);

@@ -56,6 +56,8 @@ const LATEST_TIME: &str = "clock";
 const DAY: u64 = 86_400;
 /// Time for a goodbye before the link is dropped.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// What the greetings may say of a round trip at most: a cloudcore to which all come back at once is late with its own.
+const GREETING: Duration = Duration::from_secs(1);
 /// Of the reports in one frame.
 const REPORTS_BYTES: usize = 1 << 20;
 /// Reports that are looked at before anything else has its turn: after an outage there may be a hundred thousand.
@@ -467,7 +469,7 @@ impl<S: HubStore> Driver<'_, S> {
         match event {
             EdgeEvent::Connected { software, unix_ms, sync_config } => {
                 info!(software, "connected to the cloud");
-                work.doubt.note_round_trip(work.begun.elapsed());
+                work.doubt.note_round_trip(work.begun.elapsed().min(GREETING));
                 self.note_time(unix_ms / 1000).await;
                 if let Err(error) = self.settings.told(sync_config, self.store).await {
                     debug!(error = %runtime::chain(&error), "link settings were not kept");

@@ -219,6 +219,24 @@ async fn what_is_urgent_overtakes_what_is_large() {
     }
 }
 
+/// Before anything is answered: a session that gets no answer asks whether its line carries.
+#[tokio::test]
+async fn an_edge_knows_how_what_it_sent_fares() {
+    for transport in TRANSPORTS {
+        let (edge, mut cloud) = both(transport).await;
+        let fares = || edge.progress.delivery().expect("either transport knows");
+        let before = fares();
+        edge.send(Lane::Objects, &Bytes::from(vec![7; MAX_FRAME])).await;
+        // Nobody reads, and what has arrived is confirmed all the same.
+        wait_until(|| fares().confirmed > before.confirmed).await;
+        assert!(fares().open, "{transport}: all is confirmed, and nobody has read it");
+        cloud.next().await.unwrap();
+        // QUIC does not tell what is on its way.
+        wait_until(|| transport == "quic" || !fares().open).await;
+        assert_eq!(cloud.progress.delivery().is_some(), transport == "quic", "{transport}: the cloud");
+    }
+}
+
 async fn wait_until(holds: impl Fn() -> bool) {
     let begun = time::Instant::now();
     while !holds() {

@@ -4,6 +4,7 @@
 use std::{
     io::Write,
     net::Ipv4Addr,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -133,6 +134,11 @@ impl Site {
 
     pub fn is_cut(&self) -> bool {
         self.line.is_some()
+    }
+
+    /// Whether the kernel lets a program say how long TCP waits at most before it sends something again (Linux 6.15).
+    pub fn tcp_can_send_again_soon() -> bool {
+        Path::new("/proc/sys/net/ipv4/tcp_rto_max_ms").exists()
     }
 }
 

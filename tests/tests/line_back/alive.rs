@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Silent, Terms};
+use harness::{Silent, Site, Terms};
 use tokio::time::Instant;
 
-use crate::{BACK, Node, SOON, kernel_sends_again_soon, tell};
+use crate::{BACK, Node, SOON, tell};
 
 /// On each line. Each is acked, so that either end has something to say.
 const CHANGES: usize = 8;
@@ -51,6 +51,7 @@ pub(crate) async fn run(node: &Node<'_>, transport: &'static str) -> Result<()> 
 }
 
 async fn after_silence(node: &Node<'_>, transport: &str) -> Result<()> {
+    node.quiet().await?;
     node.wired.wire.set(&Terms { silent: Silent::Both, ..Terms::default() });
     node.wired.change(&node.scene.cluster).await?;
     harness::wait::holds("cloudcore up", SILENCE, async || {
@@ -61,7 +62,7 @@ async fn after_silence(node: &Node<'_>, transport: &str) -> Result<()> {
     .await?;
     node.heal();
     let begun = Instant::now();
-    let soon = transport == "quic" || kernel_sends_again_soon();
+    let soon = transport == "quic" || Site::tcp_can_send_again_soon();
     let limit = if soon { BACK } else { BACK + SILENCE };
     let at = node.wired.until_changed(&node.scene.cloud, limit).await?;
     tell(&format!("silence of {SILENCE:?}, {transport}"), at.saturating_duration_since(begun));

@@ -29,12 +29,14 @@ pub(crate) async fn run(node: &Node<'_>) -> Result<()> {
     }
     // What is on the way tells nothing: the edge's next ping is what the cloud waits for. Once, because it is learnt from.
     wire.forget_after(MEMORY);
-    let took = node.changes(&scene.cloud, PING + BACK).await?;
-    tell("forgotten on the way, the cloud speaks first", took);
-    for _ in 0..CHANGES {
+    for change in 0..CHANGES {
         idle(node).await?;
-        let took = node.changes(&scene.cloud, BACK).await?;
-        tell("idle for longer than it is remembered", took);
+        let [_, before] = wire.counts();
+        let took = node.changes(&scene.cloud, if change == 0 { PING + BACK } else { BACK }).await?;
+        let [_, now] = wire.counts();
+        let forgotten = now.untranslated > before.untranslated;
+        ensure!(forgotten == (change == 0), "change {change}: forgotten on the way: {forgotten}");
+        tell(&format!("idle for longer than it is remembered, change {change}"), took);
     }
     ensure!(node.sessions().await? == sessions, "there was another session");
     Ok(())
