@@ -148,6 +148,7 @@ impl App {
             notes: Semaphore::new(NOTES),
             leases: Arc::new(Semaphore::new(LEASES)),
             registry: sessions,
+            patches: Arc::default(),
             metrics,
             hub,
             lease,

@@ -72,6 +72,7 @@ fn context(metrics: &Metrics) -> SessionContext {
         notes: Semaphore::new(1),
         leases: Arc::new(Semaphore::new(1)),
         registry: Arc::new(Registry::default()),
+        patches: Arc::default(),
         metrics: metrics.clone(),
         hub: HubConfig {
             listen: ([127, 0, 0, 1], 0).into(),

@@ -23,6 +23,7 @@ use prost::{
 };
 use zstd::{
     bulk::{Compressor, Decompressor},
+    dict::EncoderDictionary,
     stream::read::Decoder,
 };
 
@@ -50,6 +51,9 @@ const MAX_HEADER: usize = 18;
 
 /// The shortest frame that gains is a deletion: 60 bytes are 52. Below this it is not worth the 13 µs.
 const WORTH_COMPRESSING: usize = 48;
+
+/// The longest message that an [`Encoder`] compresses with what it keeps.
+const KEPT_CONTEXT: usize = 16 << 10;
 
 /// [`MAX_FRAME`] as a power of two: no frame has to reach further back.
 const WINDOW_LOG: u32 = MAX_FRAME.ilog2();
@@ -116,6 +120,40 @@ pub fn encode(body: Body) -> Result<Bytes, EncodeError> {
 
 /// As [`encode`], for a peer that has said that it has the dictionary, see [`dictionary::common`].
 pub fn encode_with(body: Body, dictionary: u32) -> Result<Bytes, EncodeError> {
+    pack(body, dictionary, |encoder, plain| Compressor::with_prepared_dictionary(encoder)?.compress(plain))
+}
+
+/// Does as [`encode_with`], and keeps what zstd makes for each frame anew otherwise: 140 KiB, for half of the time that a
+/// small frame takes. For who has thousands of peers, one a thread.
+#[derive(Default)]
+pub struct Encoder {
+    /// With the number of its dictionary.
+    context: Option<(u32, Compressor<'static>)>,
+}
+
+impl Encoder {
+    pub fn encode_with(&mut self, body: Body, dictionary: u32) -> Result<Bytes, EncodeError> {
+        pack(body, dictionary, |encoder, plain| {
+            // It would grow, and keep what it has.
+            if plain.len() > KEPT_CONTEXT {
+                return Compressor::with_prepared_dictionary(encoder)?.compress(plain);
+            }
+            match &mut self.context {
+                Some((number, context)) if *number == dictionary => context.compress(plain),
+                other => {
+                    let context = Compressor::with_prepared_dictionary(encoder)?;
+                    other.insert((dictionary, context)).1.compress(plain)
+                }
+            }
+        })
+    }
+}
+
+fn pack(
+    body: Body,
+    dictionary: u32,
+    compress: impl FnOnce(&'static EncoderDictionary<'static>, &[u8]) -> std::io::Result<Vec<u8>>,
+) -> Result<Bytes, EncodeError> {
     let is_control = body.lane() == Lane::Control;
     let mut plain = plain(body)?;
     let length = plain.len() - 1;
@@ -123,9 +161,7 @@ pub fn encode_with(body: Body, dictionary: u32) -> Result<Bytes, EncodeError> {
         return Ok(plain.freeze());
     }
     let Some(dictionary) = dictionary::encoder(dictionary) else { return Ok(plain.freeze()) };
-    let packed = Compressor::with_prepared_dictionary(dictionary)
-        .and_then(|mut compressor| compressor.compress(&plain[1..]))
-        .map_err(EncodeError::Compress)?;
+    let packed = compress(dictionary, &plain[1..]).map_err(EncodeError::Compress)?;
     let packed = &packed[MAGIC.len()..];
     if packed.len() >= length {
         return Ok(plain.freeze());
@@ -268,6 +304,17 @@ mod tests {
         let change = Change { key, action: Some(Action::Put(put)) };
         let body = Body::Batch(Batch { seq: u64::MAX, changes: vec![change] });
         assert_eq!(decode(encode(body.clone()).unwrap()).unwrap(), body);
+    }
+
+    #[test]
+    fn an_encoder_that_is_kept_makes_the_same_frames() {
+        let mut encoder = Encoder::default();
+        for length in [10, 100, 5000, 40_000, 100, 1, 16_000, 300] {
+            let body = report("status ".repeat(length / 7 + 1) + &length.to_string());
+            let frame = encoder.encode_with(body.clone(), dictionary::FIRST).unwrap();
+            assert_eq!(frame, encode_with(body.clone(), dictionary::FIRST).unwrap());
+            assert_eq!(decode(frame).unwrap(), body);
+        }
     }
 
     fn packed_with(dictionary: &zstd::dict::EncoderDictionary<'_>, plain: &[u8]) -> Bytes {

@@ -155,6 +155,12 @@ impl Digest {
         self.count = self.count.wrapping_sub(1);
         self.sum = self.sum.wrapping_sub(entry_hash(key, hash));
     }
+
+    /// Takes over what was added to an empty digest and removed from it.
+    pub fn step(&mut self, step: Self) {
+        self.count = self.count.wrapping_add(step.count);
+        self.sum = self.sum.wrapping_add(step.sum);
+    }
 }
 
 impl Digest {
@@ -218,5 +224,10 @@ mod tests {
         assert_ne!(forward, backward);
         backward.add(&keys[0], 2);
         assert_ne!(forward, backward);
+        let mut step = Digest::default();
+        step.remove(&keys[0], 2);
+        step.add(&keys[0], 1);
+        backward.step(step);
+        assert_eq!(forward, backward);
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod cloud;
 pub mod edge;
+pub mod patches;
 pub mod timers;
 
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod tests;
 
 pub use cloud::{CloudEvent, CloudSession, Freshness, View};
 pub use edge::{EdgeEvent, EdgeSession};
+pub use patches::Patches;
 
 /// The peer broke the protocol; the link is to be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

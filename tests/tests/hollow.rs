@@ -13,7 +13,10 @@ use harness::{
     product::{Cloud, is_running, ready},
     wait,
 };
-use hollow::{Fleet, FleetConfig, Identities, Snapshot, Transport, cluster};
+use hollow::{
+    Fleet, FleetConfig, Identities, Snapshot, Transport,
+    cluster::{self, Workload},
+};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, ResourceExt,
@@ -87,7 +90,7 @@ async fn live(bench: &Bench, cluster: &Cluster, cloud: &Cloud, transport: Transp
     let names: BTreeSet<String> = found.iter().map(ResourceExt::name_any).collect();
     ensure!(names == config.names().into_iter().collect(), "{} nodes registered", names.len());
 
-    let configs = cluster::populate(&client, &prefix, NODES, 1).await?;
+    let configs = cluster::populate(&client, &prefix, Workload { nodes: NODES, pods: 1, shared: 0 }).await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), &prefix);
     wait::until("a pod on each node Running", SOON, async || {
         let found = pods.list(&ListParams::default()).await?.items;

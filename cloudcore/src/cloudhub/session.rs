@@ -4,6 +4,7 @@
 //! Everything that the session started ends with it: its tasks are in one set, which is dropped with the driver.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -14,13 +15,13 @@ use crds::componentconfig::sync::LinkSettings;
 use kube::Client;
 use proto::{
     Lane,
-    codec::{self, DecodeError, EncodeError},
+    codec::{self, DecodeError, EncodeError, Encoder},
     limits::{MAX_TEXT, WINDOW_REPORTS},
     message::{
         Action, Answer, Batch, Body, GoodbyeReason, Question, Report, ReportAck, ReportKind, Reports,
         Request, Response,
     },
-    session::{CloudEvent, CloudSession, Dead, Violation},
+    session::{CloudEvent, CloudSession, Dead, Patches, Violation},
 };
 use runtime::link::{
     Link, LinkError, Progress,
@@ -29,7 +30,7 @@ use runtime::link::{
 };
 use tokio::{
     sync::Semaphore,
-    task::JoinSet,
+    task::{self, JoinSet},
     time::{self, Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
@@ -65,8 +66,16 @@ const REPORTS_AT_ONCE: usize = 4;
 /// Questions of one node under way at once. How many may wait, the session knows.
 const QUESTIONS_AT_ONCE: usize = 4;
 
+/// Of a frame, as it is sent: to make one of this length takes half a millisecond, and it is the last of its turn.
+const LONG: usize = 8 << 10;
+
 /// For the last frames before the link is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+thread_local! {
+    /// A context of zstd for each of the few threads that run sessions, which may be thousands.
+    static ENCODER: RefCell<Encoder> = RefCell::default();
+}
 
 /// What sessions share.
 pub struct SessionContext {
@@ -78,6 +87,7 @@ pub struct SessionContext {
     /// For those who write a Lease.
     pub leases: Arc<Semaphore>,
     pub registry: Arc<Registry>,
+    pub patches: Arc<Patches>,
     pub metrics: Metrics,
     pub hub: HubConfig,
     pub lease: LeaseConfig,
@@ -256,7 +266,8 @@ async fn drive(
     let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
     let now = Instant::now().into_std();
     let session = CloudSession::new(node.node.to_string(), SOFTWARE.to_owned(), unix_ms, now)
-        .with_sync_config(context.index.unusual_sync_config());
+        .with_sync_config(context.index.unusual_sync_config())
+        .sharing(Arc::clone(&context.patches));
     let mut driver = Driver {
         session: if confirms { session.without_pongs() } else { session },
         view: context.index.subscribe(&node.node),
@@ -287,8 +298,14 @@ async fn drive(
     let mut heal = time::interval(driver.context.lease.renew_every);
     heal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = loop {
-        if let Err(end) = driver.pump() {
-            break end;
+        match driver.pump() {
+            Ok(false) => {}
+            Ok(true) => {
+                // Other sessions wait for this thread.
+                task::yield_now().await;
+                continue;
+            }
+            Err(end) => break end,
         }
         let deadline = Instant::from_std(driver.session.deadline());
         let stepped = tokio::select! {
@@ -359,8 +376,8 @@ async fn superseded(registration: Option<&Registration>) {
 }
 
 impl Driver<'_> {
-    /// Does all that can be done without waiting.
-    fn pump(&mut self) -> Result<(), End> {
+    /// Does what can be done without waiting; true if more can be.
+    fn pump(&mut self) -> Result<bool, End> {
         if self.view.dirty().has_overflowed() {
             return Err(End::Behind);
         }
@@ -380,6 +397,7 @@ impl Driver<'_> {
         }
         self.tell_authorities();
         self.start_work();
+        let mut has_more = false;
         for lane in Lane::ALL {
             while self.frames.has_room(lane)
                 && let Some(body) = self.session.poll_lane(lane, &self.view)
@@ -392,13 +410,18 @@ impl Driver<'_> {
                 let frame = if self.in_use.plain {
                     codec::encode_plain(body)
                 } else {
-                    codec::encode_with(body, self.session.dictionary())
+                    ENCODER.with_borrow_mut(|encoder| encoder.encode_with(body, self.session.dictionary()))
                 };
                 let frame = frame.map_err(End::Encode)?;
-                self.traffic.sent(lane, frame.len());
+                let length = frame.len();
+                self.traffic.sent(lane, length);
                 self.frames.push(lane, frame);
                 if let Some(confirmed) = self.progress.confirmed() {
                     self.session.handle_sent(Instant::now().into_std(), confirmed);
+                }
+                if length > LONG {
+                    has_more = true;
+                    break;
                 }
             }
         }
@@ -407,7 +430,7 @@ impl Driver<'_> {
             self.handle(event)?;
         }
         self.start_work();
-        Ok(())
+        Ok(has_more)
     }
 
     fn receive(&mut self, frame: Bytes) -> Result<(), End> {

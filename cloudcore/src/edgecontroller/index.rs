@@ -151,7 +151,10 @@ impl Index {
         }
         state.unreadable.extend(unreadable);
         for cached in objects {
-            state.put(cached, &self.unguarded);
+            let key = cached.object.key.clone();
+            for dirty in state.put(cached, &self.unguarded) {
+                dirty.mark(&key);
+            }
         }
         state.kinds.entry(kind.key).or_default().listed = true;
         state.changed(kind, changed);
@@ -159,9 +162,15 @@ impl Index {
     }
 
     pub fn apply(&self, kind: &Kind, cached: Cached) {
+        let key = cached.object.key.clone();
         let mut state = self.write();
         state.changed(kind, cached.object.version.resource_version);
-        state.put(cached, &self.unguarded);
+        let sessions = state.put(cached, &self.unguarded);
+        // A thousand of them look at once, and would only wait for the lock.
+        drop(state);
+        for dirty in sessions {
+            dirty.mark(&key);
+        }
     }
 
     /// An object that cannot be passed on has this version now; nodes keep what they have of it.
@@ -341,7 +350,10 @@ impl State {
         }
     }
 
-    fn put(&mut self, cached: Cached, unguarded: &KeySet) {
+    /// Returns the sessions in which the object's key is to be marked.
+    #[must_use]
+    fn put(&mut self, cached: Cached, unguarded: &KeySet) -> Vec<Arc<KeySet>> {
+        let mut sessions = Vec::new();
         let key = cached.object.key.clone();
         self.unreadable.remove(&key);
         let hash = cached.object.version.hash;
@@ -349,13 +361,16 @@ impl State {
         let changed = previous.as_ref().map(|previous| previous.object.version.hash) != Some(hash);
         if changed {
             self.mark_followed(&key);
+            // The same for each node.
+            let mut step = Digest::default();
+            if let Some(previous) = &previous {
+                step.remove(&key, previous.object.version.hash);
+            }
+            step.add(&key, hash);
             for node in self.holders.get(&key).into_iter().flatten() {
                 if let Some(view) = self.nodes.get_mut(node) {
-                    if let Some(previous) = &previous {
-                        view.digest.remove(&key, previous.object.version.hash);
-                    }
-                    view.digest.add(&key, hash);
-                    view.mark(&key);
+                    view.digest.step(step);
+                    sessions.extend(view.sessions.values().cloned());
                 }
             }
         }
@@ -382,6 +397,7 @@ impl State {
             }
             (Facts::Plain, _) => {}
         }
+        sessions
     }
 
     fn remove(&mut self, key: &ResourceKey, unguarded: &KeySet) {

@@ -13,10 +13,11 @@ use bytes::Bytes;
 
 use super::{
     Dead, Violation,
+    patches::{self, Patches},
     timers::{HANDSHAKE, Timers},
 };
 use crate::{
-    Digest, Lane, Object, ResourceKey, Seen, codec, dictionary,
+    Digest, Lane, Object, ResourceKey, Seen, dictionary,
     lane::{self, Queues},
     limits::{
         BATCH_BYTES, BATCH_CHANGES, INVENTORY_ENTRIES, MAX_FRAME, MAX_REPORT, MAX_TEXT, WINDOW_BATCHES,
@@ -109,6 +110,8 @@ pub struct CloudSession {
     /// What the edge holds, or will once the batches under way have arrived. The bytes, where known, are the base of the
     /// next patch; they are shared with the cache as long as they are current.
     sent: HashMap<ResourceKey, Sent>,
+    /// Those that other sessions have use for, too.
+    patches: Option<Arc<Patches>>,
     next_seq: u64,
     acked: u64,
     /// The last batch of the first difference.
@@ -144,6 +147,7 @@ impl CloudSession {
             events: VecDeque::new(),
             dirty: BTreeSet::new(),
             sent: HashMap::new(),
+            patches: None,
             next_seq: 1,
             acked: 0,
             synced_at: None,
@@ -166,6 +170,13 @@ impl CloudSession {
     #[must_use]
     pub fn with_sync_config(mut self, map: Option<Arc<str>>) -> Self {
         self.sync_config = map;
+        self
+    }
+
+    /// Patches are made for all sessions that share them.
+    #[must_use]
+    pub fn sharing(mut self, patches: Arc<Patches>) -> Self {
+        self.patches = Some(patches);
         self
     }
 
@@ -419,7 +430,7 @@ impl CloudSession {
         if held.is_some_and(|held| held.hash == object.version.hash) {
             return None;
         }
-        let patch = held.filter(|_| !self.whole).and_then(|held| make_patch(held, &object));
+        let patch = held.filter(|_| !self.whole).and_then(|held| self.patch(held, &object));
         let action = patch.unwrap_or_else(|| {
             Action::Put(Put {
                 resource_version: object.version.resource_version,
@@ -435,6 +446,22 @@ impl CloudSession {
         let whole = object.bytes.len();
         self.sent.insert(key.clone(), Sent { hash: object.version.hash, bytes: Some(object.bytes) });
         Some((change(key, action), length, whole))
+    }
+
+    /// A patch against what the edge holds, where that is known and the result is shorter.
+    fn patch(&self, held: &Sent, object: &Object) -> Option<Action> {
+        let base = held.bytes.as_ref()?;
+        let patch = match &self.patches {
+            Some(shared) => shared.patch((held.hash, base), (object.version, &object.bytes)),
+            None => patches::make(base, &object.bytes),
+        };
+        Some(Action::Patch(Patch {
+            resource_version: object.version.resource_version,
+            base: held.hash,
+            hash: object.version.hash,
+            length: u32::try_from(object.bytes.len()).ok()?,
+            patch: patch?,
+        }))
     }
 
     /// What the driver has to act on.
@@ -516,20 +543,4 @@ impl CloudSession {
 
 fn change(key: &ResourceKey, action: Action) -> Change {
     Change { key: key.as_str().to_owned(), action: Some(action) }
-}
-
-/// A patch against what the edge holds, where that is known and the result is shorter.
-fn make_patch(held: &Sent, object: &Object) -> Option<Action> {
-    let base = held.bytes.as_ref()?;
-    let patch = codec::make_patch(base, &object.bytes).ok()?;
-    if patch.len() >= object.bytes.len() {
-        return None;
-    }
-    Some(Action::Patch(Patch {
-        resource_version: object.version.resource_version,
-        base: held.hash,
-        hash: object.version.hash,
-        length: u32::try_from(object.bytes.len()).ok()?,
-        patch,
-    }))
 }

@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -102,7 +103,7 @@ impl Pair {
         let now = Instant::now();
         Self {
             now,
-            cloud: CloudSession::new("n1".into(), "cloudcore test".into(), 1, now),
+            cloud: CloudSession::new("n1".into(), "cloudcore test".into(), 1, now).sharing(Arc::default()),
             edge: EdgeSession::new("n1", "edgecore test", store.held(), HEARTBEAT, now),
             down: VecDeque::new(),
             up: VecDeque::new(),

@@ -1,14 +1,17 @@
 //! A replica of cloudcore: its cache, its registry of nodes, and the drivers of its sessions, with the
 //! obligations of `cloudcore::cloudhub::session`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use proto::{
     Digest, Lane, Report, ResourceKey, codec,
     limits::{WINDOW_BATCHES, WINDOW_REPORTS},
     message::{Action, Answer, Body, GoodbyeReason, ReportAck, Response, Synced},
-    session::{CloudEvent, CloudSession, View},
+    session::{CloudEvent, CloudSession, Patches, View},
 };
 
 use super::{
@@ -39,6 +42,7 @@ pub(crate) struct Replica {
     cache: Cache,
     registry: BTreeMap<usize, usize>,
     sessions: BTreeMap<usize, Hub>,
+    patches: Arc<Patches>,
 }
 
 impl Replica {
@@ -53,6 +57,7 @@ impl Replica {
             cache: Cache::new(nodes, fault),
             registry: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            patches: Arc::default(),
         }
     }
 }
@@ -286,7 +291,8 @@ impl World {
         let now = self.instant(self.now);
         let hub = Hub {
             connection,
-            session: CloudSession::new(format!("n{node}"), "cloud".into(), unix_ms, now),
+            session: CloudSession::new(format!("n{node}"), "cloud".into(), unix_ms, now)
+                .sharing(Arc::clone(&self.replicas[replica].patches)),
             node,
             dirty: BTreeSet::new(),
             backlog: VecDeque::new(),

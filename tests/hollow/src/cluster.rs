@@ -10,10 +10,12 @@ use runtime::tls::CertificateAuthority;
 use serde_json::json;
 use tokio::{task::JoinSet, time};
 
-use crate::fleet::name;
+use crate::{changes::write, fleet::name};
 
 /// Objects made at a time.
 const AT_ONCE: usize = 32;
+/// A pod of 50 KB.
+const NAMED_BY_A_POD: usize = 1000;
 /// The controller manager makes a namespace's service account within a moment.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -32,22 +34,48 @@ pub async fn authority(client: &Client) -> Result<CertificateAuthority> {
     Ok(CertificateAuthority::from_der(part("cadata")?, part("cakeydata")?)?)
 }
 
-/// Makes `pods` pods for each of the nodes, in the namespace `PREFIX`; the first one of each refers to a ConfigMap of its
+/// What [`populate`] makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    pub nodes: usize,
+    /// For each node.
+    pub pods: usize,
+    /// ConfigMaps that the first pod of each node refers to, beside its own.
+    pub shared: usize,
+}
+
+/// The ConfigMaps that all nodes hold.
+pub fn shared(prefix: &str, count: usize) -> Result<Vec<ResourceKey>> {
+    let keys =
+        (0..count).map(|number| ResourceKey::new("ConfigMap", prefix, &format!("{prefix}-shared-{number}")));
+    Ok(keys.collect::<Result<_, _>>()?)
+}
+
+/// Makes pods for each of the nodes, in the namespace `PREFIX`; the first one of each refers to a ConfigMap of its
 /// own, which is answered. What is there already stays.
-pub async fn populate(client: &Client, prefix: &str, nodes: usize, pods: usize) -> Result<Vec<ResourceKey>> {
+pub async fn populate(client: &Client, prefix: &str, workload: Workload) -> Result<Vec<ResourceKey>> {
+    let Workload { nodes, pods, shared: of_all } = workload;
     namespace(client, prefix).await?;
+    let of_all = shared(prefix, of_all)?;
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), prefix);
+    for key in &of_all {
+        create(&maps, &serde_json::from_value(config(key.name()))?).await?;
+    }
     let mut configs = Vec::new();
     let mut making = JoinSet::new();
     for number in 0..nodes {
         let node = name(prefix, number);
         configs.push(ResourceKey::new("ConfigMap", prefix, &node)?);
         let (client, prefix) = (client.clone(), prefix.to_owned());
+        let named: Vec<String> =
+            [node.clone()].into_iter().chain(of_all.iter().map(|key| key.name().to_owned())).collect();
         making.spawn(async move {
             let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &prefix);
             create(&maps, &serde_json::from_value(config(&node))?).await?;
             let all: Api<Pod> = Api::namespaced(client, &prefix);
             for pod in 0..pods {
-                create(&all, &serde_json::from_value(pod_of(&node, pod))?).await?;
+                let named = if pod == 0 { &named[..] } else { &[] };
+                create(&all, &serde_json::from_value(pod_of(&node, pod, named))?).await?;
             }
             anyhow::Ok(())
         });
@@ -59,6 +87,55 @@ pub async fn populate(client: &Client, prefix: &str, nodes: usize, pods: usize) 
         settle(&mut making).await?;
     }
     Ok(configs)
+}
+
+/// Makes so many ConfigMaps, and pods on the node that refer to them, which are answered. What is there already stays.
+pub(crate) async fn burden(
+    client: &Client,
+    prefix: &str,
+    node: &str,
+    count: usize,
+) -> Result<Vec<ResourceKey>> {
+    namespace(client, prefix).await?;
+    let names: Vec<String> = (0..count).map(|number| format!("{node}-{number}")).collect();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), prefix);
+    each(&names, |name| {
+        let (maps, config) = (maps.clone(), config(&name));
+        async move { create(&maps, &serde_json::from_value(config)?).await }
+    })
+    .await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), prefix);
+    for (number, named) in names.chunks(NAMED_BY_A_POD).enumerate() {
+        create(&pods, &serde_json::from_value(pod_of(node, number, named))?).await?;
+    }
+    let keys = names.iter().map(|name| ResourceKey::new("ConfigMap", prefix, name));
+    Ok(keys.collect::<Result<_, _>>()?)
+}
+
+/// Changes each of these once.
+pub(crate) async fn change_all(client: &Client, configs: &[ResourceKey], number: u64) -> Result<()> {
+    each(configs, |config| {
+        let client = client.clone();
+        async move { Ok(write(&client, &config, number).await?) }
+    })
+    .await
+}
+
+async fn each<T: Clone, F>(of: &[T], mut work: impl FnMut(T) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let mut making = JoinSet::new();
+    for one in of {
+        making.spawn(work(one.clone()));
+        while making.len() >= AT_ONCE {
+            settle(&mut making).await?;
+        }
+    }
+    while !making.is_empty() {
+        settle(&mut making).await?;
+    }
+    Ok(())
 }
 
 async fn settle(making: &mut JoinSet<Result<()>>) -> Result<()> {
@@ -91,13 +168,15 @@ fn config(node: &str) -> serde_json::Value {
     json!({ "metadata": { "name": node }, "data": lines })
 }
 
-fn pod_of(node: &str, number: usize) -> serde_json::Value {
+/// It refers to the ConfigMaps of these names.
+fn pod_of(node: &str, number: usize, named: &[String]) -> serde_json::Value {
     let mut container = json!({
         "name": "main", "image": "registry.k8s.io/pause:3.10",
         "resources": { "requests": { "cpu": "1m", "memory": "1Mi" } },
     });
-    if number == 0 {
-        container["envFrom"] = json!([{ "configMapRef": { "name": node } }]);
+    if !named.is_empty() {
+        let named: Vec<_> = named.iter().map(|name| json!({ "configMapRef": { "name": name } })).collect();
+        container["envFrom"] = named.into();
     }
     json!({
         "metadata": { "name": format!("{node}-{number}"), "labels": { "app": "hollow" } },

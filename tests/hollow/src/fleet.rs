@@ -107,6 +107,8 @@ pub struct Snapshot {
     pub sessions: u64,
     /// Objects that were put or deleted since the start.
     pub deltas: u64,
+    /// The same by kind.
+    pub kinds: BTreeMap<String, u64>,
     /// Pods that are said to run, or to have ended.
     pub pods: usize,
     /// By transport.
@@ -190,7 +192,7 @@ impl Fleet {
             snapshot.quic += usize::from(state.connected && state.transport == "quic");
             snapshot.websocket += usize::from(state.connected && state.transport == "websocket");
             snapshot.sessions += state.sessions;
-            snapshot.deltas += node.store.deltas();
+            node.store.add_deltas(&mut snapshot.kinds);
             snapshot.pods += node.store.pods();
             let (up, down) = (node.traffic.sent(), node.traffic.received());
             let over = if state.transport.is_empty() { counted.2 } else { state.transport };
@@ -199,6 +201,7 @@ impl Fleet {
             carried.down += down - counted.1;
             *counted = (up, down, over);
         }
+        snapshot.deltas = snapshot.kinds.values().sum();
         let named = self.carried.iter().filter(|(over, _)| !over.is_empty());
         snapshot.bytes = named.map(|(over, carried)| ((*over).to_owned(), *carried)).collect();
         snapshot.errors = self.errors.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -235,7 +238,7 @@ impl Fleet {
     }
 }
 
-fn hub_config(config: &FleetConfig, node: String) -> HubConfig {
+pub(crate) fn hub_config(config: &FleetConfig, node: String) -> HubConfig {
     HubConfig {
         proxy: String::new(),
         identity: config.identities.paths(&node),
@@ -253,6 +256,6 @@ fn hub_config(config: &FleetConfig, node: String) -> HubConfig {
     }
 }
 
-fn socket() -> Result<Dialer> {
+pub(crate) fn socket() -> Result<Dialer> {
     Ok(Dialer::shared(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?)?)
 }

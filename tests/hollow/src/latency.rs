@@ -27,6 +27,15 @@ impl Latencies {
         self.longest = self.longest.max(time);
     }
 
+    /// Takes in what another one holds.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        self.total += other.total;
+        self.longest = self.longest.max(other.longest);
+    }
+
     pub(crate) fn count(&self) -> u64 {
         self.total
     }
@@ -94,5 +103,8 @@ mod tests {
         close(500, 500.0);
         close(990, 990.0);
         assert_eq!((latencies.quantile(1000), latencies.count()), (Duration::from_secs(1), 1000));
+        let mut twice = latencies.clone();
+        twice.merge(&latencies);
+        assert_eq!((twice.quantile(500), twice.count()), (latencies.quantile(500), 2000));
     }
 }

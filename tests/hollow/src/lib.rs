@@ -3,13 +3,17 @@
 //! container runtime, and a pod that is bound to one is said to run.
 //!
 //! [`Fleet`] is all of them. [`cluster`] makes what they are to run, and [`changes`] changes it and measures how long that
-//! takes to arrive.
+//! takes to arrive, [`flood`] how much arrives at most, [`fairness`] what another node's return does to it.
 
 #![allow(clippy::cast_precision_loss, reason = "no count here comes near 2^52")]
 
+pub mod beside;
 pub mod changes;
 pub mod cluster;
+pub mod fairness;
 mod fleet;
+pub mod flood;
+mod guest;
 mod identity;
 mod latency;
 mod node;

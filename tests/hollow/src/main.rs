@@ -9,12 +9,17 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use hollow::{Fleet, FleetConfig, Identities, Snapshot, Transport, changes::Outcome, cluster};
+use hollow::{
+    Fleet, FleetConfig, Identities, Snapshot, Transport,
+    beside::Beside,
+    cluster::{self, Workload},
+    fairness,
+};
 use kube::{
     Client,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use output::{Output, Summary};
+use output::{Output, Summary, Worked};
 use runtime::tls;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -79,6 +84,21 @@ struct Args {
     /// How long to make changes, at most
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     changing: f64,
+    /// ConfigMaps that all nodes hold
+    #[arg(long, value_name = "COUNT", default_value_t = 0, requires = "pods")]
+    shared: usize,
+    /// Seconds for which one of these is changed as fast as all nodes have it, and then all of them; three times
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0.0,
+        requires = "shared",
+        conflicts_with = "changes"
+    )]
+    flood: f64,
+    /// Objects with which one more node comes back, again and again, while --changes are made
+    #[arg(long, value_name = "COUNT", default_value_t = 0, requires = "changes")]
+    returning: usize,
     /// Where the nodes' keys are kept: a Node remembers its machine's key, so another run needs the same
     /// [default: $SKERRY_CACHE/hollow, or ~/.cache/skerry/hollow]
     #[arg(long, value_name = "PATH")]
@@ -113,16 +133,17 @@ async fn run(args: &Args) -> Result<()> {
         Some(dir) => dir.clone(),
         None => default_dir().context("neither SKERRY_CACHE nor HOME is set; name a directory with --dir")?,
     };
-    let client = match &args.kubeconfig {
-        Some(path) => Some(client_of(path).await?),
+    let access = match &args.kubeconfig {
+        Some(path) => Some(access(path).await?),
         None => None,
     };
+    let client = access.clone().map(Client::try_from).transpose()?;
     let identities = match (&client, &args.token) {
         (Some(client), _) => Identities::signed(cluster::authority(client).await?, directory),
         (None, Some(token)) => Identities::enrolled(token.clone(), directory),
         (None, None) => bail!("the nodes need certificates: give --kubeconfig or --token"),
     };
-    let mut fleet = Fleet::start(&FleetConfig {
+    let config = FleetConfig {
         server: args.server.clone(),
         nodes: args.nodes,
         prefix: args.prefix.clone(),
@@ -130,29 +151,61 @@ async fn run(args: &Args) -> Result<()> {
         heartbeat: seconds("heartbeat", args.heartbeat)?,
         ramp: args.ramp,
         identities,
-    })?;
+    };
+    let mut fleet = Fleet::start(&config)?;
     let (length, every) = (seconds("duration", args.duration)?, seconds("every", args.every)?);
     let end = (length > Duration::ZERO).then(|| Instant::now() + length);
     let (changes, moments) = (fleet.changes().clone(), Moments::default());
-    let work = async {
-        let Some(client) = client.filter(|_| args.pods > 0) else { return Ok(None) };
+    // On the heap: it is a large future.
+    let work = Box::pin(async {
+        let (Some(access), Some(client)) = (access, client.filter(|_| args.pods > 0)) else {
+            return Ok(Worked::default());
+        };
         // Not before the nodes are there: pods of a node that is not are collected as garbage.
         moments.all_ready.notified().await;
         tell(&format!("hollow: making {} pods in namespace {}", args.nodes * args.pods, args.prefix));
-        let configs = cluster::populate(&client, &args.prefix, args.nodes, args.pods).await?;
-        if args.changes <= 0.0 {
-            return Ok(None);
+        let workload = Workload { nodes: args.nodes, pods: args.pods, shared: args.shared };
+        let configs = cluster::populate(&client, &args.prefix, workload).await?;
+        if args.changes <= 0.0 && args.flood <= 0.0 {
+            return Ok(Worked::default());
         }
         moments.all_running.notified().await;
         let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
         // What is under way at the end still gets its time.
-        let length = seconds("changing", args.changing)?.min(left.saturating_sub(LATECOMERS));
-        tell(&format!("hollow: changing ConfigMaps for {:.0} s", length.as_secs_f64()));
-        let outcome = changes.run(&client, &configs, args.changes, length, PATIENCE).await?;
-        tell(&format!("hollow: changed {} times", outcome.asked));
-        Ok(Some(outcome))
-    };
-    let mut summary = Summary { all_ready: None, changes: None, last: Snapshot::default() };
+        let left = left.saturating_sub(LATECOMERS);
+        let mut worked = Worked::default();
+        if args.flood > 0.0 {
+            let length = seconds("flood", args.flood)?.min(left / FLOODS);
+            let shared = cluster::shared(&args.prefix, args.shared)?;
+            for number in 0..FLOODS {
+                time::sleep(CALM).await;
+                let shared = if number % 2 == 0 { &shared[..1] } else { &shared[..] };
+                tell(&format!("hollow: flood {number} begins"));
+                worked.floods.push(changes.flood(&client, shared, args.nodes, length).await?);
+                // With the last word of each kind, what there is to tell is told: nothing is waited for after it.
+                tell(&format!("hollow: flood {number} is over"));
+            }
+            return Ok(worked);
+        }
+        let beside = Beside::start(access, &args.prefix, &changes).await?;
+        if args.returning > 0 {
+            tell(&format!("hollow: one more node comes and goes, with {} objects", args.returning));
+            let (objects, rate) = (args.returning, args.changes);
+            let measured = fairness::measure(&config, &changes, &client, &configs, objects, rate).await?;
+            beside.stop()?;
+            tell("hollow: it has come for the last time");
+            worked.fairness = Some(measured);
+        } else {
+            let length = seconds("changing", args.changing)?.min(left);
+            tell(&format!("hollow: changing ConfigMaps for {:.0} s", length.as_secs_f64()));
+            let outcome = changes.run(&client, &configs, args.changes, length, PATIENCE).await?;
+            beside.stop()?;
+            tell(&format!("hollow: changed {} times", outcome.asked));
+            worked.changes = Some(outcome);
+        }
+        Ok(worked)
+    });
+    let mut summary = Summary { all_ready: None, worked: Worked::default(), last: Snapshot::default() };
     let ended = watch(args, &mut fleet, &mut summary, every, end, &moments, work).await;
     summary.last = fleet.snapshot();
     output::summary(args.output, &summary)?;
@@ -164,6 +217,11 @@ async fn run(args: &Args) -> Result<()> {
 const PATIENCE: Duration = Duration::from_millis(2800);
 /// The same, with the time for their sum.
 const LATECOMERS: Duration = Duration::from_secs(3);
+
+/// Of one object and of all, in turns.
+const FLOODS: u32 = 6;
+/// Before a flood, for others to read what the last one cost.
+const CALM: Duration = Duration::from_secs(2);
 
 /// What the fleet is waited for.
 #[derive(Default)]
@@ -180,7 +238,7 @@ async fn watch(
     every: Duration,
     end: Option<Instant>,
     moments: &Moments,
-    work: impl Future<Output = Result<Option<Outcome>>>,
+    work: impl Future<Output = Result<Worked>>,
 ) -> Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut ticks = time::interval(every);
@@ -208,7 +266,7 @@ async fn watch(
             }
             outcome = &mut work, if working => {
                 working = false;
-                summary.changes = outcome?;
+                summary.worked = outcome?;
             }
             error = fleet.failed() => return Err(error),
             () = &mut over => return Ok(()),
@@ -218,11 +276,10 @@ async fn watch(
     }
 }
 
-async fn client_of(path: &Path) -> Result<Client> {
+async fn access(path: &Path) -> Result<kube::Config> {
     let kubeconfig = Kubeconfig::read_from(path)
         .with_context(|| format!("failed to read the kubeconfig {}", path.display()))?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
 }
 
 fn default_dir() -> Option<PathBuf> {

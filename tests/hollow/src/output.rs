@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use anyhow::Result;
 use clap::ValueEnum;
-use hollow::{Snapshot, changes::Outcome};
+use hollow::{Snapshot, changes::Outcome, fairness::Fairness, flood::Flooded};
 use serde::Serialize;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -19,9 +19,18 @@ pub(crate) enum Output {
 pub(crate) struct Summary {
     /// Seconds until all nodes were Ready for the first time.
     pub(crate) all_ready: Option<f64>,
-    pub(crate) changes: Option<Outcome>,
+    #[serde(flatten)]
+    pub(crate) worked: Worked,
     #[serde(flatten)]
     pub(crate) last: Snapshot,
+}
+
+/// What came of what was asked for beside the nodes.
+#[derive(Default, Serialize)]
+pub(crate) struct Worked {
+    pub(crate) changes: Option<Outcome>,
+    pub(crate) floods: Vec<Flooded>,
+    pub(crate) fairness: Option<Fairness>,
 }
 
 pub(crate) fn progress(output: Output, now: &Snapshot) -> Result<()> {
@@ -45,7 +54,7 @@ pub(crate) fn summary(output: Output, summary: &Summary) -> Result<()> {
     if output == Output::Json {
         return say(&serde_json::to_string(summary)?);
     }
-    let Summary { all_ready, changes, last } = summary;
+    let Summary { all_ready, worked: Worked { changes, floods, fairness }, last } = summary;
     let mut lines = vec![match all_ready {
         Some(seconds) => format!("all {} nodes Ready after {seconds:.1} s", last.nodes),
         None => format!("not all nodes were Ready at once: at the end {} of {}", last.ready, last.nodes),
@@ -55,22 +64,53 @@ pub(crate) fn summary(output: Output, summary: &Summary) -> Result<()> {
         lines.push(format!("{transport}: {} bytes up, {} down, as frames", bytes.up, bytes.down));
     }
     lines.push(format!("{} deltas, {} pods said to run", last.deltas, last.pods));
+    for flood in floods {
+        lines.push(format!(
+            "{} objects of all nodes changed {} times in {:.1} s: {:.0} deltas a second; until all have one: p50 {:.1} ms, p99 {:.1} ms",
+            flood.objects,
+            flood.writes,
+            flood.seconds,
+            flood.rate(),
+            flood.p50,
+            flood.p99
+        ));
+    }
     if let Some(changes) = changes {
+        lines.extend(outcome(changes));
+    }
+    if let Some(Fairness { objects, returns, longest, with, without }) = fairness {
         lines.push(format!(
-            "changes: {} in {:.1} s, of which {} failed and {} arrived",
-            changes.asked, changes.seconds, changes.failed, changes.arrived
+            "{returns} returns of a node with {objects} objects, of {longest:.0} ms at most; the others meanwhile:"
         ));
-        lines.push(format!(
-            "from the API's answer to the commit: p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms",
-            changes.p50, changes.p99, changes.longest
-        ));
-        lines.push(format!(
-            "from the request to the commit: p50 {:.1} ms, p99 {:.1} ms",
-            changes.whole_p50, changes.whole_p99
-        ));
+        lines.extend(outcome(with));
+        lines.push("and with no return:".to_owned());
+        lines.extend(outcome(without));
     }
     lines.extend(last.errors.iter().map(|(reason, count)| format!("{count} times: {reason}")));
     lines.iter().try_for_each(|line| say(line))
+}
+
+fn outcome(changes: &Outcome) -> [String; 5] {
+    let times = |p50, p99, longest| format!("p50 {p50:.1} ms, p99 {p99:.1} ms, longest {longest:.1} ms");
+    [
+        format!(
+            "changes: {} in {:.1} s, of which {} failed and {} arrived",
+            changes.asked, changes.seconds, changes.failed, changes.arrived
+        ),
+        format!("from the API's answer to the commit: {}", times(changes.p50, changes.p99, changes.longest)),
+        format!(
+            "from the API's answer to the event of a bare watch: {}",
+            times(changes.event_p50, changes.event_p99, changes.event_longest)
+        ),
+        format!(
+            "from that event to the commit: {}",
+            times(changes.after_p50, changes.after_p99, changes.after_longest)
+        ),
+        format!(
+            "from the request to the commit: p50 {:.1} ms, p99 {:.1} ms",
+            changes.whole_p50, changes.whole_p99
+        ),
+    ]
 }
 
 fn say(line: &str) -> Result<()> {

@@ -2,11 +2,8 @@
 //! one that is to go is gone.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -33,8 +30,8 @@ pub(crate) struct NodeStore {
 struct Inner {
     /// Each pod's last report, by which it is told again whether it is the same pod.
     pods: Mutex<HashMap<ResourceKey, Told>>,
-    /// Changes that were committed.
-    deltas: AtomicU64,
+    /// Changes that were committed, by kind.
+    deltas: Mutex<BTreeMap<Box<str>, u64>>,
     changes: Arc<Changes>,
 }
 
@@ -46,12 +43,26 @@ struct Told {
 
 impl NodeStore {
     pub(crate) fn new(changes: Arc<Changes>) -> Self {
-        let inner = Inner { pods: Mutex::default(), deltas: AtomicU64::new(0), changes };
+        let inner = Inner { pods: Mutex::default(), deltas: Mutex::default(), changes };
         Self { memory: MemoryStore::default(), inner: Arc::new(inner) }
     }
 
-    pub(crate) fn deltas(&self) -> u64 {
-        self.inner.deltas.load(Relaxed)
+    /// Adds what was committed here, by kind.
+    pub(crate) fn add_deltas(&self, sum: &mut BTreeMap<String, u64>) {
+        for (kind, count) in &*self.deltas() {
+            *sum.entry(kind.to_string()).or_default() += count;
+        }
+    }
+
+    fn deltas(&self) -> MutexGuard<'_, BTreeMap<Box<str>, u64>> {
+        // Nothing below panics while it holds this.
+        self.inner.deltas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All that it holds for the cloud.
+    pub(crate) fn objects(&self) -> Result<Vec<Object>, StoreError> {
+        let keys = self.memory.inventory()?;
+        keys.iter().filter_map(|(key, _)| self.memory.get(key).transpose()).collect()
     }
 
     pub(crate) fn pods(&self) -> usize {
@@ -119,8 +130,12 @@ impl HubStore for NodeStore {
     async fn apply(&self, changes: Vec<DesiredChange>) -> Result<(), StoreError> {
         self.memory.apply(changes.clone()).await?;
         for change in &changes {
-            if matches!(change, DesiredChange::Put(_) | DesiredChange::Delete(_)) {
-                self.inner.deltas.fetch_add(1, Relaxed);
+            if let DesiredChange::Put(Object { key, .. }) | DesiredChange::Delete(key) = change {
+                let mut deltas = self.deltas();
+                match deltas.get_mut(key.kind()) {
+                    Some(count) => *count += 1,
+                    None => drop(deltas.insert(key.kind().into(), 1)),
+                }
             }
             if let DesiredChange::Put(object) = change {
                 self.inner.changes.committed(object);

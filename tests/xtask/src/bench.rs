@@ -10,6 +10,8 @@
 mod adopt;
 mod cuts;
 mod delta;
+mod deltas;
+mod fairness;
 mod faults;
 mod figure;
 mod hollow;
@@ -46,7 +48,7 @@ const REST: Duration = Duration::from_mins(1);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; everything but what takes long (outbox, line, hollow), if nothing is named
+    /// What to measure; everything but what takes long (outbox, line, hollow, deltas, fairness), if nothing is named
     names: Vec<Measure>,
     /// How the figures are printed
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -60,10 +62,13 @@ pub(crate) struct Args {
     /// For line: how many faults of each kind, over each transport
     #[arg(long, value_name = "FAULTS", default_value_t = 50)]
     line_faults: usize,
-    /// For hollow: how many nodes
+    /// For hollow, deltas and fairness: how many nodes
     #[arg(long, value_name = "NODES", default_value_t = 1000)]
     hollow_nodes: usize,
-    /// For hollow: what carries the links; either, one after the other, if nothing is said
+    /// For fairness: objects with which a node comes back
+    #[arg(long, value_name = "OBJECTS", default_value_t = 10_000)]
+    returning: usize,
+    /// For hollow, deltas and fairness: what carries the links; either, one after the other, if nothing is said
     #[arg(long, value_enum, value_name = "TRANSPORT")]
     hollow_transport: Option<hollow::Transport>,
     /// Put the table into docs/benchmarks.md, too
@@ -101,6 +106,10 @@ pub(crate) enum Measure {
     Line,
     /// Thousands of hollow nodes over either transport: cost at rest, reconnect storm, 1,000 changes a second
     Hollow,
+    /// Deltas a second: to hollow nodes for each core of cloudcore, and to one edge behind a far line
+    Deltas,
+    /// One node that comes back with 10,000 objects to be told of: what it does to the changes of the others
+    Fairness,
 }
 
 impl Measure {
@@ -117,6 +126,8 @@ impl Measure {
             Self::Outbox => "outbox",
             Self::Line => "line",
             Self::Hollow => "hollow",
+            Self::Deltas => "deltas",
+            Self::Fairness => "fairness",
         }
     }
 
@@ -133,6 +144,10 @@ impl Measure {
             Self::Outbox => outbox::take(assets, args.outbox_reports).await,
             Self::Line => faults::take(assets, args.line_faults).await,
             Self::Hollow => hollow::take(assets, args.hollow_nodes, args.hollow_transport).await,
+            Self::Deltas => deltas::take(assets, args.hollow_nodes, args.hollow_transport).await,
+            Self::Fairness => {
+                fairness::take(assets, args.hollow_nodes, args.returning, args.hollow_transport).await
+            }
         }
     }
 }
@@ -159,7 +174,12 @@ async fn measure(args: &Args) -> Result<()> {
         if measures.is_empty() {
             measures = Measure::value_variants().to_vec();
             // Each takes longer than most of the others together.
-            measures.retain(|measure| !matches!(measure, Measure::Outbox | Measure::Line | Measure::Hollow));
+            measures.retain(|measure| {
+                !matches!(
+                    measure,
+                    Measure::Outbox | Measure::Line | Measure::Hollow | Measure::Deltas | Measure::Fairness
+                )
+            });
         }
         measures.sort_unstable();
         measures.dedup();

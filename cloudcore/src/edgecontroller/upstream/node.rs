@@ -23,6 +23,10 @@ use crate::{
     },
 };
 
+/// Labels of which kube-controller-manager keeps a copy under an older name on every Node, which it writes when it gets to it: with
+/// a thousand new nodes a minute later, and the edge is sent its Node once more.
+const COPIED: [&str; 2] = ["kubernetes.io/arch", "kubernetes.io/os"];
+
 /// What is looked at of a Node that is there. Most of one is the names of images, and whose field is whose.
 #[derive(Debug, Default, Deserialize)]
 struct Current {
@@ -113,6 +117,12 @@ fn registration(reporter: &Reporter, report: &Value) -> Value {
 fn labels(report: &Value) -> Map<String, Value> {
     let mut labels = allowed(report, "labels");
     labels.insert(EDGE_LABEL.to_owned(), "true".into());
+    for label in COPIED {
+        if let Some(value) = labels.get(label) {
+            let value = value.clone();
+            labels.entry(format!("beta.{label}")).or_insert(value);
+        }
+    }
     labels
 }
 
@@ -240,6 +250,10 @@ mod tests {
             "annotations": {KEY_ANNOTATION: "k"}}}));
         assert_eq!(missing_metadata(&complete, &reporter(), &report), None);
         assert_eq!(registration(&reporter(), &json!({}))["metadata"]["labels"], json!({EDGE_LABEL: "true"}));
+        let report = json!({"metadata": {"labels": {"kubernetes.io/arch": "arm64"}}});
+        let labels =
+            json!({EDGE_LABEL: "true", "kubernetes.io/arch": "arm64", "beta.kubernetes.io/arch": "arm64"});
+        assert_eq!(registration(&reporter(), &report)["metadata"]["labels"], labels);
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! The nodes live at a site, so that what is on their line can be counted. They share two cores with the whole control plane:
 //! who spent how much of them stands beside each figure.
 
-mod stage;
+pub(crate) mod stage;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, ensure};
 use harness::{Assets, progress::during};
@@ -34,20 +34,50 @@ pub(crate) enum Transport {
     Quic,
 }
 
+/// Their names.
+pub(crate) fn transports(only: Option<Transport>) -> Vec<&'static str> {
+    match only {
+        None => vec!["websocket", "quic"],
+        Some(Transport::Websocket) => vec!["websocket"],
+        Some(Transport::Quic) => vec!["quic"],
+    }
+}
+
+/// How long so many nodes may take.
+pub(crate) fn limit(nodes: usize) -> Duration {
+    Duration::from_mins(1) + PATIENCE * u32::try_from(nodes).unwrap_or(u32::MAX)
+}
+
 pub(super) async fn take(assets: &Assets, nodes: usize, only: Option<Transport>) -> Result<Vec<Figure>> {
     let program = during("building hollow as it would ship, which takes minutes", stage::build()).await?;
     let mut figures = Vec::new();
-    let transports = only.map_or(vec![Transport::Websocket, Transport::Quic], |only| vec![only]);
-    for transport in transports {
-        let transport = match transport {
-            Transport::Websocket => "websocket",
-            Transport::Quic => "quic",
-        };
+    for transport in transports(only) {
         let stage = Stage::start(assets, &program, transport, nodes).await?;
         let measured = Turn { stage: &stage, transport, nodes, figures: Vec::new() }.take().await;
         figures.extend(stage.end(measured)?);
     }
     Ok(figures)
+}
+
+/// What the nodes' stores were told of since the fleet's start, by kind.
+struct Deltas(BTreeMap<String, f64>);
+
+impl Deltas {
+    fn of(now: &serde_json::Value) -> Self {
+        let kinds = now["kinds"].as_object().into_iter().flatten();
+        Self(kinds.map(|(kind, count)| (kind.clone(), count.as_f64().unwrap_or_default())).collect())
+    }
+
+    /// How many, and of what kinds.
+    fn since(&self, before: &Self) -> (f64, String) {
+        let more = |(kind, count): (&String, &f64)| {
+            let more = count - before.0.get(kind).copied().unwrap_or_default();
+            (more > 0.0).then(|| (kind.clone(), more))
+        };
+        let more: Vec<(String, f64)> = self.0.iter().filter_map(more).collect();
+        let kinds: Vec<String> = more.iter().map(|(kind, more)| format!("{more} {kind}")).collect();
+        (more.iter().map(|(_, more)| more).sum(), kinds.join(", "))
+    }
 }
 
 /// All figures of one transport, on a control plane of its own.
@@ -80,7 +110,7 @@ impl Turn<'_> {
     }
 
     fn limit(&self) -> Duration {
-        Duration::from_mins(1) + PATIENCE * u32::try_from(self.nodes).unwrap_or(u32::MAX)
+        limit(self.nodes)
     }
 
     /// Waits until all nodes are Ready again, in so many sessions; the seconds of the fleet's clock.
@@ -161,7 +191,7 @@ impl Turn<'_> {
         let begun = fleet.now()?;
         let start = begun["seconds"].as_f64().unwrap_or_default();
         let sessions = begun["sessions"].as_u64().unwrap_or_default();
-        let deltas = begun["deltas"].clone();
+        let deltas = Deltas::of(&begun);
         let restarted = self.stage.restart_cloud().await?;
         let last = during("all nodes come back", self.live(fleet, sessions)).await?;
         let mut spent = self.stage.spent(&before, fleet)?;
@@ -196,11 +226,11 @@ impl Turn<'_> {
             )),
         );
         self.resync(&begun, &fleet.now()?, &line);
-        let again = fleet.now()?["deltas"].as_f64().unwrap_or_default() - deltas.as_f64().unwrap_or_default();
+        let (again, kinds) = Deltas::of(&fleet.now()?).since(&deltas);
         self.figures.push(
             Figure::whole(&self.name("cloudcore killed: objects sent again"), "objects", again)
                 .goal(Goal::AtMost(0.0))
-                .note("what the control plane wrote to Nodes meanwhile is among them"),
+                .note(&kinds),
         );
         Ok(())
     }
@@ -249,6 +279,16 @@ impl Turn<'_> {
             let name = self.name(&format!("{RATE} changes a second: API's answer to commit, {what}"));
             let figure = Figure::whole(&name, "ms", number(field));
             self.figures.push(if field == "p99" { figure.goal(Goal::AtMost(20.0)) } else { figure });
+        }
+        for (what, field) in [
+            ("API's answer to a bare watch's event, p50", "event_p50"),
+            ("API's answer to a bare watch's event, p99", "event_p99"),
+            ("that event to commit, p50", "after_p50"),
+            ("that event to commit, p99", "after_p99"),
+        ] {
+            let name = self.name(&format!("{RATE} changes a second: {what}"));
+            let figure = Figure::whole(&name, "ms", number(field));
+            self.figures.push(if field == "after_p99" { figure.goal(Goal::AtMost(20.0)) } else { figure });
         }
         let name = self.name(&format!("{RATE} changes a second: request to commit, p99"));
         self.figures.push(Figure::whole(&name, "ms", number("whole_p99")));

@@ -30,8 +30,8 @@ const SOON: Duration = Duration::from_mins(2);
 const RAMP: usize = 1000;
 
 /// In the order in which it is to go.
-pub(super) struct Stage {
-    pub(super) cloud: Cloud,
+pub(crate) struct Stage {
+    pub(crate) cloud: Cloud,
     site: Site,
     cluster: Cluster,
     kubeconfig: PathBuf,
@@ -44,7 +44,7 @@ pub(super) struct Stage {
 }
 
 /// The load tool as it would ship.
-pub(super) async fn build() -> Result<PathBuf> {
+pub(crate) async fn build() -> Result<PathBuf> {
     let build =
         setup::cargo(&["build", "--release", "-p", "hollow", "--message-format=json-render-diagnostics"]);
     let messages = output_async(build).await?;
@@ -56,7 +56,7 @@ pub(super) async fn build() -> Result<PathBuf> {
 }
 
 impl Stage {
-    pub(super) async fn start(
+    pub(crate) async fn start(
         assets: &Assets,
         program: &Path,
         transport: &'static str,
@@ -117,12 +117,12 @@ impl Stage {
     }
 
     /// Has the logs printed, and the directory left there, if `result` is a failure.
-    pub(super) fn end<T>(self, result: Result<T>) -> Result<T> {
+    pub(crate) fn end<T>(self, result: Result<T>) -> Result<T> {
         self.run.end(result)
     }
 
     /// Starts the nodes.
-    pub(super) fn fleet(&self, options: &[&str]) -> Result<Fleet> {
+    pub(crate) fn fleet(&self, options: &[&str]) -> Result<Fleet> {
         let mut args = vec![
             format!("--server={}", self.cloud.endpoint(&self.site)),
             format!("--kubeconfig={}", self.kubeconfig.display()),
@@ -142,7 +142,7 @@ impl Stage {
     }
 
     /// Kills cloudcore and waits for its supervisor to start another; how long until that one is ready.
-    pub(super) async fn restart_cloud(&self) -> Result<Duration> {
+    pub(crate) async fn restart_cloud(&self) -> Result<Duration> {
         let old = self.cloud.pid()?;
         let begun = Instant::now();
         kill9(old)?;
@@ -157,7 +157,7 @@ impl Stage {
     }
 
     /// What the API server has answered until now.
-    pub(super) async fn calls(&self) -> Result<Calls> {
+    pub(crate) async fn calls(&self) -> Result<Calls> {
         let text = self.cluster.kubectl(&["get", "--raw=/metrics"]).await?;
         let mut calls = Calls { all: 0.0, leases: 0.0 };
         for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
@@ -175,19 +175,19 @@ impl Stage {
     }
 
     /// What the nodes' links have carried until now.
-    pub(super) fn line(&self) -> Result<Line> {
+    pub(crate) fn line(&self) -> Result<Line> {
         Line::of(&self.site)
     }
 
     /// Of each of the processes that are there all the time, what it has used.
-    pub(super) fn usage(&self) -> Result<Spent> {
+    pub(crate) fn usage(&self) -> Result<Spent> {
         let mut spent = self.usage_beside_cloud()?;
         spent.of.insert(0, ("cloudcore".to_owned(), reading::cpu(self.cloud.pid()?)?));
         Ok(spent)
     }
 
     /// For as long as cloudcore is not the same.
-    pub(super) fn usage_beside_cloud(&self) -> Result<Spent> {
+    pub(crate) fn usage_beside_cloud(&self) -> Result<Spent> {
         let of = ["kube-apiserver", "etcd", "kube-controller-manager"]
             .iter()
             .map(|name| Ok(((*name).to_owned(), reading::cpu(self.pid(name)?)?)))
@@ -196,13 +196,13 @@ impl Stage {
     }
 
     /// What was used since, also by the nodes since their start.
-    pub(super) fn spent(&self, before: &Spent, fleet: &Fleet) -> Result<Spent> {
+    pub(crate) fn spent(&self, before: &Spent, fleet: &Fleet) -> Result<Spent> {
         let mut spent = self.spent_alone(before)?;
         spent.of.push(("hollow since its start".to_owned(), reading::cpu(fleet.pid())?));
         Ok(spent)
     }
 
-    pub(super) fn spent_alone(&self, before: &Spent) -> Result<Spent> {
+    pub(crate) fn spent_alone(&self, before: &Spent) -> Result<Spent> {
         let now = self.usage()?;
         let since = |(whose, time): &(String, Duration)| {
             let now = now.of.iter().find(|(name, _)| name == whose).map_or(Duration::ZERO, |(_, now)| *now);
@@ -228,31 +228,31 @@ impl Stage {
 }
 
 /// CPU time, and whose.
-pub(super) struct Spent {
-    pub(super) of: Vec<(String, Duration)>,
+pub(crate) struct Spent {
+    pub(crate) of: Vec<(String, Duration)>,
 }
 
 /// Requests that the API server has answered.
-pub(super) struct Calls {
-    pub(super) all: f64,
-    pub(super) leases: f64,
+pub(crate) struct Calls {
+    pub(crate) all: f64,
+    pub(crate) leases: f64,
 }
 
 impl Calls {
-    pub(super) fn since(&self, before: &Self) -> Self {
+    pub(crate) fn since(&self, before: &Self) -> Self {
         Self { all: self.all - before.all, leases: self.leases - before.leases }
     }
 }
 
 /// The nodes' process, which tells how they are ten times a second.
-pub(super) struct Fleet {
+pub(crate) struct Fleet {
     daemon: RefCell<Daemon>,
     log: PathBuf,
     pid: u32,
 }
 
 impl Fleet {
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
@@ -264,19 +264,19 @@ impl Fleet {
     }
 
     /// The newest line.
-    pub(super) fn now(&self) -> Result<Value> {
+    pub(crate) fn now(&self) -> Result<Value> {
         self.lines()?.pop().context("the fleet has not said anything yet")
     }
 
     /// When it was so for the first time, in seconds after the fleet's start.
-    pub(super) fn first(&self, wanted: impl Fn(&Value) -> bool) -> Result<f64> {
+    pub(crate) fn first(&self, wanted: impl Fn(&Value) -> bool) -> Result<f64> {
         let lines = self.lines()?;
         let first = lines.iter().find(|line| wanted(line)).and_then(|line| line["seconds"].as_f64());
         first.context("the fleet has never been so")
     }
 
     /// As [`Fleet::first`], once it is so.
-    pub(super) async fn until(
+    pub(crate) async fn until(
         &self,
         what: &str,
         limit: Duration,
@@ -290,7 +290,7 @@ impl Fleet {
     }
 
     /// Waits for a word on standard error.
-    pub(super) async fn until_told(&self, word: &str, limit: Duration) -> Result<()> {
+    pub(crate) async fn until_told(&self, word: &str, limit: Duration) -> Result<()> {
         wait::until(&format!("the fleet saying {word}"), limit, async || {
             self.daemon.borrow_mut().check_alive()?;
             let text = fs::read_to_string(&self.log)?;
@@ -301,7 +301,7 @@ impl Fleet {
     }
 
     /// Has all nodes say goodbye.
-    pub(super) fn end(&self) -> Result<()> {
+    pub(crate) fn end(&self) -> Result<()> {
         let status = self.daemon.borrow_mut().terminate(SOON)?;
         ensure!(status.success(), "the fleet ended with {status}: {}", process::tail(&self.log));
         Ok(())
