@@ -12,7 +12,7 @@ use proto::{
 
 use super::{
     api::{Answer, POD, Place},
-    cloud::{End, Hub, Step},
+    cloud::{End, Hub},
     faults::{Fault, Invariant},
     link::Connection,
     world::{Event, Failure, MILLISECOND, Outcome, SECOND, Stop, World},
@@ -104,8 +104,7 @@ impl World {
         self.asked += 1;
         let request = self.asked;
         // One that came to nothing may be made good for by a second before it arrives.
-        let slow = if matches!(ask, Ask::Claim { .. }) { 20 } else { 3 };
-        let delay = if !self.quiet && self.rng.percent(slow) {
+        let delay = if !self.quiet && self.rng.percent(8) {
             self.rng.between(1, 40) * SECOND
         } else {
             self.rng.around(5 * MILLISECOND)
@@ -185,26 +184,33 @@ impl World {
         };
         *given_up = true;
         let ask = ask.clone();
-        self.cloud_step(connection, |world, hub| world.hear(hub, ask, Answer::Again))
+        self.cloud_step(connection, |world, hub| {
+            world.hear(hub, ask, Answer::Again);
+            Ok(())
+        })
     }
 
     pub(crate) fn answered(&mut self, connection: usize, request: u64) -> Outcome {
         let Some(Request { ask, answer: Some(answer), .. }) = self.requests.remove(&request) else {
             return Ok(());
         };
-        self.cloud_step(connection, |world, hub| world.hear(hub, ask, answer))
+        self.cloud_step(connection, |world, hub| {
+            world.hear(hub, ask, answer);
+            Ok(())
+        })
     }
 
     /// A session has an answer.
-    fn hear(&mut self, hub: &mut Hub, ask: Ask, answer: Answer) -> Step {
+    fn hear(&mut self, hub: &mut Hub, ask: Ask, answer: Answer) {
         match (ask, answer) {
             (Ask::Claim { number }, Answer::Version(version)) => {
                 hub.claim.failures = 0;
                 hub.claim.written = Some((number, version, self.newest_seen(hub)));
                 if self.has(Fault::ClaimsWithoutCall) {
-                    return self.edge_present(hub);
+                    self.edge_present(hub);
+                } else {
+                    self.call(hub);
                 }
-                self.call(hub);
             }
             (Ask::Claim { .. }, _) => {
                 let delay = self.lease_backoff(hub);
@@ -235,10 +241,10 @@ impl World {
             {
                 if self.has(Fault::ReadsAfterLook) && hub.tasks.get(&task).is_some_and(|task| task.anew) {
                     let Some(place) = hub.tasks.get(&task).map(|task| place(hub.node, &task.report)) else {
-                        return Ok(());
+                        return;
                     };
                     self.ask(hub.connection, Ask::Read { task, place });
-                    return Ok(());
+                    return;
                 }
                 hub.claim.found(seen);
                 self.write_state(hub, task, Some(version));
@@ -248,10 +254,9 @@ impl World {
                 self.write_state(hub, task, Some(version));
             }
             (Ask::Read { task, .. }, Answer::Version(version)) => self.confirm(hub, task, version),
-            (Ask::Write { task, report, .. }, answer) => return self.settle(hub, task, &report, answer),
+            (Ask::Write { task, report, .. }, answer) => self.settle(hub, task, &report, &answer),
             (ask @ Ask::Read { .. }, answer) => unreachable!("{}: {answer:?}", ask.name()),
         }
-        Ok(())
     }
 
     fn newest_seen(&self, hub: &Hub) -> u64 {
@@ -292,7 +297,7 @@ impl World {
     }
 
     /// The edge has answered.
-    pub(crate) fn edge_present(&mut self, hub: &mut Hub) -> Step {
+    pub(crate) fn edge_present(&mut self, hub: &mut Hub) {
         if let Some((number, version, seen)) = hub.claim.written.take() {
             hub.claim.number = Some(number);
             hub.claim.version = version;
@@ -301,7 +306,6 @@ impl World {
         } else if std::mem::take(&mut hub.claim.lost) {
             self.claim(hub);
         }
-        Ok(())
     }
 
     fn renew_later(&mut self, hub: &Hub) {
@@ -374,52 +378,50 @@ impl World {
         self.after(delay, Event::TryAgain { connection: hub.connection, task });
     }
 
-    fn settle(&mut self, hub: &mut Hub, task: u64, report: &Report, answer: Answer) -> Step {
+    fn settle(&mut self, hub: &mut Hub, task: u64, report: &Report, answer: &Answer) {
         let refused = match answer {
-            Answer::Again if self.has(Fault::AckedOnFailure) => false,
-            Answer::Conflict if self.has(Fault::AckedOnFailure) => false,
+            Answer::Again | Answer::Conflict if self.has(Fault::AckedOnFailure) => false,
             Answer::Version(version) => {
                 let place = place(hub.node, report);
-                if version > hub.claim.verified {
-                    hub.claim.own.insert(place, version);
+                if *version > hub.claim.verified {
+                    hub.claim.own.insert(place, *version);
                 }
                 false
             }
             Answer::Done => false,
             Answer::Refused => true,
             Answer::Conflict => {
-                let Some(attempt) = hub.tasks.get_mut(&task) else { return Ok(()) };
+                let Some(attempt) = hub.tasks.get_mut(&task) else { return };
                 if attempt.anew {
                     self.again(hub, task);
                 } else {
                     attempt.anew = true;
                     self.attempt(hub, task);
                 }
-                return Ok(());
+                return;
             }
             _ => {
                 self.again(hub, task);
-                return Ok(());
+                return;
             }
         };
         hub.attempts -= 1;
-        let Some(done) = hub.tasks.remove(&task) else { return Ok(()) };
+        let Some(done) = hub.tasks.remove(&task) else { return };
         hub.lanes.running.remove(&done.report.key);
         if !done.acked {
             let refused = if refused { "refused" } else { "" };
             hub.session.finish_reports(vec![ReportAck { id: done.report.id, refused: refused.to_owned() }]);
         }
-        Ok(())
     }
+}
 
-    pub(crate) fn check_own(&self, hub: &Hub) -> Outcome {
-        // A node's pods and itself.
-        if hub.claim.own.len() > 9 {
-            let detail = format!("c{}: {} versions are kept", hub.connection, hub.claim.own.len());
-            return Err(Failure::new(Invariant::Bounded, detail));
-        }
-        Ok(())
+pub(crate) fn check_own(hub: &Hub) -> Outcome {
+    // A node's pods and itself.
+    if hub.claim.own.len() > 9 {
+        let detail = format!("c{}: {} versions are kept", hub.connection, hub.claim.own.len());
+        return Err(Failure::new(Invariant::Bounded, detail));
     }
+    Ok(())
 }
 
 impl Ask {

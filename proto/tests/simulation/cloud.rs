@@ -17,7 +17,7 @@ use proto::{
 use super::{
     api::KINDS,
     cache::{Cache, NodeView},
-    claim::Claim,
+    claim::{Claim, check_own},
     faults::{Fault, Invariant},
     link::{Connection, Side, WRITE_QUEUE},
     world::{Event, Failure, MILLISECOND, Outcome, SECOND, Stop, World, violation},
@@ -145,7 +145,7 @@ pub(crate) enum End {
     Stopping,
 }
 
-pub(crate) type Step = Result<(), Stop<End>>;
+type Step = Result<(), Stop<End>>;
 
 impl World {
     pub(crate) fn replica_start(&mut self, replica: usize) {
@@ -431,7 +431,7 @@ impl World {
                     self.enter(hub);
                     self.claim(hub);
                 }
-                CloudEvent::Present => self.edge_present(hub)?,
+                CloudEvent::Present => self.edge_present(hub),
                 CloudEvent::Synced => {}
                 CloudEvent::Report(report) => {
                     if self.has(Fault::AckedBeforeTaken) {
@@ -587,7 +587,7 @@ impl World {
                 return Err(Failure::new(Invariant::Bounded, detail));
             }
         }
-        self.check_own(hub)
+        check_own(hub)
     }
 
     fn end_cloud(&mut self, mut hub: Hub, end: &End) -> Outcome {

@@ -98,7 +98,7 @@ faults! {
     /// The digest is how many there are.
     DigestOfCount: Converges NoViolation;
     /// The digest is taken while a commit of the last session is under way.
-    DigestBeforeBarrier: Converges NeverOlder;
+    DigestBeforeBarrier: Converges NeverOlder NoViolation;
     /// A patch is applied to another object.
     PatchOnWrongBase: NoViolation;
     /// The edge counts as in sync before the last batch is stored.

@@ -1,0 +1,207 @@
+//! A rolling restart of all cloudcores: each ends as a new version would have it end, and the next once it is back. No node becomes
+//! NotReady, nothing that was acked is sent again, and each node is with another within seconds.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures_util::TryStreamExt;
+use harness::{
+    Bench, Cluster, ClusterOptions, SiteOptions, bench,
+    process::terminate,
+    product::{Cloud, Edge, is_running, ready},
+    wait,
+};
+use hollow::{
+    Fleet, FleetConfig, Identities, Snapshot, Transport,
+    cluster::{self, Workload},
+};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, WatchEvent, WatchParams},
+};
+
+/// Of each fleet.
+const NODES: usize = 20;
+const EDGE: &str = "edge-rolled";
+const SOON: Duration = Duration::from_mins(1);
+/// Without the cloudcore that a node was with.
+const BACK: Duration = Duration::from_secs(10);
+/// Bytes that say that all is as it was; an object takes more.
+const MARK: u64 = 100;
+/// As it is by default elsewhere.
+const GRACE: Duration = Duration::from_secs(50);
+
+/// What is restarted, and those who are not to notice.
+struct Scene<'a> {
+    cluster: &'a Cluster,
+    clouds: Vec<Cloud>,
+    fleets: Vec<Fleet>,
+    edge: Edge,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_of_all_cloudcores_is_not_noticed() -> Result<()> {
+    bench::run(async |bench: &Bench| {
+        let options = ClusterOptions { node_monitor_grace_period: GRACE, ..ClusterOptions::default() };
+        let cluster = bench.cluster(&options).await?;
+        let site = bench.site(&SiteOptions::default()).await?;
+        let mut clouds = Vec::new();
+        for _ in 0..3 {
+            let reachable = [Ipv4Addr::LOCALHOST, site.host_address()];
+            clouds.push(Cloud::init(&bench.run, &bench.assets, &cluster, &reachable).await?);
+        }
+        let fleets = fleets(bench, &cluster, &clouds).await?;
+        let all: Vec<&Cloud> = clouds.iter().collect();
+        // With the heartbeat that is the default.
+        let edge = Edge::join_several(&bench.assets, &all, &site, EDGE, &[]).await?;
+        let mut scene = Scene { cluster: &cluster, clouds, fleets, edge };
+        scene.settle().await?;
+        let nodes: Api<Node> = Api::all(cluster.client());
+        let watched = nodes.list_metadata(&ListParams::default()).await?.metadata.resource_version;
+        let from = watched.context("a list has a version")?;
+        tokio::select! {
+            rolled = scene.roll() => rolled,
+            unready = first_unready(&nodes, &from) => bail!("{}", unready?),
+        }
+    })
+    .await
+}
+
+/// Over either transport, with the default heartbeat and with a short one.
+async fn fleets(bench: &Bench, cluster: &Cluster, clouds: &[Cloud]) -> Result<Vec<Fleet>> {
+    let servers: Vec<String> = clouds.iter().map(|cloud| cloud.endpoint_at(Ipv4Addr::LOCALHOST)).collect();
+    let mut fleets = Vec::new();
+    for transport in [Transport::Quic, Transport::Websocket] {
+        for heartbeat in [70, 2].map(Duration::from_secs) {
+            let prefix = format!("{transport:?}-{}", heartbeat.as_secs()).to_lowercase();
+            let fleet = Fleet::start(&FleetConfig {
+                server: servers.join(","),
+                nodes: NODES,
+                prefix: prefix.clone(),
+                transport,
+                heartbeat,
+                ramp: 50.0,
+                identities: Identities::signed(
+                    cluster::authority(&cluster.client()).await?,
+                    bench.run.dir().join(&prefix),
+                ),
+            })?;
+            fleets.push(fleet);
+            let workload = Workload { nodes: NODES, pods: 1, shared: 0 };
+            cluster::populate(&cluster.client(), &prefix, workload).await?;
+        }
+    }
+    Ok(fleets)
+}
+
+/// What the first node is that is not Ready.
+async fn first_unready(nodes: &Api<Node>, from: &str) -> Result<String> {
+    let mut from = from.to_owned();
+    loop {
+        let mut events = Box::pin(nodes.watch(&WatchParams::default().timeout(290), &from).await?);
+        while let Some(event) = events.try_next().await? {
+            match event {
+                WatchEvent::Added(node) | WatchEvent::Modified(node) => {
+                    from = node.resource_version().unwrap_or_default();
+                    if let Err(unready) = ready(&node) {
+                        return Ok(format!("{unready:#}"));
+                    }
+                }
+                WatchEvent::Deleted(node) => return Ok(format!("{} is gone", node.name_any())),
+                WatchEvent::Bookmark(mark) => from = mark.metadata.resource_version,
+                WatchEvent::Error(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Scene<'_> {
+    /// All is as it should be.
+    async fn settle(&mut self) -> Result<()> {
+        let pods: Api<Pod> = Api::all(self.cluster.client());
+        wait::until("all nodes Ready, each with its pod Running", SOON, async || {
+            let found = pods.list(&ListParams::default()).await?.items;
+            let ours: Vec<&Pod> = found
+                .iter()
+                .filter(|pod| pod.namespace().is_some_and(|name| name != "kube-system"))
+                .collect();
+            ensure!(ours.len() == self.fleets.len() * NODES, "{} pods", ours.len());
+            ours.into_iter().try_for_each(is_running)?;
+            self.all_live().await
+        })
+        .await
+    }
+
+    /// An error unless all nodes are with a cloudcore, and in sync, and the API has their status of this session.
+    async fn all_live(&mut self) -> Result<()> {
+        for fleet in &mut self.fleets {
+            let now = fleet.snapshot();
+            ensure!(now.connected == NODES && now.synced == NODES && now.ready == NODES, "{now:?}");
+        }
+        let state: serde_json::Value = serde_json::from_str(&self.edge.admin("/nodez").await?.body)?;
+        ensure!(
+            state["connected"] == true && state["synced"] == true && state["nodeReady"] == true,
+            "{state}"
+        );
+        Ok(())
+    }
+
+    /// Ends one after the other.
+    async fn roll(&mut self) -> Result<()> {
+        let before: Vec<Snapshot> = self.fleets.iter_mut().map(Fleet::snapshot).collect();
+        let (mut slowest, mut moved) = (Duration::ZERO, 0);
+        for at in 0..self.clouds.len() {
+            let (old, with) = (self.clouds[at].pid()?, self.nodes_of(at).await?.len());
+            let sessions = self.sessions().await?;
+            moved += with;
+            let begun = Instant::now();
+            terminate(old)?;
+            wait::until(&format!("{with} nodes in a session after that one"), BACK, async || {
+                let more = self.sessions().await? - sessions;
+                ensure!(more >= with, "{more} of {with} have begun another");
+                self.all_live().await
+            })
+            .await?;
+            slowest = slowest.max(begun.elapsed());
+            wait::until("another cloudcore ready", SOON, async || {
+                ensure!(self.clouds[at].pid()? != old, "its supervisor has not started another");
+                let answer = self.clouds[at].admin("/readyz").await?;
+                ensure!(answer.status == 200, "/readyz answers {}", answer.status);
+                anyhow::Ok(())
+            })
+            .await?;
+        }
+        ensure!(moved > self.fleets.len() * NODES, "{moved} nodes had to go on: not all of them once");
+        eprintln!("{moved} nodes went on, in {slowest:?} at most");
+        for (fleet, before) in self.fleets.iter_mut().zip(&before) {
+            let now = fleet.snapshot();
+            let again = now.deltas - before.deltas;
+            ensure!(again == 0, "{again} objects were sent again: {now:?}");
+        }
+        let mut found = false;
+        for at in 0..self.clouds.len() {
+            let page = self.nodes_of(at).await?;
+            let Some(link) = page.get(EDGE) else { continue };
+            found = true;
+            let sent = link["sentBytes"]["objects"].as_u64();
+            ensure!(sent.is_some_and(|bytes| bytes < MARK), "an object was sent again: {link}");
+        }
+        ensure!(found, "{EDGE} is with nobody");
+        Ok(())
+    }
+
+    /// How many there have been.
+    async fn sessions(&mut self) -> Result<usize> {
+        let fleets: u64 = self.fleets.iter_mut().map(|fleet| fleet.snapshot().sessions).sum();
+        Ok(usize::try_from(fleets + self.edge.metric("edgecore_sessions").await?)?)
+    }
+
+    async fn nodes_of(&self, at: usize) -> Result<BTreeMap<String, serde_json::Value>> {
+        Ok(serde_json::from_str(&self.clouds[at].admin("/sessions").await?.body)?)
+    }
+}
