@@ -131,10 +131,33 @@ impl Scene<'_> {
                 .filter(|pod| pod.namespace().is_some_and(|name| name != "kube-system"))
                 .collect();
             ensure!(ours.len() == self.fleets.len() * NODES, "{} pods", ours.len());
-            ours.into_iter().try_for_each(is_running)?;
-            self.all_live().await
+            ours.iter().try_for_each(|pod| is_running(pod))?;
+            // cloudcore changes each pod once: what comes of that is not sent again, but for the first time.
+            let tolerations = ours
+                .iter()
+                .flat_map(|pod| pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten()));
+            let limited = tolerations.filter(|toleration| toleration.toleration_seconds.is_some()).count();
+            ensure!(limited == 0, "{limited} tolerations are limited");
+            self.all_live().await?;
+            self.same_digests().await
         })
         .await
+    }
+
+    /// An error unless each node holds what the cloudcore that it is with wants there.
+    async fn same_digests(&self) -> Result<()> {
+        let mut wanted = BTreeMap::<String, String>::new();
+        for cloud in &self.clouds {
+            wanted.extend(serde_json::from_str::<BTreeMap<_, _>>(&cloud.admin("/digestz").await?.body)?);
+        }
+        for (node, digest) in self.fleets.iter().flat_map(Fleet::digests) {
+            ensure!(
+                wanted.get(&node) == Some(&digest),
+                "{node}: {digest} is held, {:?} wanted",
+                wanted.get(&node)
+            );
+        }
+        Ok(())
     }
 
     /// An error unless all nodes are with a cloudcore, and in sync, and the API has their status of this session.

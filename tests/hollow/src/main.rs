@@ -36,6 +36,8 @@ Examples:
   Over the WebSocket alone, a pod on each, and 500 changes a second once all are live:
     hollow --server 10.0.0.1:10000 --kubeconfig admin.conf --nodes 1000 --transport websocket \\
            --pods 1 --changes 500 --duration 60
+  32 ConfigMaps that all nodes hold, changed as fast as all have them:
+    hollow --server 10.0.0.1:10000 --kubeconfig admin.conf --nodes 1000 --pods 1 --shared 32 --flood 5 --duration 120
   With a join token instead of the CA:
     hollow --server 10.0.0.1:10000 --token \"$(keadm gettoken)\" --nodes 50
   What it leaves in the cluster is taken away with:
