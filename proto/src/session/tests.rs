@@ -397,6 +397,32 @@ fn what_is_not_confirmed_is_asked_after_every_few_seconds() {
 }
 
 #[test]
+fn a_confirmation_may_be_that_of_what_was_sent_before() {
+    let (view, store) = (TestView::default(), TestStore::default());
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    let (first, few) = (pair.now, Duration::from_secs(3));
+    let second = first + Duration::from_millis(200);
+    pair.edge.handle_sent(first, 6);
+    pair.edge.handle_sent(second, 6);
+    // Of the first alone: the line has been silent since.
+    pair.edge.handle_confirmed(7);
+    assert_eq!(pair.edge.deadline(), second + few);
+    pair.now = second + few;
+    pair.edge.handle_deadline(pair.now).unwrap();
+    assert!(matches!(pair.edge.poll_frame(), Some(Body::Ping(_))));
+    // The ping's own.
+    pair.edge.handle_sent(pair.now, 7);
+    pair.edge.handle_confirmed(8);
+    assert_eq!(pair.edge.deadline(), pair.now + HEARTBEAT);
+    // What was sent together is confirmed together.
+    pair.edge.handle_sent(pair.now, 8);
+    pair.edge.handle_sent(pair.now + Duration::from_millis(20), 8);
+    pair.edge.handle_confirmed(9);
+    assert_eq!(pair.edge.deadline(), pair.now + HEARTBEAT);
+}
+
+#[test]
 fn who_is_sending_a_large_frame_is_not_silent() {
     let (view, store) = (TestView::default(), TestStore::default());
     let mut pair = Pair::new(&store);

@@ -14,6 +14,10 @@ pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// ever more seldom; a line that is back is to be noticed soon.
 const UNCONFIRMED: Duration = Duration::from_secs(3);
 
+/// What is sent within the shorter time is one flight, confirmed or lost together. After the longer one, shorter than [`UNCONFIRMED`], what
+/// was sent before is confirmed already, or lost.
+const APART: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
 /// Liveness of one link. The edge pings when a heartbeat has passed without an exchange; the cloud only answers, and
 /// pings by itself when an expected ping is overdue. Either gives up after two heartbeats of silence.
 #[derive(Debug)]
@@ -24,8 +28,18 @@ pub(crate) struct Timers {
     /// Parts of a frame came. They put off the end, but no ping: the peer, too, wants to hear something meanwhile.
     progressed: Instant,
     pinged: Instant,
-    /// Something was sent at this time that the peer has not confirmed, and how much it had confirmed then.
-    unconfirmed: Option<(Instant, u64)>,
+    unconfirmed: Option<Unconfirmed>,
+}
+
+/// Something was sent that the peer has not confirmed.
+#[derive(Debug)]
+struct Unconfirmed {
+    /// The last time.
+    sent: Instant,
+    /// How much the peer had confirmed then.
+    before: u64,
+    /// The next confirmation may be that of what was sent shortly before.
+    of_another: bool,
 }
 
 impl Timers {
@@ -51,13 +65,23 @@ impl Timers {
     }
 
     pub(crate) fn sent(&mut self, now: Instant, confirmed: u64) {
-        // What was sent before the count grew is confirmed.
-        self.confirmed(confirmed);
-        self.unconfirmed.get_or_insert((now, confirmed));
+        let of_another = match &self.unconfirmed {
+            Some(waiting) if waiting.before == confirmed => {
+                let apart = now.saturating_duration_since(waiting.sent);
+                if apart <= APART.0 { waiting.of_another } else { apart <= APART.1 }
+            }
+            // All that was sent before the count grew is confirmed.
+            _ => false,
+        };
+        self.unconfirmed = Some(Unconfirmed { sent: now, before: confirmed, of_another });
     }
 
     pub(crate) fn confirmed(&mut self, confirmed: u64) {
-        self.unconfirmed = self.unconfirmed.filter(|(_, before)| confirmed == *before);
+        if let Some(waiting) = self.unconfirmed.take_if(|waiting| waiting.before != confirmed)
+            && waiting.of_another
+        {
+            self.unconfirmed = Some(Unconfirmed { before: confirmed, of_another: false, ..waiting });
+        }
     }
 
     /// The peer's session has answered all that matters.
@@ -92,6 +116,8 @@ impl Timers {
 
     fn ping_due(&self) -> Instant {
         let regular = self.heard.max(self.pinged) + self.ping_after;
-        self.unconfirmed.map_or(regular, |(sent, _)| regular.min(sent.max(self.pinged) + UNCONFIRMED))
+        self.unconfirmed
+            .as_ref()
+            .map_or(regular, |waiting| regular.min(waiting.sent.max(self.pinged) + UNCONFIRMED))
     }
 }

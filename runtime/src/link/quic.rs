@@ -51,7 +51,7 @@ const TOTAL_WINDOW: u32 = (LANES + STREAMS) * WINDOW;
 const PROBES: u32 = 1;
 /// The longest time between two pings on QUIC. What translates addresses in between (NAT) forgets UDP after half a minute and
 /// more, TCP after hours, and a cloudcore that ended without a word is found out by the next ping alone.
-pub const HEARTBEAT: Duration = Duration::from_secs(40);
+pub const HEARTBEAT: Duration = Duration::from_secs(44);
 /// Bytes of the name that a connection has at the cloud's end.
 const CLOUD_NAME: usize = 8;
 /// Between stateless resets. A whole fleet may have lost the same cloudcore, and a reset is shorter than what it answers.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{BACK, Node, tell};
 
 /// The edge says something by itself this often over QUIC, and not before does anybody know where it is.
-const PING: Duration = Duration::from_secs(40);
+const PING: Duration = Duration::from_secs(44);
 /// Shorter than that, and longer than half of it.
 const MEMORY: Duration = Duration::from_secs(30);
 const CHANGES: usize = 3;

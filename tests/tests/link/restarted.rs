@@ -1,5 +1,5 @@
 //! cloudcore is killed and comes back. With its socket nothing says so to an edge that has nothing to send, and whose next
-//! heartbeat over QUIC may be 40 s away; that it is asked for one brings it back at once.
+//! heartbeat over QUIC may be 44 s away; that it is asked for one brings it back at once.
 
 use std::time::Duration;
 

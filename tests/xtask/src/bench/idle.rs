@@ -18,7 +18,7 @@ use super::{
 
 const REST: Duration = Duration::from_secs(30);
 const WINDOWS: u32 = 5;
-/// Over QUIC a heartbeat comes every 40 s: all windows together have seven or eight.
+/// Over QUIC a heartbeat comes every 44 s: all windows together have six or seven.
 const WINDOW: Duration = Duration::from_mins(1);
 /// For cloudcore, and for memory alone.
 const SHORT_WINDOW: Duration = Duration::from_secs(12);
