@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -37,6 +37,7 @@ mod narrow;
 pub mod proxy;
 pub mod queue;
 pub mod quic;
+mod shared_tcp;
 pub mod streams;
 #[cfg(test)]
 mod tests;
@@ -74,21 +75,14 @@ pub fn slowest(bytes: usize) -> Duration {
 #[derive(Clone, Debug)]
 pub struct Progress {
     begun: Instant,
-    noted: Arc<Noted>,
+    /// When something came, in microseconds after `begun`.
+    noted: Arc<AtomicU64>,
     /// Which counts what comes, and what the peer confirms.
     connection: Option<quinn::Connection>,
     /// The count of what had come, where nobody notes it: it is looked at when somebody asks.
     seen: Option<Arc<AtomicU64>>,
-    /// Both ends of the TCP connection, for whoever asks the kernel.
-    tcp: Option<Arc<(SocketAddr, SocketAddr)>>,
-}
-
-#[derive(Debug, Default)]
-struct Noted {
-    /// When something came, in microseconds after [`Progress::begun`].
-    last: AtomicU64,
-    /// Bytes that the kernel has taken.
-    written: AtomicU64,
+    /// For whoever asks the kernel of it.
+    tcp: Option<Weak<TcpStream>>,
 }
 
 /// How what was sent fares below the frames.
@@ -132,16 +126,13 @@ impl Progress {
         self.connection.as_ref().map(|connection| connection.stats().frame_rx.acks)
     }
 
-    /// How what was sent fares, if that can be found out. Over TCP the kernel is asked, by reading a file: nothing to be done for
+    /// How what was sent fares, if that can be found out. Over TCP the kernel is asked: nothing to be done for
     /// every frame.
     pub fn delivery(&self) -> Option<Delivery> {
         if let Some(confirmed) = self.confirmed() {
             return Some(Delivery { confirmed, open: true });
         }
-        // Before the kernel's count grows once more.
-        let written = self.noted.written.load(Ordering::Relaxed);
-        let waiting = kernel::unconfirmed(**self.tcp.as_ref()?)?;
-        Some(Delivery { confirmed: written.saturating_sub(waiting), open: waiting > 0 })
+        kernel::delivery(&*self.tcp.as_ref()?.upgrade()?).ok()
     }
 
     /// How long it takes to the peer and back, if the transport knows.
@@ -166,19 +157,12 @@ impl Progress {
                 self.note();
             }
         }
-        self.begun + Duration::from_micros(self.noted.last.load(Ordering::Relaxed))
+        self.begun + Duration::from_micros(self.noted.load(Ordering::Relaxed))
     }
 
     fn note(&self) {
         let now = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.noted.last.store(now, Ordering::Relaxed);
-    }
-
-    fn note_written(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = polled {
-            self.noted.written.fetch_add(bytes as u64, Ordering::Relaxed);
-        }
-        polled
+        self.noted.store(now, Ordering::Relaxed);
     }
 }
 
@@ -391,8 +375,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.progress.note_written(polled)
+        Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -409,8 +392,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.progress.note_written(polled)
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

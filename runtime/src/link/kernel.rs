@@ -1,19 +1,17 @@
 //! What the kernel's TCP is told, and what it tells, beyond the usual.
 
-use std::{
-    fs::File,
-    io::{self, BufRead, BufReader},
-    net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
-    time::Duration,
+use std::{io, os::fd::AsFd, time::Duration};
+
+use nix::{
+    errno::Errno,
+    getsockopt_impl, libc, setsockopt_impl, sockopt_impl,
+    sys::socket::{GetSockOpt, SetSockOpt, sockopt::GetStruct},
 };
 
-use nix::{errno::Errno, libc, setsockopt_impl, sockopt_impl, sys::socket::SetSockOpt};
+use super::Delivery;
 
 /// `TCP_RTO_MAX_MS`, of Linux 6.15.
 const TCP_RTO_MAX_MS: libc::c_int = 44;
-/// The state in /proc/net/tcp.
-const ESTABLISHED: &str = "01";
 
 sockopt_impl!(
     /// The longest time between two times that the kernel sends the same.
@@ -22,6 +20,29 @@ sockopt_impl!(
     libc::IPPROTO_TCP,
     TCP_RTO_MAX_MS,
     u32
+);
+
+/// The beginning of `struct tcp_info` (linux/tcp.h), as Linux 4.1 has it and each one since.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[expect(unreachable_pub, reason = "the option that has it is pub by its macro")]
+pub struct Info {
+    _states: [u8; 8],
+    _timers_and_sizes: [u32; 4],
+    unacked: u32,
+    _until_total_retrans: [u32; 19],
+    _pacing: [u64; 2],
+    bytes_acked: u64,
+}
+
+sockopt_impl!(
+    /// How a connection fares.
+    TcpInfo,
+    GetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    Info,
+    GetStruct<Info>
 );
 
 /// What is not confirmed is sent again at least so often. Where the kernel is too old for that, it sends it again ever more
@@ -34,70 +55,40 @@ pub(super) fn retransmit_within(tcp: &impl AsFd, longest: Duration) -> io::Resul
     }
 }
 
-/// Bytes that were written to a connection and that its peer has not confirmed. `None`: the kernel has no such connection.
-pub(super) fn unconfirmed((local, peer): (SocketAddr, SocketAddr)) -> Option<u64> {
-    let table = if local.is_ipv4() { "/proc/self/net/tcp" } else { "/proc/self/net/tcp6" };
-    // A process that may not read it knows no more of the connection than before.
-    look_up(BufReader::new(File::open(table).ok()?), &(told(local), told(peer)))
-}
-
-fn look_up(table: impl BufRead, (local, peer): &(String, String)) -> Option<u64> {
-    table.lines().map_while(Result::ok).find_map(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let is_it = fields.next()? == local && fields.next()? == peer && fields.next()? == ESTABLISHED;
-        let (sending, _) = fields.next()?.split_once(':').filter(|_| is_it)?;
-        u64::from_str_radix(sending, 16).ok()
-    })
-}
-
-/// As the kernel writes it: words as they are in memory.
-fn told(address: SocketAddr) -> String {
-    let octets = match address.ip() {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    };
-    let words = octets.as_chunks().0.iter().map(|word| format!("{:08X}", u32::from_ne_bytes(*word)));
-    format!("{}:{:04X}", words.collect::<String>(), address.port())
+/// What a connection's peer has confirmed, and whether something is on its way to it.
+pub(super) fn delivery(tcp: &impl AsFd) -> io::Result<Delivery> {
+    let info = TcpInfo.get(tcp)?;
+    Ok(Delivery { confirmed: info.bytes_acked, open: info.unacked > 0 })
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
         io::{Read as _, Write as _},
+        mem::offset_of,
         net::{TcpListener, TcpStream},
     };
 
     use super::*;
 
     #[test]
-    fn what_the_peer_has_not_confirmed_is_counted() {
-        for any in ["127.0.0.1:0", "[::1]:0"] {
-            let listener = TcpListener::bind(any).unwrap();
-            let mut writer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (mut reader, _) = listener.accept().unwrap();
-            let ends = (writer.local_addr().unwrap(), writer.peer_addr().unwrap());
-            assert_eq!(unconfirmed(ends), Some(0));
-            // Nobody reads, so that the kernels at both ends have all that they take.
-            writer.set_nonblocking(true).unwrap();
-            let mut written = 0;
-            while let Ok(bytes) = writer.write(&[7; 8 << 10]) {
-                written += bytes;
-            }
-            let waiting = usize::try_from(unconfirmed(ends).unwrap()).unwrap();
-            assert!(waiting > 0 && waiting < written, "{waiting} of {written}");
-            reader.read_exact(&mut vec![0; written]).unwrap();
-            while unconfirmed(ends) != Some(0) {}
-            drop((writer, reader));
-            assert_ne!(unconfirmed(ends), Some(1), "it is not this one any more");
-        }
+    fn the_structure_is_that_of_the_kernel() {
+        assert_eq!(offset_of!(Info, unacked), offset_of!(libc::tcp_info, tcpi_unacked));
+        assert_eq!(offset_of!(Info, bytes_acked), offset_of!(libc::tcp_info, tcpi_bytes_acked));
     }
 
     #[test]
-    fn lines_that_are_not_understood_are_passed_over() {
-        let of = |table: &str| look_up(table.as_bytes(), &("A:1".to_owned(), "B:2".to_owned()));
-        assert_eq!(of("sl local rem st tx:rx\n0: A:1 B:2 01 0000001F:0 0\n"), Some(31));
-        assert_eq!(of("0: A:1 B:2 06 0000001F:0 0\n0: A:1 B:3 01 1:0\n\n0: A:1\n"), None);
-        assert_eq!(of("0: A:1 B:2 01 x:0\n0: A:1 B:2 01 7\n"), None);
+    fn what_the_peer_has_confirmed_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut writer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut reader, _) = listener.accept().unwrap();
+        let before = delivery(&writer).unwrap();
+        assert!(!before.open);
+        let message = [7; 1000];
+        writer.write_all(&message).unwrap();
+        reader.read_exact(&mut [0; 1000]).unwrap();
+        while delivery(&writer).unwrap().open {}
+        assert_eq!(delivery(&writer).unwrap().confirmed, before.confirmed + 1000);
     }
 
     #[test]

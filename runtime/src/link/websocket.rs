@@ -34,6 +34,7 @@ use super::{
     mux::Mux,
     patiently,
     queue::FrameQueue,
+    shared_tcp::SharedTcp,
     streams::Streams,
 };
 
@@ -94,9 +95,10 @@ pub async fn over(
     let connect_error = |source| LinkError::Connect { address: address.to_owned(), source };
     super::prepare(&tcp).map_err(connect_error)?;
     let peer = tcp.peer_addr().map_err(connect_error)?;
-    let local = tcp.local_addr().map_err(connect_error)?;
+    let tcp = SharedTcp::new(tcp);
+    let of = tcp.of();
     let tcp = Watched::new(tcp);
-    let progress = Progress { tcp: Some(Arc::new((local, peer))), ..tcp.progress() };
+    let progress = Progress { tcp: Some(of), ..tcp.progress() };
     let stream = TlsConnector::from(tls).connect(server_name, tcp).await.map_err(|source| {
         let told = LinkError::not_trusted(address, &source);
         told.unwrap_or_else(|| LinkError::Tls { address: address.to_owned(), source })

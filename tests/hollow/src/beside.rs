@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, thread::JoinHandle};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use futures_util::{AsyncBufReadExt, TryStreamExt};
 use http::Request;
 use kube::Client;
@@ -84,25 +84,31 @@ async fn watch(
     let path = format!("/api/v1/namespaces/{namespace}/configmaps");
     let list = client.request_text(Request::get(format!("{path}?limit=1")).body(Vec::new())?).await?;
     let list: Named = serde_json::from_str(&list)?;
-    let version = list.metadata.resource_version;
-    let query = format!("{path}?watch=true&timeoutSeconds=3600&resourceVersion={version}");
-    let mut lines = client.request_stream(Request::get(query).body(Vec::new())?).await?.lines();
-    changes.watched(true);
-    if begun.send(()).is_err() {
-        // Whoever started it has been stopped meanwhile.
-        return Ok(());
-    }
-    while let Some(line) = lines.try_next().await? {
-        let event: Event<'_> = serde_json::from_str(&line)?;
-        if event.r#type != "MODIFIED" {
-            continue;
+    let mut version = list.metadata.resource_version;
+    let mut begun = Some(begun);
+    loop {
+        let query = format!("{path}?watch=true&timeoutSeconds=3600&resourceVersion={version}");
+        let mut lines = client.request_stream(Request::get(query).body(Vec::new())?).await?.lines();
+        if let Some(begun) = begun.take() {
+            changes.watched(true);
+            if begun.send(()).is_err() {
+                // Whoever started it has been stopped meanwhile.
+                return Ok(());
+            }
         }
-        let named: Named = serde_json::from_str(event.object.get())?;
-        if let Some(number) = number_of(event.object.get().as_bytes()) {
-            let key = ResourceKey::new("ConfigMap", &named.metadata.namespace, &named.metadata.name)?;
-            changes.seen(&key, number);
+        // The API server ends a watch whose client is slower than the changes; it goes on where it was, as any other client would.
+        while let Some(line) = lines.try_next().await? {
+            let event: Event<'_> = serde_json::from_str(&line)?;
+            if event.r#type != "MODIFIED" {
+                ensure!(event.r#type != "ERROR", "the watch beside the nodes: {}", event.object);
+                continue;
+            }
+            let named: Named = serde_json::from_str(event.object.get())?;
+            version = named.metadata.resource_version;
+            if let Some(number) = number_of(event.object.get().as_bytes()) {
+                let key = ResourceKey::new("ConfigMap", &named.metadata.namespace, &named.metadata.name)?;
+                changes.seen(&key, number);
+            }
         }
     }
-    changes.watched(false);
-    Err(anyhow::anyhow!("the API server has ended the watch")).context("the watch beside the nodes")
 }

@@ -283,21 +283,26 @@ impl Fleet {
         wanted: impl Fn(&Value) -> bool,
     ) -> Result<f64> {
         wait::until(what, limit, async || {
-            self.daemon.borrow_mut().check_alive()?;
-            self.first(&wanted).with_context(|| format!("now {}", self.now().unwrap_or_default()))
+            if let Err(ended) = self.daemon.borrow_mut().check_alive() {
+                return Ok(Err(ended));
+            }
+            let first = self.first(&wanted);
+            first.map(Ok).with_context(|| format!("now {}", self.now().unwrap_or_default()))
         })
-        .await
+        .await?
     }
 
     /// Waits for a word on standard error.
     pub(crate) async fn until_told(&self, word: &str, limit: Duration) -> Result<()> {
         wait::until(&format!("the fleet saying {word}"), limit, async || {
-            self.daemon.borrow_mut().check_alive()?;
+            if let Err(ended) = self.daemon.borrow_mut().check_alive() {
+                return Ok(Err(ended));
+            }
             let text = fs::read_to_string(&self.log)?;
             ensure!(text.contains(&format!("hollow: {word}")), "it has not");
-            anyhow::Ok(())
+            anyhow::Ok(Ok(()))
         })
-        .await
+        .await?
     }
 
     /// Has all nodes say goodbye.
