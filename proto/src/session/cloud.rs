@@ -502,7 +502,7 @@ impl CloudSession {
         self.next_seq - 1 - self.acked
     }
 
-    /// For [`codec::encode_with`].
+    /// For [`crate::codec::encode_with`].
     pub fn dictionary(&self) -> u32 {
         self.dictionary
     }
