@@ -34,7 +34,8 @@ use crate::{
     cloudstream::{self, CloudStream, Endpoint},
     config::{Config, StreamConfig},
     edgecontroller::{
-        cache::Reflector, index::Index, objects::KINDS, protection::Protection, upstream::Upstream,
+        cache::Reflector, claim::NoRandomness, index::Index, objects::KINDS, protection::Protection,
+        upstream::Upstream,
     },
     metrics::Metrics,
     secrets::{self, SecretError},
@@ -77,6 +78,8 @@ pub enum AppError {
     Master(#[source] http::uri::InvalidUri),
     #[error("failed to set up the client of the API server")]
     Client(#[source] kube::Error),
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +143,7 @@ impl App {
             Some(stream) => Some(Streaming::bind(stream, server, Arc::clone(&endpoint)).await?),
             None => None,
         };
-        let upstream = Upstream::new(client.clone(), Arc::clone(&index), metrics.clone(), endpoint);
+        let upstream = Upstream::new(client.clone(), Arc::clone(&index), metrics.clone(), endpoint)?;
         let context = Arc::new(SessionContext {
             client: client.clone(),
             index: Arc::clone(&index),

@@ -65,9 +65,10 @@ fn context(metrics: &Metrics) -> SessionContext {
     for kind in &KINDS {
         index.replace(kind, Vec::new(), Vec::new(), 1);
     }
+    let upstream = Upstream::new(client.clone(), Arc::clone(&index), metrics.clone(), Arc::default());
     SessionContext {
-        client: client.clone(),
-        upstream: Arc::new(Upstream::new(client, Arc::clone(&index), metrics.clone(), Arc::default())),
+        client,
+        upstream: Arc::new(upstream.unwrap()),
         index,
         notes: Semaphore::new(1),
         leases: Arc::new(Semaphore::new(1)),

@@ -2,21 +2,24 @@
 
 mod hub {
     pub(crate) mod cloud;
+    pub(crate) mod reports;
 }
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use edgecore::{
     edgehub::EdgeHub,
     metamanager::{Options, Store},
 };
-use futures_util::{SinkExt as _, StreamExt as _, future::try_join_all};
-use hub::cloud::{Cloud, LONG, Socket, edge, frame};
+use futures_util::future::try_join_all;
+use hub::{
+    cloud::{Cloud, LONG, edge},
+    reports::{next, take},
+};
 use proto::{
-    ResourceKey, codec,
-    message::{Body, Report, ReportAck, ReportAcks, ReportKind},
+    ResourceKey,
+    message::{Report, ReportKind},
 };
 use tokio::{sync::mpsc, time::timeout};
-use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 const EVENTS: usize = 1000;
@@ -93,24 +96,4 @@ async fn tell(cloud: &Cloud, store: &Store) -> Result<()> {
     })
     .await
     .context("acked reports are pending")
-}
-
-/// The next reports; whatever else comes is passed over.
-async fn next(socket: &mut Socket) -> Result<Vec<Report>> {
-    let reports = async {
-        loop {
-            let Some(message) = socket.next().await else { bail!("the edge left") };
-            if let Message::Binary(frame) = message?
-                && let Body::Reports(reports) = codec::decode(frame.slice(1..))?
-            {
-                return Ok(reports.reports);
-            }
-        }
-    };
-    timeout(LONG, reports).await.context("no reports come")?
-}
-
-async fn take(socket: &mut Socket, reports: &[Report]) -> Result<()> {
-    let acks = reports.iter().map(|report| ReportAck { id: report.id, refused: String::new() }).collect();
-    Ok(socket.send(frame(Body::ReportAcks(ReportAcks { acks }))?).await?)
 }

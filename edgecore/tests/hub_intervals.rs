@@ -3,29 +3,32 @@
 
 mod hub {
     pub(crate) mod cloud;
+    pub(crate) mod reports;
 }
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use crds::componentconfig::sync::SyncStrategy;
 use edgecore::{
     edgehub::{EdgeHub, HubConfig, HubState},
     metamanager::{Options, Store},
 };
-use futures_util::{SinkExt as _, StreamExt as _};
-use hub::cloud::{Cloud, LONG, NODE, Socket, edge, frame};
+use futures_util::SinkExt as _;
+use hub::{
+    cloud::{Cloud, LONG, NODE, Socket, edge, frame},
+    reports::{next, take},
+};
 use proto::{
-    ResourceKey, codec,
-    message::{Action, Batch, Body, Change, Put, Report, ReportAck, ReportAcks, ReportKind, Synced},
+    ResourceKey,
+    message::{Action, Batch, Body, Change, Put, Report, ReportKind, Synced},
 };
 use serde_json::json;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
 };
-use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 const POD: &str = "Pod/default/web";
@@ -159,26 +162,6 @@ async fn report(
     Ok(store.report(kind, &key, payload.to_string().into()).await?)
 }
 
-/// The next reports; whatever else comes is passed over.
-async fn next(socket: &mut Socket) -> Result<Vec<Report>> {
-    let reports = async {
-        loop {
-            let Some(message) = socket.next().await else { bail!("the edge left") };
-            if let Message::Binary(frame) = message?
-                && let Body::Reports(reports) = codec::decode(frame.slice(1..))?
-            {
-                return Ok(reports.reports);
-            }
-        }
-    };
-    timeout(LONG, reports).await.context("no reports come")?
-}
-
 fn ids(reports: &[Report]) -> Vec<u64> {
     reports.iter().map(|report| report.id).collect()
-}
-
-async fn take(socket: &mut Socket, reports: &[Report]) -> Result<()> {
-    let acks = reports.iter().map(|report| ReportAck { id: report.id, refused: String::new() }).collect();
-    Ok(socket.send(frame(Body::ReportAcks(ReportAcks { acks }))?).await?)
 }

@@ -15,7 +15,6 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write as _,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -25,6 +24,7 @@ use std::{
 use kube::Client;
 use proto::ResourceKey;
 use ring::rand::{SecureRandom, SystemRandom};
+use runtime::token::hex;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::{api::Failure, index::Index, lease};
@@ -36,15 +36,16 @@ pub struct Claims {
     made: AtomicU64,
 }
 
-impl Default for Claims {
-    fn default() -> Self {
-        let mut bytes = [0; 8];
-        SystemRandom::new().fill(&mut bytes).expect("the kernel has random bytes");
-        let mut process = String::with_capacity(16);
-        for byte in bytes {
-            write!(process, "{byte:02x}").expect("a string takes all");
-        }
-        Self { process: process.into(), made: AtomicU64::new(0) }
+/// The kernel has no random bytes, so that this process cannot be told from others.
+#[derive(Debug, thiserror::Error)]
+#[error("the kernel gives no random bytes for the claims of this process")]
+pub struct NoRandomness;
+
+impl Claims {
+    pub fn new() -> Result<Self, NoRandomness> {
+        let mut process = [0; 8];
+        SystemRandom::new().fill(&mut process).map_err(|_| NoRandomness)?;
+        Ok(Self { process: hex(&process).into(), made: AtomicU64::new(0) })
     }
 }
 
@@ -242,9 +243,13 @@ mod tests {
 
     use super::*;
 
+    fn claims() -> Arc<Claims> {
+        Arc::new(Claims::new().unwrap())
+    }
+
     #[test]
     fn what_was_seen_before_the_claim_was_found_is_covered_and_so_is_what_the_session_wrote() {
-        let claim = Claim::new(Arc::default());
+        let claim = Claim::new(claims());
         let [pod, node] = ["Pod/a/x", "Node//n"].map(|key| key.parse::<ResourceKey>().unwrap());
         claim.wrote(&pod, 3);
         claim.stand(1, Horizon { pods: 5, nodes: 0 });
@@ -262,7 +267,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_one_to_the_call_that_was_made_last() {
-        let claim = Claim::new(Arc::default());
+        let claim = Claim::new(claims());
         let mut first = std::pin::pin!(claim.call());
         assert!(first.as_mut().now_or_never().is_none() && claim.wants_call() && !claim.wants_call());
         claim.edge_answered();
@@ -278,9 +283,9 @@ mod tests {
 
     #[test]
     fn no_two_claims_are_alike() {
-        let claims: Arc<Claims> = Arc::default();
-        let (one, two) = (Claim::new(Arc::clone(&claims)), Claim::new(claims));
-        let other = Claim::new(Arc::default());
+        let of_one = claims();
+        let (one, two) = (Claim::new(Arc::clone(&of_one)), Claim::new(of_one));
+        let other = Claim::new(claims());
         let texts = [one.next().1, one.next().1, two.next().1, other.next().1];
         assert!((1..4).all(|at| !texts[..at].contains(&texts[at])), "{texts:?}");
     }

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     api::{self, Failure, Patch},
-    claim::{Claim, Claims},
+    claim::{Claim, Claims, NoRandomness},
     index::Index,
     objects::{Cached, Facts, KINDS, PodFacts},
     tokens,
@@ -91,9 +91,14 @@ struct PodReport {
 
 impl Upstream {
     /// `kubelet` is written into the status of each node.
-    pub fn new(client: Client, index: Arc<Index>, metrics: Metrics, kubelet: Endpoint) -> Self {
-        let claims = Arc::default();
-        Self { client, index, slots: Semaphore::new(SLOTS), metrics, kubelet, claims }
+    pub fn new(
+        client: Client,
+        index: Arc<Index>,
+        metrics: Metrics,
+        kubelet: Endpoint,
+    ) -> Result<Self, NoRandomness> {
+        let claims = Arc::new(Claims::new()?);
+        Ok(Self { client, index, slots: Semaphore::new(SLOTS), metrics, kubelet, claims })
     }
 
     /// For a session that begins.

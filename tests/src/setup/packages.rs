@@ -20,6 +20,8 @@ const NEEDED: &[(&str, &[&str])] = &[
     // The bridge and portmap plugins call it for masquerading and host ports.
     ("iptables", &["/usr/sbin/iptables"]),
     ("tinyproxy-bin", &["/usr/bin/tinyproxy", "/usr/sbin/tinyproxy"]),
+    // cloudcore's allocator is built with it.
+    ("make", &["/usr/bin/make"]),
     ("bash-static", &["/usr/bin/bash-static", "/bin/bash-static"]),
     // Debian has the same path for busybox and busybox-static; the images need the one without libraries.
     ("busybox-static", &["/usr/share/doc/busybox-static/copyright"]),

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     Assets, LineCut,
     process::{Daemon, command, kill9, output_async},
@@ -262,7 +262,7 @@ impl Outage<'_> {
         let pending = async || self.edge.metric("edgecore_outbox_reports").await;
         let all = pending().await?;
         let dir = self.world.cluster.dir();
-        let pids = [pid_below(dir, "kube-apiserver")?, pid_below(dir, "etcd")?];
+        let pids = [reading::pid_below(dir, "kube-apiserver")?, reading::pid_below(dir, "etcd")?];
         let api = || pids.iter().map(|&pid| reading::cpu(pid)).sum::<Result<Duration>>();
         let (carried, spent) = (line::Line::of(&self.world.sites[0])?, api()?);
         let node = self.edge.name().to_owned();
@@ -342,21 +342,6 @@ impl Outage<'_> {
         ensure!(lost == 0, "{lost} of {} events were lost", self.promised.len());
         Ok(told.len())
     }
-}
-
-/// Of a component of the control plane: what it is told is in the cluster's directory.
-fn pid_below(dir: &Path, program: &str) -> Result<u32> {
-    let dir = dir.display().to_string();
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line);
-        let name = line.split('\0').next().unwrap_or_default();
-        if name.ends_with(&format!("/{program}")) && line.contains(&dir) {
-            return Ok(pid);
-        }
-    }
-    bail!("{program} does not run")
 }
 
 /// The whole lines that are numbers.

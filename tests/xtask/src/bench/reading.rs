@@ -1,8 +1,8 @@
 //! What the kernel says of a process and of the machine.
 
-use std::{collections::HashMap, fs, time::Duration};
+use std::{collections::HashMap, fs, path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use harness::progress::during;
 use tokio::time::{sleep, timeout};
 
@@ -143,6 +143,21 @@ fn read(path: &str) -> Result<String> {
 
 fn gone(pid: u32) -> String {
     format!("process {pid} is gone")
+}
+
+/// Of a component of the control plane: what it is told is in the cluster's directory.
+pub(super) fn pid_below(dir: &Path, program: &str) -> Result<u32> {
+    let dir = dir.display().to_string();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        let name = line.split('\0').next().unwrap_or_default();
+        if name.ends_with(&format!("/{program}")) && line.contains(&dir) {
+            return Ok(pid);
+        }
+    }
+    bail!("{program} does not run")
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     Assets, Cluster, ClusterOptions, Run, Site, SiteOptions,
     process::{self, Daemon, kill9, output_async},
@@ -190,7 +190,9 @@ impl Stage {
     pub(crate) fn usage_beside_cloud(&self) -> Result<Spent> {
         let of = ["kube-apiserver", "etcd", "kube-controller-manager"]
             .iter()
-            .map(|name| Ok(((*name).to_owned(), reading::cpu(self.pid(name)?)?)))
+            .map(|name| {
+                Ok(((*name).to_owned(), reading::cpu(reading::pid_below(self.cluster.dir(), name)?)?))
+            })
             .collect::<Result<_>>()?;
         Ok(Spent { of })
     }
@@ -209,21 +211,6 @@ impl Stage {
             (whose.clone(), now.saturating_sub(*time))
         };
         Ok(Spent { of: before.of.iter().map(since).collect() })
-    }
-
-    /// Of a component of this control plane: what it is told is in the cluster's directory.
-    fn pid(&self, program: &str) -> Result<u32> {
-        let dir = self.cluster.dir().display().to_string();
-        for entry in fs::read_dir("/proc")? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line);
-            let name = line.split('\0').next().unwrap_or_default();
-            if name.ends_with(&format!("/{program}")) && line.contains(&dir) {
-                return Ok(pid);
-            }
-        }
-        bail!("{program} does not run")
     }
 }
 
