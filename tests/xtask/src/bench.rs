@@ -23,6 +23,7 @@ mod pods;
 mod reading;
 mod report;
 mod restart;
+mod scale;
 mod size;
 mod stream;
 mod trace;
@@ -48,7 +49,7 @@ const REST: Duration = Duration::from_mins(1);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; everything but what takes long (outbox, line, hollow, deltas, fairness), if nothing is named
+    /// What to measure; everything but what takes long (outbox, line, hollow, scale, deltas, fairness), if nothing is named
     names: Vec<Measure>,
     /// How the figures are printed
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -68,9 +69,11 @@ pub(crate) struct Args {
     /// For fairness: objects with which a node comes back
     #[arg(long, value_name = "OBJECTS", default_value_t = 10_000)]
     returning: usize,
-    /// For hollow, deltas and fairness: what carries the links; either, one after the other, if nothing is said
+    /// For hollow, scale, deltas and fairness: what carries the links; either, one after the other, if nothing is said
     #[arg(long, value_enum, value_name = "TRANSPORT")]
     hollow_transport: Option<hollow::Transport>,
+    #[command(flatten)]
+    scale: scale::Scale,
     /// Put the table into docs/benchmarks.md, too
     #[arg(long)]
     docs: bool,
@@ -106,6 +109,8 @@ pub(crate) enum Measure {
     Line,
     /// Thousands of hollow nodes over either transport: cost at rest, reconnect storm, 1,000 changes a second
     Hollow,
+    /// Ten thousand hollow nodes with five pods each over either transport: Ready for ten minutes, cost, reconnect storm
+    Scale,
     /// Deltas a second: to hollow nodes for each core of cloudcore, and to one edge behind a far line
     Deltas,
     /// One node that comes back with 10,000 objects to be told of: what it does to the changes of the others
@@ -126,6 +131,7 @@ impl Measure {
             Self::Outbox => "outbox",
             Self::Line => "line",
             Self::Hollow => "hollow",
+            Self::Scale => "scale",
             Self::Deltas => "deltas",
             Self::Fairness => "fairness",
         }
@@ -144,6 +150,7 @@ impl Measure {
             Self::Outbox => outbox::take(assets, args.outbox_reports).await,
             Self::Line => faults::take(assets, args.line_faults).await,
             Self::Hollow => hollow::take(assets, args.hollow_nodes, args.hollow_transport).await,
+            Self::Scale => scale::take(assets, &args.scale, args.hollow_transport).await,
             Self::Deltas => deltas::take(assets, args.hollow_nodes, args.hollow_transport).await,
             Self::Fairness => {
                 fairness::take(assets, args.hollow_nodes, args.returning, args.hollow_transport).await
@@ -177,7 +184,12 @@ async fn measure(args: &Args) -> Result<()> {
             measures.retain(|measure| {
                 !matches!(
                     measure,
-                    Measure::Outbox | Measure::Line | Measure::Hollow | Measure::Deltas | Measure::Fairness
+                    Measure::Outbox
+                        | Measure::Line
+                        | Measure::Hollow
+                        | Measure::Scale
+                        | Measure::Deltas
+                        | Measure::Fairness
                 )
             });
         }

@@ -13,7 +13,7 @@ use harness::{Assets, progress::during};
 
 use super::{
     figure::{Figure, Goal},
-    hollow::{Transport, limit, stage, stage::Stage, transports},
+    hollow::{RENEWAL, Transport, limit, stage, stage::Stage, transports},
     reading,
 };
 
@@ -27,7 +27,7 @@ pub(super) async fn take(assets: &Assets, nodes: usize, only: Option<Transport>)
     let program = during("building hollow as it would ship, which takes minutes", stage::build()).await?;
     let mut figures = Vec::new();
     for transport in transports(only) {
-        let stage = Stage::start(assets, &program, transport, nodes).await?;
+        let stage = Stage::start(assets, &program, transport, nodes, RENEWAL).await?;
         let measured = flood(&stage, transport, nodes).await;
         figures.extend(stage.end(measured)?);
     }

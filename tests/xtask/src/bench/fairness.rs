@@ -8,7 +8,7 @@ use harness::{Assets, progress::during};
 
 use super::{
     figure::{Figure, Goal},
-    hollow::{Transport, limit, stage, stage::Stage, transports},
+    hollow::{RENEWAL, Transport, limit, stage, stage::Stage, transports},
 };
 
 /// The others' changes a second: what this machine's API server takes without a queue.
@@ -25,7 +25,7 @@ pub(super) async fn take(
     let program = during("building hollow as it would ship, which takes minutes", stage::build()).await?;
     let mut figures = Vec::new();
     for transport in transports(only) {
-        let stage = Stage::start(assets, &program, transport, nodes).await?;
+        let stage = Stage::start(assets, &program, transport, nodes, RENEWAL).await?;
         let measured = one(&stage, transport, nodes, objects).await;
         figures.extend(stage.end(measured)?);
     }

@@ -22,6 +22,8 @@ use stage::{Calls, Fleet, Spent, Stage};
 
 const SETTLE: Duration = Duration::from_secs(15);
 const REST: Duration = Duration::from_mins(1);
+/// Between two renewals of a node's Lease, as by default.
+pub(crate) const RENEWAL: Duration = Duration::from_secs(10);
 /// How long all nodes may take, for each of them.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Changes asked for in a second, and for how long.
@@ -52,8 +54,9 @@ pub(super) async fn take(assets: &Assets, nodes: usize, only: Option<Transport>)
     let program = during("building hollow as it would ship, which takes minutes", stage::build()).await?;
     let mut figures = Vec::new();
     for transport in transports(only) {
-        let stage = Stage::start(assets, &program, transport, nodes).await?;
-        let measured = Turn { stage: &stage, transport, nodes, figures: Vec::new() }.take().await;
+        let stage = Stage::start(assets, &program, transport, nodes, RENEWAL).await?;
+        let turn = Turn { stage: &stage, transport, nodes, pods: 1, rest: REST, figures: Vec::new() };
+        let measured = turn.take().await;
         figures.extend(stage.end(measured)?);
     }
     Ok(figures)
@@ -81,28 +84,38 @@ impl Deltas {
 }
 
 /// All figures of one transport, on a control plane of its own.
-struct Turn<'a> {
-    stage: &'a Stage,
-    transport: &'static str,
-    nodes: usize,
-    figures: Vec<Figure>,
+pub(crate) struct Turn<'a> {
+    pub(crate) stage: &'a Stage,
+    pub(crate) transport: &'static str,
+    pub(crate) nodes: usize,
+    /// On each node.
+    pub(crate) pods: usize,
+    /// How long the nodes are watched with nothing to do.
+    pub(crate) rest: Duration,
+    pub(crate) figures: Vec<Figure>,
 }
 
 impl Turn<'_> {
     async fn take(mut self) -> Result<Vec<Figure>> {
-        self.join().await?;
-        let empty = self.without_nodes().await?;
-        let fleet = self.stage.fleet(&[])?;
-        self.live(&fleet, 0).await?;
-        self.idle(&empty).await?;
-        self.storm(&fleet).await?;
-        fleet.end()?;
+        self.at_rest_and_killed().await?;
         self.changes().await?;
         Ok(self.figures)
     }
 
+    /// The nodes come, stay, and come back.
+    pub(crate) async fn at_rest_and_killed(&mut self) -> Result<()> {
+        self.join().await?;
+        let empty = self.without_nodes().await?;
+        let fleet = self.stage.fleet(&[])?;
+        self.live(&fleet, 0).await?;
+        self.idle(&empty, &fleet).await?;
+        self.storm(&fleet).await?;
+        fleet.end()
+    }
+
     fn name(&self, what: &str) -> String {
-        format!("{} nodes, {}: {what}", self.nodes, self.transport)
+        let pods = if self.pods == 1 { String::new() } else { format!(" with {} pods", self.pods) };
+        format!("{} nodes{pods}, {}: {what}", self.nodes, self.transport)
     }
 
     fn put(&mut self, figure: Figure, spent: &Spent) {
@@ -125,18 +138,19 @@ impl Turn<'_> {
             .await
     }
 
-    /// New nodes, each with a pod.
+    /// New nodes, each with its pods.
     async fn join(&mut self) -> Result<()> {
         let (calls, before) = (self.stage.calls().await?, self.stage.usage()?);
-        let fleet = self.stage.fleet(&["--pods=1"])?;
+        let fleet = self.stage.fleet(&[&format!("--pods={}", self.pods)])?;
         let seconds = during("new nodes join", self.live(&fleet, 0)).await?;
         let spent = self.stage.spent(&before, &fleet)?;
         let called = self.stage.calls().await?.since(&calls);
         let note = format!("{:.1} API calls a node, the leases' included", called.all / self.nodes as f64);
         let figure = Figure::whole(&self.name("start to all Ready, new to the cluster"), "s", seconds);
         self.put(figure.note(&note), &spent);
-        let all = self.nodes as u64;
-        let running = fleet.until("a pod on each node", self.limit(), |now| now["pods"] == all);
+        let all = (self.nodes * self.pods) as u64;
+        let running =
+            fleet.until("all pods Running", limit(self.nodes * self.pods), |now| now["pods"] == all);
         during("pods start", running).await?;
         during("letting it come to rest", sleep(SETTLE)).await;
         fleet.end()
@@ -149,12 +163,13 @@ impl Turn<'_> {
         Memory::of(self.stage.cloud.pid()?)
     }
 
-    async fn idle(&mut self, empty: &Memory) -> Result<()> {
+    async fn idle(&mut self, empty: &Memory, fleet: &Fleet) -> Result<()> {
         workload::settle(SETTLE).await;
         let fleet_calls = self.stage.calls().await?;
+        let (lost, ended) = (self.stage.given_up().await?, fleet.now()?);
         let before = self.stage.usage()?;
         let begun = Instant::now();
-        during("watching all nodes at rest for a minute", sleep(REST)).await;
+        during("watching all nodes at rest", sleep(self.rest)).await;
         let seconds = begun.elapsed().as_secs_f64();
         let spent = self.stage.spent_alone(&before)?;
         let called = self.stage.calls().await?.since(&fleet_calls);
@@ -180,6 +195,17 @@ impl Turn<'_> {
         }
         let name = self.name("at rest: API calls");
         self.figures.push(Figure::whole(&name, "/s", called.all / seconds));
+        let sessions = |now: &serde_json::Value| now["sessions"].as_f64().unwrap_or_default();
+        let name = self.name("at rest: sessions that ended");
+        let more = sessions(&fleet.now()?) - sessions(&ended);
+        self.figures.push(Figure::whole(&name, "sessions", more).goal(Goal::AtMost(0.0)));
+        let name = self.name("at rest: went NotReady");
+        let lost = self.stage.given_up().await? - lost;
+        self.figures.push(
+            Figure::whole(&name, "times", lost)
+                .goal(Goal::AtMost(0.0))
+                .note(&format!("events NodeNotReady in {seconds:.0} s")),
+        );
         Ok(())
     }
 
@@ -192,6 +218,7 @@ impl Turn<'_> {
         let start = begun["seconds"].as_f64().unwrap_or_default();
         let sessions = begun["sessions"].as_u64().unwrap_or_default();
         let deltas = Deltas::of(&begun);
+        let lost = self.stage.given_up().await?;
         let restarted = self.stage.restart_cloud().await?;
         let last = during("all nodes come back", self.live(fleet, sessions)).await?;
         let mut spent = self.stage.spent(&before, fleet)?;
@@ -232,6 +259,9 @@ impl Turn<'_> {
                 .goal(Goal::AtMost(0.0))
                 .note(&kinds),
         );
+        let name = self.name("cloudcore killed: went NotReady");
+        let lost = self.stage.given_up().await? - lost;
+        self.figures.push(Figure::whole(&name, "times", lost).goal(Goal::AtMost(0.0)));
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! What hollow nodes play in: a control plane, cloudcore, a site that all of them are at, and what is counted there.
 
 use std::{
-    cell::{Cell, RefCell},
-    fs,
+    cell::{Cell, RefCell, RefMut},
+    fs::{self, File},
+    io::{Read as _, Seek as _, SeekFrom},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -61,9 +62,10 @@ impl Stage {
         program: &Path,
         transport: &'static str,
         nodes: usize,
+        renewal: Duration,
     ) -> Result<Self> {
         let run = Run::start()?;
-        let built = Self::build(&run, assets, program, transport, nodes);
+        let built = Self::build(&run, assets, program, transport, nodes, renewal);
         let stage = during("starting control plane, cloudcore and a site", built).await;
         run.end(stage)
     }
@@ -74,11 +76,12 @@ impl Stage {
         program: &Path,
         transport: &'static str,
         nodes: usize,
+        renewal: Duration,
     ) -> Result<Self> {
         let site = Site::start(run, assets, &SiteOptions { images: false, ..SiteOptions::default() }).await?;
         let options = ClusterOptions {
-            // As it is by default elsewhere.
-            node_monitor_grace_period: Duration::from_secs(50),
+            // As it is by default elsewhere, where a Lease is renewed every 10 s.
+            node_monitor_grace_period: 5 * renewal,
             node_monitor_period: Duration::from_secs(5),
             reachable_from_sites: true,
             addresses: vec![IpAddr::from(site.host_address())],
@@ -99,19 +102,24 @@ impl Stage {
             fleets: Cell::new(0),
             run: Arc::clone(run),
         };
-        stage.admit_all()?;
+        stage.admit_all(renewal)?;
         stage.restart_cloud().await?;
         Ok(stage)
     }
 
-    /// Raises cloudcore's limit of nodes, which is 1000 by default, for its next start.
-    fn admit_all(&self) -> Result<()> {
+    /// Raises cloudcore's limit of nodes, which is 1000 by default, and sets its heartbeat, for its next start.
+    fn admit_all(&self, renewal: Duration) -> Result<()> {
         let path = self.cloud.dir().join("config/cloudcore.yaml");
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
         let place = text.lines().find(|line| line.trim() == "cloudHub:");
         let place = place.with_context(|| format!("{} has no cloudHub", path.display()))?;
         let indent = place.len() - place.trim_start().len();
-        let limit = format!("{place}\n{:indent$}  nodeLimit: {}", "", 2 * self.nodes);
+        let (every, lasts) = (renewal.as_secs(), 4 * renewal.as_secs());
+        let limit = format!(
+            "{place}\n{0:indent$}  nodeLimit: {1}\n{0:indent$}  nodeLease: {{renewIntervalSeconds: {every}, durationSeconds: {lasts}}}",
+            "",
+            2 * self.nodes
+        );
         let kept: Vec<&str> = text.lines().filter(|line| !line.trim().starts_with("nodeLimit:")).collect();
         Ok(fs::write(&path, kept.join("\n").replacen(place, &limit, 1) + "\n")?)
     }
@@ -138,7 +146,12 @@ impl Stage {
         self.fleets.set(self.fleets.get() + 1);
         let log = format!("hollow-{}", self.fleets.get());
         let daemon = self.site.spawn(&self.program, args, &log)?;
-        Ok(Fleet { log: daemon.log().to_owned(), pid: daemon.pid(), daemon: RefCell::new(daemon) })
+        Ok(Fleet {
+            log: daemon.log().to_owned(),
+            pid: daemon.pid(),
+            daemon: RefCell::new(daemon),
+            told: RefCell::default(),
+        })
     }
 
     /// Kills cloudcore and waits for its supervisor to start another; how long until that one is ready.
@@ -172,6 +185,15 @@ impl Stage {
             }
         }
         Ok(calls)
+    }
+
+    /// How often kube-controller-manager has given a node up until now.
+    pub(crate) async fn given_up(&self) -> Result<f64> {
+        let args =
+            ["get", "events", "--all-namespaces", "--field-selector=reason=NodeNotReady", "--output=json"];
+        let events: Value = serde_json::from_str(&self.cluster.kubectl(&args).await?)?;
+        let events = events["items"].as_array().context("kubectl answers with no list of events")?;
+        Ok(events.iter().map(|event| event["count"].as_f64().unwrap_or(1.0)).sum())
     }
 
     /// What the nodes' links have carried until now.
@@ -236,6 +258,14 @@ pub(crate) struct Fleet {
     daemon: RefCell<Daemon>,
     log: PathBuf,
     pid: u32,
+    told: RefCell<Told>,
+}
+
+/// What the log has held until now, so that nothing of it is read twice.
+#[derive(Default)]
+struct Told {
+    bytes: u64,
+    lines: Vec<Value>,
 }
 
 impl Fleet {
@@ -243,16 +273,26 @@ impl Fleet {
         self.pid
     }
 
-    fn lines(&self) -> Result<Vec<Value>> {
-        let text = fs::read_to_string(&self.log)
-            .with_context(|| format!("failed to read {}", self.log.display()))?;
+    /// All that it has told until now.
+    fn lines(&self) -> Result<RefMut<'_, Vec<Value>>> {
+        let mut told = self.told.borrow_mut();
+        let mut more = Vec::new();
+        let read = File::open(&self.log).and_then(|mut log| {
+            log.seek(SeekFrom::Start(told.bytes))?;
+            log.read_to_end(&mut more)
+        });
+        read.with_context(|| format!("failed to read {}", self.log.display()))?;
         // The last line may be half written.
-        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+        let whole = more.iter().rposition(|&byte| byte == b'\n').map_or(&[][..], |end| &more[..=end]);
+        told.bytes += whole.len() as u64;
+        told.lines
+            .extend(whole.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()));
+        Ok(RefMut::map(told, |told| &mut told.lines))
     }
 
     /// The newest line.
     pub(crate) fn now(&self) -> Result<Value> {
-        self.lines()?.pop().context("the fleet has not said anything yet")
+        self.lines()?.last().cloned().context("the fleet has not said anything yet")
     }
 
     /// When it was so for the first time, in seconds after the fleet's start.
