@@ -79,7 +79,7 @@ impl Deltas {
         };
         let more: Vec<(String, f64)> = self.0.iter().filter_map(more).collect();
         let kinds: Vec<String> = more.iter().map(|(kind, more)| format!("{more} {kind}")).collect();
-        (more.iter().map(|(_, more)| more).sum(), kinds.join(", "))
+        (more.iter().fold(0.0, |sum, (_, more)| sum + more), kinds.join(", "))
     }
 }
 
