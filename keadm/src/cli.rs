@@ -266,12 +266,16 @@ pub(crate) struct CertsStatus {
 /// minutes; drop ends the trust in the CA before. No link is cut, nothing is restarted, and a site that was off all the while gets
 /// in as long as the CA before is not dropped. A token counts as long as the CA of its time is trusted. A node that has not
 /// followed when the CA before is dropped has to join anew, so drop is refused while there is one.
+///
+/// Before drop, abort takes the rotation back. One that is prepared is over at once. In one whose new CA has issued, the CA before
+/// issues again, nodes renew once more, and drop then ends the trust in the new one, with the same care.
 #[derive(Args)]
 #[command(after_help = "Examples:
   keadm certs rotate-ca prepare
   keadm certs rotate-ca issue
   keadm certs status
   keadm certs rotate-ca drop
+  keadm certs rotate-ca abort
   keadm certs rotate-ca --dry-run -o json")]
 pub(crate) struct RotateCa {
     /// The step, for scripts: one that has been taken is not taken again [default: the next one]
@@ -301,6 +305,8 @@ pub(crate) enum RotateStep {
     Issue,
     /// The CA before is trusted no more
     Drop,
+    /// The rotation is taken back, shutting nobody out
+    Abort,
 }
 
 /// Take this machine's edge node away, or with --kube-config the cloud side.

@@ -1,5 +1,10 @@
 //! The cluster's CA is rotated under four nodes, two over each transport: of each two one is cut off during the first steps, and
-//! gets in afterwards knowing nothing of it. Then once more, with --force, over the head of one that is off.
+//! gets in afterwards knowing nothing of it. Then once more, with --force, over the head of one that is off. Before all that, two
+//! rotations are taken back. The nodes over the WebSocket have two cloudcores.
+
+mod rotation {
+    pub(crate) mod back;
+}
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -7,14 +12,16 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     Bench, ClusterOptions, LineCut, Site, bench,
     process::{Daemon, kill9},
-    product::{Edge, Scene, ready},
+    product::{Cloud, Edge, Scene, ready},
     wait,
 };
 use runtime::tls;
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(90);
+use rotation::back;
+
+pub(crate) const SOON: Duration = Duration::from_secs(90);
 /// A Node is not Ready 40 to 50 s after its last lease.
 const GONE: Duration = Duration::from_mins(2);
 /// Without a stateless reset that it believes, a quiet edge over QUIC misses cloudcore after most of a minute and a half.
@@ -33,14 +40,18 @@ async fn a_ca_is_rotated_and_no_node_is_locked_out() -> Result<()> {
         let Ok([here, away, here_too, away_too]) = <[Site; 4]>::try_from(sites) else {
             unreachable!("four were asked for")
         };
+        let reachable = [here_too.host_address(), away_too.host_address()];
+        let other = Cloud::init(&bench.run, &bench.assets, &scene.cluster, &reachable).await?;
+        let (one, two) = ([&scene.cloud], [&other, &scene.cloud]);
         // A quiet one has the heartbeat that is the default.
         let mut nodes = tokio::try_join!(
-            Box::pin(Node::join(bench, &scene, here, "here-quic", QUIC, &[])),
-            Box::pin(Node::join(bench, &scene, away, "away-quic", QUIC, &[BEAT])),
-            Box::pin(Node::join(bench, &scene, here_too, "here-websocket", WEBSOCKET, &[BEAT, NO_QUIC])),
-            Box::pin(Node::join(bench, &scene, away_too, "away-websocket", WEBSOCKET, &[BEAT, NO_QUIC])),
+            Box::pin(Node::join(bench, &one, here, "here-quic", QUIC, &[])),
+            Box::pin(Node::join(bench, &one, away, "away-quic", QUIC, &[BEAT])),
+            Box::pin(Node::join(bench, &two, here_too, "here-websocket", WEBSOCKET, &[BEAT, NO_QUIC])),
+            Box::pin(Node::join(bench, &two, away_too, "away-websocket", WEBSOCKET, &[BEAT, NO_QUIC])),
         )
         .map(|(here, away, here_too, away_too)| [[here, here_too], [away, away_too]])?;
+        Box::pin(back::story(bench, &scene, &mut nodes)).await.context("rotations that are taken back")?;
         Box::pin(once(&scene, &mut nodes)).await.context("the first rotation")?;
         Box::pin(forced(&scene, &mut nodes)).await.context("the second rotation")
     })
@@ -212,9 +223,9 @@ async fn forced(scene: &Scene, [here, away]: &mut [[Node; 2]; 2]) -> Result<()> 
 }
 
 /// A node at its site.
-struct Node {
-    edge: Edge,
-    site: Site,
+pub(crate) struct Node {
+    pub(crate) edge: Edge,
+    pub(crate) site: Site,
     transport: &'static str,
     /// Once its supervisor is gone.
     edgecore: Option<Daemon>,
@@ -223,19 +234,19 @@ struct Node {
 impl Node {
     async fn join(
         bench: &Bench,
-        scene: &Scene,
+        clouds: &[&Cloud],
         site: Site,
         name: &str,
         transport: &'static str,
         settings: &[&str],
     ) -> Result<Self> {
-        let edge = Edge::join(&bench.assets, &scene.cloud, &site, name, settings).await?;
+        let edge = Edge::join_several(&bench.assets, clouds, &site, name, settings).await?;
         let node = Self { edge, site, transport, edgecore: None };
         wait::until("a link", SOON, async || node.is_in().await).await?;
         Ok(node)
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.edge.name()
     }
 
@@ -243,7 +254,7 @@ impl Node {
         Ok(serde_json::from_str(&self.edge.admin("/nodez").await?.body)?)
     }
 
-    async fn is_in(&self) -> Result<()> {
+    pub(crate) async fn is_in(&self) -> Result<()> {
         let state = self.state().await?;
         ensure!(state["transport"] == self.transport && state["synced"] == true, "{}: {state}", self.name());
         Ok(())
@@ -257,11 +268,11 @@ impl Node {
         self.edge.root().join("certs/server.crt")
     }
 
-    fn trusted(&self) -> Result<Vec<CertificateDer<'static>>> {
+    pub(crate) fn trusted(&self) -> Result<Vec<CertificateDer<'static>>> {
         Ok(tls::read_certificates(&self.trusted_file())?)
     }
 
-    fn certificate(&self) -> Result<CertificateDer<'static>> {
+    pub(crate) fn certificate(&self) -> Result<CertificateDer<'static>> {
         tls::read_certificates(&self.certificate_file())?.into_iter().next().context("it is no certificate")
     }
 
@@ -287,25 +298,25 @@ impl Node {
         Ok(())
     }
 
-    fn restart(&mut self) -> Result<()> {
+    pub(crate) fn restart(&mut self) -> Result<()> {
         self.stop()?;
         self.start()
     }
 }
 
-async fn keadm(scene: &Scene, args: &[&str]) -> Result<String> {
+pub(crate) async fn keadm(scene: &Scene, args: &[&str]) -> Result<String> {
     let kubeconfig = format!("--kube-config={}", scene.cluster.kubeconfig().display());
     let args = ["certs"].iter().chain(args).copied().chain([kubeconfig.as_str()]);
     scene.cloud.keadm(args.map(str::to_owned)).await
 }
 
-async fn refused(scene: &Scene, args: &[&str], words: &[&str]) -> Result<()> {
+pub(crate) async fn refused(scene: &Scene, args: &[&str], words: &[&str]) -> Result<()> {
     let error = keadm(scene, args).await.err().context("it was done")?;
     let error = format!("{error:#}");
     ensure!(words.iter().all(|word| error.contains(word)), "{error}");
     Ok(())
 }
 
-async fn status(scene: &Scene) -> Result<Value> {
+pub(crate) async fn status(scene: &Scene) -> Result<Value> {
     Ok(serde_json::from_str(&keadm(scene, &["status", "--output=json"]).await?)?)
 }

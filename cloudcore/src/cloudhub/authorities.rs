@@ -2,7 +2,7 @@
 //!
 //! An edge asks once a session, and again whenever it has stored something else; the question stays open until the CAs are
 //! others than those that it named. So each question says what is on that edge's disk, and cloudcore writes it on the Node while
-//! a CA is rotated: it tells an operator when the old one may go.
+//! a CA is rotated: it tells an operator when the old one may go, and then who has let it go.
 
 use kube::Client;
 use proto::{
@@ -55,14 +55,17 @@ impl Holding {
         Some(Response { id, answer: Some(Answer::Authorities(told)) })
     }
 
-    /// What the Node should say, while that matters.
-    pub(super) fn annotation(&self, authorities: &Authorities) -> Option<String> {
-        if authorities.phase() == Phase::Steady {
+    /// What the Node should say that says `noted`, while that matters: during a rotation, and once after it. An edge that is to
+    /// hold something else says soon what it holds then.
+    pub(super) fn annotation(&self, authorities: &Authorities, noted: Option<&str>) -> Option<String> {
+        let is_over = authorities.phase() == Phase::Steady && noted.is_none();
+        if is_over || self.held.trusted != authorities.ids() {
             return None;
         }
         let text = |id: &u64| format!("{id:016x}");
         let trusted: Vec<String> = self.held.trusted.iter().map(text).collect();
-        Some(json!({"trusted": trusted, "issuer": text(&self.held.issuer)}).to_string())
+        let held = json!({"trusted": trusted, "issuer": text(&self.held.issuer)}).to_string();
+        Some(held).filter(|held| noted != Some(held))
     }
 }
 
@@ -87,22 +90,38 @@ mod tests {
         let mut holding = None;
         assert_eq!(Holding::take(&mut holding, 1, held(&[old], old)), None);
         assert_eq!(holding.as_mut().unwrap().answer(&steady, || 1), None);
-        assert_eq!(holding.as_ref().unwrap().annotation(&steady), None);
+        assert_eq!(holding.as_ref().unwrap().annotation(&steady, None), None);
         let prepared = steady.prepared().unwrap();
         let answer = holding.as_mut().unwrap().answer(&prepared, || 10_000).unwrap();
         let Some(Answer::Authorities(told)) = answer.answer else { panic!("refused") };
         assert_eq!((answer.id, told.certificates.len(), told.renew_within_seconds), (1, 2, 501));
         assert_eq!(holding.as_mut().unwrap().answer(&prepared, || 1), None, "it was answered");
-        let text = holding.as_ref().unwrap().annotation(&prepared).unwrap();
-        assert_eq!(text, format!(r#"{{"issuer":"{old:016x}","trusted":["{old:016x}"]}}"#));
+        assert_eq!(holding.as_ref().unwrap().annotation(&prepared, None), None, "it has not stored that yet");
 
         // It has stored that, and then the order changes: another one issues.
         assert_eq!(Holding::take(&mut holding, 2, held(prepared.ids(), old)), None);
         assert_eq!(holding.as_mut().unwrap().answer(&prepared, || 1), None);
+        let new = prepared.ids()[1];
+        let text = holding.as_ref().unwrap().annotation(&prepared, None).unwrap();
+        assert_eq!(text, format!(r#"{{"issuer":"{old:016x}","trusted":["{old:016x}","{new:016x}"]}}"#));
+        assert_eq!(holding.as_ref().unwrap().annotation(&prepared, Some(&text)), None, "it is there");
         let issuing = prepared.issuing().unwrap();
         let again = Holding::take(&mut holding, 3, held(&[old], old)).unwrap();
         assert_eq!(again, Response { id: 2, answer: Some(Answer::Refused("asked again".to_owned())) });
         assert_eq!(holding.as_mut().unwrap().answer(&issuing, || 1).unwrap().id, 3);
+
+        // It is taken back, and dropped.
+        let returning = issuing.aborted().unwrap();
+        assert_eq!(Holding::take(&mut holding, 4, held(&[new, old], old)), None);
+        assert_eq!(holding.as_mut().unwrap().answer(&returning, || 1).unwrap().id, 4);
+        assert_eq!(Holding::take(&mut holding, 5, held(returning.ids(), old)), None);
+        let steady = returning.dropped().unwrap();
+        assert_eq!(holding.as_ref().unwrap().annotation(&steady, Some(&text)), None);
+        assert_eq!(holding.as_mut().unwrap().answer(&steady, || 1).unwrap().id, 5);
+        assert_eq!(Holding::take(&mut holding, 6, held(&[old], old)), None);
+        let last = holding.as_ref().unwrap().annotation(&steady, Some(&text)).unwrap();
+        assert_eq!(last, format!(r#"{{"issuer":"{old:016x}","trusted":["{old:016x}"]}}"#));
+        assert_eq!(holding.as_ref().unwrap().annotation(&steady, Some(&last)), None);
     }
 
     #[test]

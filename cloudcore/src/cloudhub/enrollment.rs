@@ -102,7 +102,9 @@ impl Enrollment {
         let certificate = signed.map_err(|error| {
             let code = match error {
                 CsrError::Malformed(_) | CsrError::Forbidden { .. } => StatusCode::BAD_REQUEST,
-                CsrError::Issue(_) | CsrError::Randomness => StatusCode::INTERNAL_SERVER_ERROR,
+                CsrError::Issue(_) | CsrError::Randomness | CsrError::OtherKey | CsrError::Name => {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
             };
             (code, runtime::chain(&error).to_string())
         })?;

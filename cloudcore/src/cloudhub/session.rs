@@ -547,16 +547,12 @@ impl Driver<'_> {
 
     /// The Node says what the edge has of the CAs, as far as it has told.
     fn note_authorities(&mut self) {
-        let authorities = self.enrollment.authorities();
-        let Some(text) = self.holding.as_ref().and_then(|holding| holding.annotation(&authorities)) else {
-            return;
-        };
+        let Some(holding) = self.holding.as_ref().filter(|_| !self.noting) else { return };
         let node = Arc::clone(&self.peer.node);
-        let noted = self.context.index.node(&node).map(|node| node.authorities.as_deref() == Some(&*text));
         // A Node that is not there has it when it is.
-        if self.noting || noted != Some(false) {
-            return;
-        }
+        let Some(facts) = self.context.index.node(&node) else { return };
+        let authorities = self.enrollment.authorities();
+        let Some(text) = holding.annotation(&authorities, facts.authorities.as_deref()) else { return };
         self.noting = true;
         let context = Arc::clone(&self.context);
         self.tasks.spawn(async move {

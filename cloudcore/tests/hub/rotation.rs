@@ -110,7 +110,50 @@ pub(crate) async fn rotation(bench: &Bench) -> Result<()> {
     // The session that there is goes on.
     edge.idle_for_heartbeats(1).await?;
     comes_in(address, &follower).await?;
+    taken_back(&client, address, dropped, &follower).await?;
     cloud.stop().await
+}
+
+/// A node that has joined since knows the new CA alone; `before` has heard of nothing.
+async fn taken_back(
+    client: &Client,
+    address: SocketAddr,
+    steady: Authorities,
+    before: &Identity,
+) -> Result<()> {
+    let first = steady.trusted().remove(0);
+    let issuing = steady.prepared()?.issuing()?;
+    let mut edge = Edge::connect(address, before, Stored::default()).await?;
+    let first_id = tls::authority_id(&first);
+    let question = ask(&mut edge, &[first_id], first_id);
+    write(client, &issuing).await?;
+    ensure!(answer(&mut edge, question).await? == issuing.trusted());
+    drop(edge);
+    let newcomer = enroll(address, &token(client).await?, "edge-newcomer").await?;
+    ensure!(newcomer.ca == *issuing.issuer().certificate(), "its token names another CA");
+    let mut edge = Edge::connect(address, &newcomer, Stored::default()).await?;
+    let question = ask(&mut edge, issuing.ids(), issuing.ids()[0]);
+    let returning = issuing.aborted()?;
+    write(client, &returning).await?;
+    ensure!(answer(&mut edge, question).await? == returning.trusted());
+    comes_in(address, before).await?;
+    let csr = tls::node_csr_for(&newcomer.node, &newcomer.key)?;
+    let renewed = CertificateDer::from(renew(&mut edge, csr).await??);
+    ensure!(tls::is_issued_by(&renewed, &first)?, "the CA that is given up has issued it");
+    drop(edge);
+    comes_in(address, &newcomer).await?;
+    let gone_back = Identity::new(&newcomer.node, first, newcomer.key.clone(), renewed.to_vec())?;
+    let mut edge = Edge::connect(address, &gone_back, Stored::default()).await?;
+    let question = ask(&mut edge, returning.ids(), returning.ids()[0]);
+    let steady = returning.dropped()?;
+    write(client, &steady).await?;
+    ensure!(answer(&mut edge, question).await? == steady.trusted());
+    drop(edge);
+    for identity in [before, &gone_back] {
+        comes_in(address, identity).await?;
+    }
+    ensure!(comes_in(address, &newcomer).await.is_err(), "it was let in");
+    Ok(())
 }
 
 /// What `keadm certs rotate-ca` writes.

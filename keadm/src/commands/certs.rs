@@ -14,7 +14,7 @@ use kube::{
 };
 use runtime::tls::{
     Authorities,
-    authorities::{Phase, SECRET_KEYS},
+    authorities::{AuthoritiesError, Phase, SECRET_KEYS},
 };
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -51,10 +51,11 @@ async fn rotate(args: RotateCa) -> Result<()> {
     let cluster = connect(args.kube.kube_config.as_deref()).await?;
     let (authorities, version) = read(&cluster).await?;
     let report = Report::of(&authorities, &report::nodes(&cluster).await?)?;
-    let step = match turn(args.step, authorities.phase())? {
+    let phase = authorities.phase();
+    let step = match turn(args.step, phase)? {
         Turn::Take(step) => step,
         Turn::Taken(step) => {
-            output::unchanged(format_args!("{step}: that step has been taken"));
+            output::unchanged(format_args!("{step}: {}", step.taken(phase)));
             if !args.dry_run {
                 follow(&cluster, args.timeout).await?;
             }
@@ -67,6 +68,9 @@ async fn rotate(args: RotateCa) -> Result<()> {
             RotateStep::Drop => {
                 "a node that does not follow has to join anew after this: wait for it, or say --force"
             }
+            RotateStep::Abort => {
+                "it would be shut out: have the new CA issue (keadm certs rotate-ca issue) and abort then, or say --force"
+            }
             RotateStep::Prepare | RotateStep::Issue => {
                 "wait for these (an edgecore of an earlier version never will), or say --force"
             }
@@ -74,26 +78,32 @@ async fn rotate(args: RotateCa) -> Result<()> {
         bail!("{step} is refused: {}; {way_out}", report::list(&behind));
     }
     if args.dry_run {
-        output::planned(step.plan());
+        output::planned(step.plan(phase));
         return finish(&cluster, args.output).await;
     }
     let changed = match step {
         RotateStep::Prepare => authorities.prepared(),
         RotateStep::Issue => authorities.issuing(),
         RotateStep::Drop => authorities.dropped(),
+        RotateStep::Abort => authorities.aborted(),
     };
-    write(&cluster, &changed?.to_secret(), &version).await?;
-    output::done(step.done());
-    if step == RotateStep::Drop {
-        if !behind.is_empty() {
-            output::note(format_args!(
-                "to join anew, with keadm reset and a token for the node, once it has lost its link: {}",
-                report::list(&behind)
-            ));
-        }
-    } else {
-        follow(&cluster, args.timeout).await?;
+    let changed = match changed {
+        Err(AuthoritiesError::KeyGone) => bail!(
+            "{step} is refused: {}; go on with keadm certs rotate-ca drop, and rotate once more if the new CA is to go",
+            AuthoritiesError::KeyGone
+        ),
+        changed => changed?,
+    };
+    // All of the step is in this: a keadm that is killed has taken it, or has not.
+    write(&cluster, &changed.to_secret(), &version).await?;
+    output::done(step.done(phase));
+    if matches!(step, RotateStep::Drop | RotateStep::Abort) && !behind.is_empty() {
+        output::note(format_args!(
+            "to join anew, with keadm reset and a token for the node, once it has lost its link: {}",
+            report::list(&behind)
+        ));
     }
+    follow(&cluster, args.timeout).await?;
     finish(&cluster, args.output).await
 }
 
@@ -143,13 +153,18 @@ fn turn(asked: Option<RotateStep>, phase: Phase) -> Result<Turn> {
     let next = match phase {
         Phase::Steady => RotateStep::Prepare,
         Phase::Prepared => RotateStep::Issue,
-        Phase::Issuing => RotateStep::Drop,
+        Phase::Issuing | Phase::Returning => RotateStep::Drop,
     };
     let Some(asked) = asked.filter(|asked| *asked != next) else { return Ok(Turn::Take(next)) };
     match (asked, phase) {
-        (RotateStep::Prepare, _)
+        (RotateStep::Abort, Phase::Prepared | Phase::Issuing) => Ok(Turn::Take(asked)),
+        (RotateStep::Prepare, Phase::Prepared | Phase::Issuing)
         | (RotateStep::Issue, Phase::Issuing)
-        | (RotateStep::Drop, Phase::Steady) => Ok(Turn::Taken(asked)),
+        | (RotateStep::Drop, Phase::Steady)
+        | (RotateStep::Abort, Phase::Steady | Phase::Returning) => Ok(Turn::Taken(asked)),
+        (_, Phase::Returning) => {
+            bail!("it is not the turn of {asked}: the rotation is taken back, and the next step is {next}")
+        }
         _ => bail!("it is not the turn of {asked}: the next step is {next}"),
     }
 }
@@ -197,19 +212,39 @@ fn print(report: &Report, format: Format) -> Result<()> {
 }
 
 impl RotateStep {
-    fn plan(self) -> &'static str {
-        match self {
-            Self::Prepare => "make a CA and have every node trust it beside the one that issues",
-            Self::Issue => "have the new CA issue certificates",
-            Self::Drop => "drop the CA that was there before",
+    fn plan(self, phase: Phase) -> &'static str {
+        match (self, phase) {
+            (Self::Prepare, _) => "make a CA and have every node trust it beside the one that issues",
+            (Self::Issue, _) => "have the new CA issue certificates",
+            (Self::Drop, Phase::Returning) => "drop the CA that was to be the new one",
+            (Self::Drop, _) => "drop the CA that was there before",
+            (Self::Abort, Phase::Issuing) => {
+                "have the CA that was there before issue again, and every node go back to it"
+            }
+            (Self::Abort, _) => "forget the CA that was made",
         }
     }
 
-    fn done(self) -> &'static str {
-        match self {
-            Self::Prepare => "made a CA; it is trusted beside the one that issues",
-            Self::Issue => "the new CA issues certificates",
-            Self::Drop => "dropped the CA that was there before",
+    fn done(self, phase: Phase) -> &'static str {
+        match (self, phase) {
+            (Self::Prepare, _) => "made a CA; it is trusted beside the one that issues",
+            (Self::Issue, _) => "the new CA issues certificates",
+            (Self::Drop, Phase::Returning) => "dropped the CA that was to be the new one",
+            (Self::Drop, _) => "dropped the CA that was there before",
+            (Self::Abort, Phase::Issuing) => {
+                "the CA that was there before issues again; the other one is trusted until it is dropped"
+            }
+            (Self::Abort, _) => "the CA that was made is trusted no more",
+        }
+    }
+
+    /// Why it is not taken again.
+    fn taken(self, phase: Phase) -> &'static str {
+        match (self, phase) {
+            (Self::Abort, Phase::Steady) => {
+                "no rotation is under way, and a CA that was dropped does not come back"
+            }
+            _ => "that step has been taken",
         }
     }
 }
@@ -220,6 +255,7 @@ impl fmt::Display for RotateStep {
             Self::Prepare => "prepare",
             Self::Issue => "issue",
             Self::Drop => "drop",
+            Self::Abort => "abort",
         })
     }
 }
@@ -230,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_step_is_taken_once_and_in_turn() {
-        use RotateStep::{Drop, Issue, Prepare};
+        use RotateStep::{Abort, Drop, Issue, Prepare};
         for (asked, phase, wanted) in [
             (None, Phase::Steady, Turn::Take(Prepare)),
             (None, Phase::Prepared, Turn::Take(Issue)),
@@ -241,11 +277,21 @@ mod tests {
             (Some(Issue), Phase::Issuing, Turn::Taken(Issue)),
             (Some(Drop), Phase::Issuing, Turn::Take(Drop)),
             (Some(Drop), Phase::Steady, Turn::Taken(Drop)),
+            (None, Phase::Returning, Turn::Take(Drop)),
+            (Some(Drop), Phase::Returning, Turn::Take(Drop)),
+            (Some(Abort), Phase::Steady, Turn::Taken(Abort)),
+            (Some(Abort), Phase::Prepared, Turn::Take(Abort)),
+            (Some(Abort), Phase::Issuing, Turn::Take(Abort)),
+            (Some(Abort), Phase::Returning, Turn::Taken(Abort)),
         ] {
             assert_eq!(turn(asked, phase).unwrap(), wanted, "{asked:?} {phase:?}");
         }
         let early = turn(Some(Drop), Phase::Prepared).unwrap_err().to_string();
         assert_eq!(early, "it is not the turn of drop: the next step is issue");
         assert!(turn(Some(Issue), Phase::Steady).is_err());
+        for forward in [Prepare, Issue] {
+            let refused = turn(Some(forward), Phase::Returning).unwrap_err().to_string();
+            assert!(refused.ends_with("the rotation is taken back, and the next step is drop"), "{refused}");
+        }
     }
 }

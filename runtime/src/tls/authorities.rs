@@ -4,11 +4,21 @@
 //! |---|---|---|---|
 //! | steady | the CA | the CA | |
 //! | prepared | the CA | both | `nextcadata`, `nextcakeydata`, `crosscadata` |
-//! | issuing | the next CA | both | `previouscadata`, `crosscadata` |
+//! | issuing | the next CA | both | `previouscadata`, `previouscakeydata`, `crosscadata` |
 //! | steady | the next CA | the next CA | |
 //!
+//! A rotation that is prepared is taken back by forgetting the next CA, which nobody has a certificate of. One whose next CA has
+//! issued goes back the way that it came:
+//!
+//! | phase | who issues | who is trusted | the Secret has, beside `cadata` and `cakeydata` of who issues |
+//! |---|---|---|---|
+//! | issuing | the next CA | both | as above |
+//! | returning | the CA before | both | `previouscadata` (the next CA), `crosscadata`, `abortedcaid` (its id) |
+//! | steady | the CA before | the CA before | |
+//!
 //! `crosscadata` is the next CA's certificate as signed by the one before it. While the next CA issues, cloudcore has it in its
-//! chain, so that a site which was away all the while and knows the one before alone takes it for cloudcore. From the first
+//! chain, so that a site which was away all the while and knows the one before alone takes it for cloudcore. On the way back it is
+//! the other way round: a site may have joined since, and know the next CA alone. From the first
 //! rotation on, `resetkeydata` is the key of QUIC's stateless resets; before, it is derived from the CA's key.
 
 use std::collections::BTreeMap;
@@ -27,12 +37,23 @@ const KEY: &str = "cakeydata";
 const NEXT_CERTIFICATE: &str = "nextcadata";
 const NEXT_KEY: &str = "nextcakeydata";
 const PREVIOUS_CERTIFICATE: &str = "previouscadata";
+const PREVIOUS_KEY: &str = "previouscakeydata";
+const ABORTED: &str = "abortedcaid";
 const CROSS_CERTIFICATE: &str = "crosscadata";
 const RESET_KEY: &str = "resetkeydata";
 
 /// Every name that [`Authorities::to_secret`] may use: those that it leaves out are to go.
-pub const SECRET_KEYS: [&str; 7] =
-    [CERTIFICATE, KEY, NEXT_CERTIFICATE, NEXT_KEY, PREVIOUS_CERTIFICATE, CROSS_CERTIFICATE, RESET_KEY];
+pub const SECRET_KEYS: [&str; 9] = [
+    CERTIFICATE,
+    KEY,
+    NEXT_CERTIFICATE,
+    NEXT_KEY,
+    PREVIOUS_CERTIFICATE,
+    PREVIOUS_KEY,
+    ABORTED,
+    CROSS_CERTIFICATE,
+    RESET_KEY,
+];
 
 #[derive(Debug, thiserror::Error)]
 pub enum AuthoritiesError {
@@ -57,6 +78,10 @@ pub enum AuthoritiesError {
     ResetKey(usize),
     #[error("the rotation is {is:?}, not {wanted:?}")]
     OutOfTurn { is: Phase, wanted: Phase },
+    #[error(
+        "it has no {PREVIOUS_KEY} that is the key of {PREVIOUS_CERTIFICATE}, so that CA cannot issue again"
+    )]
+    KeyGone,
     #[error("failed to make a CA")]
     Make(#[source] CsrError),
 }
@@ -70,13 +95,27 @@ pub enum Phase {
     Prepared,
     /// The next CA issues. The one before is trusted.
     Issuing,
+    /// The rotation is taken back: the CA before issues again. The one that was to be the next is trusted.
+    Returning,
 }
 
 /// What is trusted beside the one that issues.
 enum Beside {
     Nobody,
-    Next { ca: Box<CertificateAuthority>, cross: CertificateDer<'static> },
-    Previous { certificate: CertificateDer<'static>, cross: CertificateDer<'static> },
+    Next {
+        ca: Box<CertificateAuthority>,
+        cross: CertificateDer<'static>,
+    },
+    Previous {
+        certificate: CertificateDer<'static>,
+        /// For it to issue again. An earlier version did not keep it.
+        key: Option<Vec<u8>>,
+        cross: CertificateDer<'static>,
+    },
+    Aborted {
+        certificate: CertificateDer<'static>,
+        cross: CertificateDer<'static>,
+    },
 }
 
 /// The cluster's CAs.
@@ -116,7 +155,13 @@ impl Authorities {
                 Beside::Next { ca: Box::new(ca(data, NEXT_CERTIFICATE, NEXT_KEY)?), cross: cross()? }
             }
             (false, true) => {
-                Beside::Previous { certificate: certificate(data, PREVIOUS_CERTIFICATE)?, cross: cross()? }
+                let (certificate, cross) = (certificate(data, PREVIOUS_CERTIFICATE)?, cross()?);
+                // What an earlier version has left there from another rotation is not of this CA.
+                if data.get(ABORTED).is_some_and(|id| *id == aborted_id(&certificate)) {
+                    Beside::Aborted { certificate, cross }
+                } else {
+                    Beside::Previous { certificate, key: data.get(PREVIOUS_KEY).cloned(), cross }
+                }
             }
             (true, true) => return Err(AuthoritiesError::Phase),
         };
@@ -138,8 +183,16 @@ impl Authorities {
                 put(NEXT_KEY, ca.key_der());
                 put(CROSS_CERTIFICATE, cross);
             }
-            Beside::Previous { certificate, cross } => {
+            Beside::Previous { certificate, key, cross } => {
                 put(PREVIOUS_CERTIFICATE, certificate);
+                if let Some(key) = key {
+                    put(PREVIOUS_KEY, key);
+                }
+                put(CROSS_CERTIFICATE, cross);
+            }
+            Beside::Aborted { certificate, cross } => {
+                put(PREVIOUS_CERTIFICATE, certificate);
+                put(ABORTED, &aborted_id(certificate));
                 put(CROSS_CERTIFICATE, cross);
             }
         }
@@ -151,35 +204,55 @@ impl Authorities {
 
     /// Begins a rotation: a new CA is trusted beside the one that issues.
     pub fn prepared(self) -> Result<Self, AuthoritiesError> {
-        self.is_in(Phase::Steady)?;
+        let Beside::Nobody = self.beside else { return Err(self.out_of_turn(Phase::Steady)) };
         let (ca, cross) = self.issuer.successor().map_err(AuthoritiesError::Make)?;
         // From now on as it is: edges know it from the process before, whose CA another takes the place of.
         let reset_key = self.reset_key();
         Ok(Self::new(self.issuer, Beside::Next { ca: Box::new(ca), cross }, Some(reset_key)))
     }
 
-    /// Has the new CA issue. The key of the one before it goes.
+    /// Has the new CA issue. The key of the one before it is kept, as long as that is trusted, for the way back.
     pub fn issuing(self) -> Result<Self, AuthoritiesError> {
-        self.is_in(Phase::Prepared)?;
+        let out_of_turn = self.out_of_turn(Phase::Prepared);
         let Self { issuer, beside, reset_key, ids: _ } = self;
-        match beside {
-            Beside::Next { ca, cross } => {
-                let certificate = issuer.certificate().clone();
-                Ok(Self::new(*ca, Beside::Previous { certificate, cross }, reset_key))
+        let Beside::Next { ca, cross } = beside else { return Err(out_of_turn) };
+        let (certificate, key) = (issuer.certificate().clone(), Some(issuer.key_der().to_vec()));
+        Ok(Self::new(*ca, Beside::Previous { certificate, key, cross }, reset_key))
+    }
+
+    /// Ends the rotation, or the way back: the CA that issues no more is trusted no more.
+    pub fn dropped(self) -> Result<Self, AuthoritiesError> {
+        match self.beside {
+            Beside::Previous { .. } | Beside::Aborted { .. } => {
+                Ok(Self::new(self.issuer, Beside::Nobody, self.reset_key))
             }
-            beside @ (Beside::Nobody | Beside::Previous { .. }) => Ok(Self::new(issuer, beside, reset_key)),
+            Beside::Nobody | Beside::Next { .. } => Err(self.out_of_turn(Phase::Issuing)),
         }
     }
 
-    /// Ends the rotation: the CA before is trusted no more.
-    pub fn dropped(self) -> Result<Self, AuthoritiesError> {
-        self.is_in(Phase::Issuing)?;
-        Ok(Self::new(self.issuer, Beside::Nobody, self.reset_key))
+    /// Takes the rotation back: at once if the next CA has issued nothing, else to the phase in which all go back.
+    ///
+    /// # Errors
+    /// There is no rotation, it is on its way back already, or the key of the CA before is not there.
+    pub fn aborted(self) -> Result<Self, AuthoritiesError> {
+        let out_of_turn = self.out_of_turn(Phase::Prepared);
+        let Self { issuer: next, beside, reset_key, ids: _ } = self;
+        match beside {
+            Beside::Next { .. } => Ok(Self::new(next, Beside::Nobody, reset_key)),
+            Beside::Previous { certificate, key, cross: _ } => {
+                let key = key.ok_or(AuthoritiesError::KeyGone)?;
+                let before = CertificateAuthority::from_der(certificate.to_vec(), key)
+                    .map_err(|_| AuthoritiesError::KeyGone)?;
+                let cross = next.cross(&before).map_err(AuthoritiesError::Make)?;
+                let certificate = next.certificate().clone();
+                Ok(Self::new(before, Beside::Aborted { certificate, cross }, reset_key))
+            }
+            Beside::Nobody | Beside::Aborted { .. } => Err(out_of_turn),
+        }
     }
 
-    fn is_in(&self, wanted: Phase) -> Result<(), AuthoritiesError> {
-        let is = self.phase();
-        if is == wanted { Ok(()) } else { Err(AuthoritiesError::OutOfTurn { is, wanted }) }
+    fn out_of_turn(&self, wanted: Phase) -> AuthoritiesError {
+        AuthoritiesError::OutOfTurn { is: self.phase(), wanted }
     }
 
     pub fn phase(&self) -> Phase {
@@ -187,6 +260,7 @@ impl Authorities {
             Beside::Nobody => Phase::Steady,
             Beside::Next { .. } => Phase::Prepared,
             Beside::Previous { .. } => Phase::Issuing,
+            Beside::Aborted { .. } => Phase::Returning,
         }
     }
 
@@ -200,7 +274,7 @@ impl Authorities {
         let beside = match &self.beside {
             Beside::Nobody => None,
             Beside::Next { ca, .. } => Some(ca.certificate()),
-            Beside::Previous { certificate, .. } => Some(certificate),
+            Beside::Previous { certificate, .. } | Beside::Aborted { certificate, .. } => Some(certificate),
         };
         [self.issuer.certificate()].into_iter().chain(beside).cloned().collect()
     }
@@ -216,7 +290,9 @@ impl Authorities {
         names: &[String],
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CsrError> {
         let (mut chain, key) = self.issuer.issue_server(names)?;
-        if let Beside::Previous { certificate, cross } = &self.beside {
+        if let Beside::Previous { certificate, cross, .. } | Beside::Aborted { certificate, cross } =
+            &self.beside
+        {
             chain.extend([cross.clone(), certificate.clone()]);
         }
         Ok((chain, key))
@@ -234,6 +310,10 @@ impl Authorities {
     pub fn reset_key(&self) -> [u8; 32] {
         self.reset_key.unwrap_or_else(|| quic::reset_key(self.issuer.key_der()))
     }
+}
+
+fn aborted_id(ca: &CertificateDer<'_>) -> Vec<u8> {
+    format!("{:016x}", authority_id(ca)).into_bytes()
 }
 
 fn part<'a>(data: &'a Data, name: &'static str) -> Result<&'a Vec<u8>, AuthoritiesError> {

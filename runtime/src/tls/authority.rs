@@ -3,13 +3,17 @@
 use std::{fmt, time::Duration};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use x509_parser::{
+    asn1_rs::Tag,
+    prelude::{FromDer, X509Certificate},
+};
 
 use super::{NODE_CN, NODES_ORGANIZATION, pkcs8, validity};
 
@@ -35,6 +39,10 @@ pub enum CsrError {
     Forbidden { field: &'static str, asked: String, allowed: String },
     #[error("failed to issue a certificate")]
     Issue(#[source] rcgen::Error),
+    #[error("the key is not that of the CA's certificate")]
+    OtherKey,
+    #[error("the CA's name cannot be written as it is in its certificate")]
+    Name,
     #[error("no randomness from the system")]
     Randomness,
 }
@@ -67,11 +75,19 @@ impl CertificateAuthority {
         let mut params = ca_params(&key)?;
         params.not_before = self.begins;
         let successor = Self::self_signed(&params, &key)?;
-        params.serial_number = Some(serial()?);
+        let cross = self.cross(&successor)?;
+        Ok((successor, cross))
+    }
+
+    /// The other CA's certificate, signed by this one.
+    pub fn cross(&self, other: &Self) -> Result<CertificateDer<'static>, CsrError> {
+        let mut params = ca_params(other.issuer.key())?;
+        params.distinguished_name = subject(&other.certificate)?;
+        params.not_before = other.begins;
         // It signs end entities alone.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        let cross = params.signed_by(&key, &self.issuer).map_err(CsrError::Issue)?.der().clone();
-        Ok((successor, cross))
+        let cross = params.signed_by(other.issuer.key(), &self.issuer).map_err(CsrError::Issue)?;
+        Ok(cross.der().clone())
     }
 
     fn self_signed(params: &CertificateParams, key: &KeyPair) -> Result<Self, CsrError> {
@@ -83,6 +99,11 @@ impl CertificateAuthority {
     pub fn from_der(certificate: Vec<u8>, key: Vec<u8>) -> Result<Self, CsrError> {
         let certificate = CertificateDer::from(certificate);
         let pair = KeyPair::try_from(key.as_slice()).map_err(CsrError::Malformed)?;
+        let (_, parsed) = X509Certificate::from_der(&certificate)
+            .map_err(|_| CsrError::Malformed(rcgen::Error::CouldNotParseCertificate))?;
+        if *parsed.public_key().subject_public_key.data != *pair.public_key_raw() {
+            return Err(CsrError::OtherKey);
+        }
         let issuer = Issuer::from_ca_cert_der(&certificate, pair).map_err(CsrError::Malformed)?;
         // What rcgen has read has a date.
         let begins = validity(&certificate).map_or(0, |(begins, _)| begins);
@@ -189,6 +210,23 @@ fn name(common: &str, organization: Option<&str>) -> DistinguishedName {
     }
     name.push(DnType::CommonName, common);
     name
+}
+
+/// The CA's name, which is to be the same to the byte in what another CA signs.
+fn subject(ca: &CertificateDer<'_>) -> Result<DistinguishedName, CsrError> {
+    let (_, parsed) = X509Certificate::from_der(ca).map_err(|_| CsrError::Name)?;
+    let mut name = DistinguishedName::new();
+    for part in parsed.subject().iter_attributes() {
+        let kind: Vec<u64> = part.attr_type().iter().ok_or(CsrError::Name)?.collect();
+        let text = part.as_str().map_err(|_| CsrError::Name)?;
+        let value = match part.attr_value().tag() {
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            Tag::PrintableString => DnValue::PrintableString(text.try_into().map_err(CsrError::Issue)?),
+            _ => return Err(CsrError::Name),
+        };
+        name.push(DnType::from_oid(&kind), value);
+    }
+    Ok(name)
 }
 
 /// No two CAs have the same name: of which one a certificate is says the certificate, and no key is tried in vain.

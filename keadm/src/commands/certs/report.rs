@@ -70,9 +70,14 @@ pub(super) struct Report {
     next: Option<Authority>,
     #[serde(skip_serializing_if = "Option::is_none")]
     previous: Option<Authority>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aborted: Option<Authority>,
     nodes: Counts,
     /// Those that have not followed, and with what.
     pub(super) waiting: Vec<Waiting>,
+    /// Those that have a certificate of a CA that issues nothing yet: the Secret is an older one than they have seen.
+    #[serde(skip)]
+    ahead: Vec<Waiting>,
     pub(super) next_step: &'static str,
 }
 
@@ -88,7 +93,7 @@ struct Authority {
 #[serde(rename_all = "camelCase")]
 struct Counts {
     total: usize,
-    /// With trust in the new CA on their disk.
+    /// With trust in the new CA on their disk; on the way back, in the one before.
     trusting: usize,
     /// With a certificate from it, too.
     renewed: usize,
@@ -101,6 +106,8 @@ pub(super) struct Waiting {
     ready: bool,
     trusts: bool,
     renewed: bool,
+    #[serde(skip)]
+    why: &'static str,
 }
 
 impl Report {
@@ -112,32 +119,51 @@ impl Report {
         let beside = described.next();
         let phase = authorities.phase();
         // The one that all are to follow.
-        let new = match phase {
-            Phase::Steady => None,
-            Phase::Prepared => beside.as_ref().map(|next| next.id.clone()),
-            Phase::Issuing => Some(issuer.id.clone()),
+        let wanted = match phase {
+            Phase::Prepared => beside.as_ref().map_or(&issuer.id, |next| &next.id),
+            Phase::Steady | Phase::Issuing | Phase::Returning => &issuer.id,
         };
         let mut counts = Counts { total: nodes.len(), trusting: 0, renewed: 0 };
-        let mut waiting = Vec::new();
+        let (mut waiting, mut ahead) = (Vec::new(), Vec::new());
         for EdgeNode { name, ready, held } in nodes {
-            let Some(new) = &new else { continue };
-            let (trusts, renewed) = (held.trusted.contains(new), held.issuer == *new);
+            let (mut trusts, renewed) = (held.trusted.contains(wanted), held.issuer == *wanted);
             counts.trusting += usize::from(trusts);
             counts.renewed += usize::from(renewed);
-            if !trusts || (phase == Phase::Issuing && !renewed) {
-                waiting.push(Waiting { name: name.clone(), ready: *ready, trusts, renewed });
+            let waits = match phase {
+                // Those that have seen a rotation have told.
+                Phase::Steady => {
+                    trusts = trusts && held.trusted.len() == 1;
+                    let has_followed = trusts && renewed;
+                    !held.trusted.is_empty() && !has_followed
+                }
+                Phase::Prepared => !trusts,
+                Phase::Issuing | Phase::Returning => !(trusts && renewed),
+            };
+            let node = |why| Waiting { name: name.clone(), ready: *ready, trusts, renewed, why };
+            if waits {
+                waiting.push(node(why(phase, trusts, renewed)));
+            }
+            if phase == Phase::Prepared && renewed {
+                ahead.push(node("has a certificate from the new CA"));
             }
         }
-        let (next, previous) = match phase {
-            Phase::Prepared => (beside, None),
-            Phase::Steady | Phase::Issuing => (None, beside),
-        };
+        let (mut next, mut previous, mut aborted) = (None, None, None);
         let (phase, next_step) = match phase {
             Phase::Steady => ("steady", "prepare"),
-            Phase::Prepared => ("prepared", "issue"),
-            Phase::Issuing => ("issuing", "drop"),
+            Phase::Prepared => {
+                next = beside;
+                ("prepared", "issue")
+            }
+            Phase::Issuing => {
+                previous = beside;
+                ("issuing", "drop")
+            }
+            Phase::Returning => {
+                aborted = beside;
+                ("returning", "drop")
+            }
         };
-        Ok(Self { phase, issuer, next, previous, nodes: counts, waiting, next_step })
+        Ok(Self { phase, issuer, next, previous, aborted, nodes: counts, waiting, ahead, next_step })
     }
 
     /// Whom the step would shut out, or whom it is taken too early for.
@@ -147,6 +173,8 @@ impl Report {
             // Those that are away know the new CA by the one before. One that is here and does not follow is too old to.
             RotateStep::Issue => self.waiting.iter().filter(|node| node.ready).cloned().collect(),
             RotateStep::Drop => self.waiting.clone(),
+            // Forgetting a CA shuts out who is from there. Otherwise there is a way back for everyone.
+            RotateStep::Abort => self.ahead.clone(),
         }
     }
 
@@ -165,6 +193,18 @@ impl Authority {
     }
 }
 
+/// Why a node is waited for.
+fn why(phase: Phase, trusts: bool, renewed: bool) -> &'static str {
+    match (phase, trusts) {
+        (Phase::Steady, _) if renewed => "trusts a CA that is gone",
+        (Phase::Steady, _) => "has a certificate of a CA that is gone",
+        (Phase::Returning, true) => "has no certificate from the CA that issues again",
+        (Phase::Returning, false) => "does not trust the CA that issues again",
+        (_, true) => "has no certificate from the new CA",
+        (_, false) => "does not trust the new CA",
+    }
+}
+
 /// For a sentence.
 pub(super) fn list(nodes: &[Waiting]) -> String {
     let named: Vec<String> = nodes.iter().take(NAMED).map(ToString::to_string).collect();
@@ -175,19 +215,20 @@ pub(super) fn list(nodes: &[Waiting]) -> String {
 
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what =
-            if self.trusts { "has no certificate from the new CA" } else { "does not trust the new CA" };
         let away = if self.ready { "" } else { " and is not Ready" };
-        write!(f, "{} {what}{away}", self.name)
+        write!(f, "{} {}{away}", self.name, self.why)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { phase, issuer, next, previous, nodes, waiting, next_step } = self;
+        let Self { phase, issuer, next, previous, aborted, nodes, waiting, ahead: _, next_step } = self;
         let what = match *phase {
             "prepared" => "a new CA is trusted, and issues nothing yet",
             "issuing" => "the new CA issues, and the one before is trusted",
+            "returning" => {
+                "the rotation is taken back: the CA before issues again, and the other one is trusted"
+            }
             _ => "no rotation is under way",
         };
         writeln!(f, "phase     {phase}: {what}")?;
@@ -197,14 +238,13 @@ impl fmt::Display for Report {
         authority("issuer", issuer)?;
         next.as_ref().map_or(Ok(()), |ca| authority("next", ca))?;
         previous.as_ref().map_or(Ok(()), |ca| authority("previous", ca))?;
+        aborted.as_ref().map_or(Ok(()), |ca| authority("aborted", ca))?;
         let Counts { total, trusting, renewed } = nodes;
+        let whom = if *phase == "returning" { "the issuer" } else { "the new CA" };
         if *phase == "steady" {
             writeln!(f, "nodes     {total}")?;
         } else {
-            writeln!(
-                f,
-                "nodes     {total}, {trusting} trust the new CA, {renewed} have a certificate from it"
-            )?;
+            writeln!(f, "nodes     {total}, {trusting} trust {whom}, {renewed} have a certificate from it")?;
         }
         for node in waiting {
             writeln!(f, "waiting   {node}")?;
@@ -261,14 +301,67 @@ mod tests {
         let text = report.to_string();
         assert!(text.contains("nodes     4, 2 trust the new CA, 2 have a certificate from it\n"), "{text}");
         assert!(text.contains("waiting   away does not trust the new CA and is not Ready\n"), "{text}");
-        let report = Report::of(&issuing.dropped().unwrap(), &nodes).unwrap();
-        assert!(report.waiting.is_empty() && report.previous.is_none());
+        assert!(report.behind(RotateStep::Abort).is_empty());
+        let dropped = issuing.dropped().unwrap();
+        let report = Report::of(&dropped, &nodes).unwrap();
+        assert!(report.previous.is_none() && report.phase == "steady");
+        assert_eq!(
+            list(&report.waiting),
+            "good trusts a CA that is gone, late has a certificate of a CA that is gone, \
+             away has a certificate of a CA that is gone and is not Ready, odd trusts a CA that is gone"
+        );
+        let has_let_go = [node("good", true, &[new], new), silent()];
+        assert!(Report::of(&dropped, &has_let_go).unwrap().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_rotation_that_is_taken_back_waits_for_those_who_went_ahead() {
+        let prepared = Authorities::generate().unwrap().prepared().unwrap();
+        let [old, new] = prepared.ids()[..] else { panic!("two") };
+        let secret = prepared.to_secret();
+        let report = Report::of(&prepared, &[node("good", true, &[old, new], old)]).unwrap();
+        assert!(report.behind(RotateStep::Abort).is_empty());
+        // The Secret was restored from a backup.
+        let report = Report::of(&prepared, &[node("ahead", true, &[new, old], new)]).unwrap();
+        assert_eq!(list(&report.behind(RotateStep::Abort)), "ahead has a certificate from the new CA");
+        let steady = prepared.aborted().unwrap();
+        let report = Report::of(&steady, &[node("good", true, &[old, new], old)]).unwrap();
+        assert_eq!(list(&report.waiting), "good trusts a CA that is gone");
+        assert!(!report.following());
+
+        let issuing = Authorities::from_secret(&secret).unwrap().issuing().unwrap();
+        let returning = issuing.aborted().unwrap();
+        let nodes = [
+            node("back", true, &[old, new], old),
+            node("late", true, &[old, new], new),
+            node("away", false, &[new], new),
+            // It has heard of none of it.
+            node("absent", false, &[old], old),
+        ];
+        let report = Report::of(&returning, &nodes).unwrap();
+        assert_eq!(
+            list(&report.behind(RotateStep::Drop)),
+            "late has no certificate from the CA that issues again, \
+             away does not trust the CA that issues again and is not Ready"
+        );
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!((&json["phase"], &json["nextStep"]), (&"returning".into(), &"drop".into()));
+        assert_eq!(json["aborted"]["id"], format!("{new:016x}"));
+        assert!(json["previous"].is_null() && json["issuer"]["id"] == format!("{old:016x}"));
+        let text = report.to_string();
+        assert!(text.contains("nodes     4, 3 trust the issuer, 2 have a certificate from it\n"), "{text}");
     }
 
     #[test]
     fn a_message_names_a_few() {
         let many: Vec<Waiting> = (0..12)
-            .map(|number| Waiting { name: format!("n{number}"), ready: true, trusts: false, renewed: false })
+            .map(|number| Waiting {
+                name: format!("n{number}"),
+                ready: true,
+                trusts: false,
+                renewed: false,
+                why: why(Phase::Issuing, false, false),
+            })
             .collect();
         let text = list(&many);
         assert!(text.ends_with("n9 does not trust the new CA, and 2 more"), "{text}");

@@ -134,6 +134,94 @@ fn every_edge_gets_in_until_the_ca_that_it_is_from_is_dropped() {
     assert!(gets_in(&again, &follower));
 }
 
+#[test]
+fn a_rotation_that_is_prepared_is_forgotten() {
+    install_provider();
+    let steady = Authorities::generate().unwrap();
+    let (before, reset_key) = (steady.to_secret(), steady.reset_key());
+    let (absent, mut follower) = (Edge::joined(&steady), Edge::joined(&steady));
+    let prepared = steady.prepared().unwrap();
+    follower.trusted = prepared.trusted();
+    let lagging = kept(&prepared);
+    let aborted = kept(&prepared.aborted().unwrap());
+    assert_eq!((aborted.phase(), aborted.reset_key()), (Phase::Steady, reset_key));
+    let mut after = aborted.to_secret();
+    after.remove(RESET_KEY);
+    assert_eq!(after, before);
+    for authorities in [&aborted, &lagging] {
+        assert!(gets_in(authorities, &follower) && gets_in(authorities, &absent));
+    }
+    let again = aborted.prepared().unwrap();
+    assert_ne!(again.ids()[1], lagging.ids()[1]);
+    assert!(gets_in(&again, &follower));
+    let error = again.aborted().unwrap().aborted().unwrap_err().to_string();
+    assert_eq!(error, "the rotation is Steady, not Prepared");
+}
+
+#[test]
+fn every_edge_gets_in_on_the_way_back() {
+    install_provider();
+    let prepared = Authorities::generate().unwrap().prepared().unwrap();
+    let absent = Edge::joined(&prepared);
+    let mut late = Edge { trusted: prepared.trusted(), ..Edge::joined(&prepared) };
+    let issuing = prepared.issuing().unwrap();
+    let lagging = kept(&issuing);
+    // It has heard of the new CA alone.
+    let newcomer = Edge::joined(&issuing);
+    let mut follower = Edge { trusted: issuing.trusted(), ..Edge::joined(&issuing) };
+    let (new, old) = (issuing.ids()[0], issuing.ids()[1]);
+    let keys = issuing.to_secret();
+
+    let returning = kept(&issuing.aborted().unwrap());
+    assert_eq!((returning.phase(), returning.ids()), (Phase::Returning, &[old, new][..]));
+    let secret = returning.to_secret();
+    assert_eq!((&secret[KEY], &secret[CERTIFICATE]), (&keys[PREVIOUS_KEY], &keys[PREVIOUS_CERTIFICATE]));
+    assert!(!secret.values().any(|value| *value == keys[KEY]), "the key of the CA that is given up is kept");
+    for edge in [&absent, &late, &newcomer, &follower, &Edge::joined(&returning)] {
+        assert!(gets_in(&returning, edge));
+    }
+    late.trusted = returning.trusted();
+    follower.trusted = returning.trusted();
+    follower.renew(&returning);
+    // Another cloudcore may be a step behind this one, or of an earlier version.
+    let mut earlier = secret.clone();
+    earlier.remove(ABORTED);
+    let earlier = Authorities::from_secret(&earlier).unwrap();
+    for authorities in [&returning, &lagging, &earlier] {
+        for edge in [&absent, &late, &newcomer, &follower] {
+            assert!(gets_in(authorities, edge));
+        }
+    }
+    assert_eq!(
+        kept(&returning).aborted().unwrap_err().to_string(),
+        "the rotation is Returning, not Prepared"
+    );
+
+    let steady = kept(&returning.dropped().unwrap());
+    let left: Vec<_> = steady.to_secret().into_keys().collect();
+    assert_eq!(left, vec![CERTIFICATE.to_owned(), KEY.to_owned(), RESET_KEY.to_owned()]);
+    assert!(gets_in(&steady, &follower) && gets_in(&steady, &late) && gets_in(&steady, &absent));
+    assert!(!gets_in(&steady, &newcomer));
+}
+
+#[test]
+fn there_is_no_way_back_without_the_key() {
+    let issuing = Authorities::generate().unwrap().prepared().unwrap().issuing().unwrap();
+    let secret = issuing.to_secret();
+    let (other, _) = node_csr(NODE).unwrap();
+    let stale = issuing.aborted().unwrap().to_secret()[ABORTED].clone();
+    for change in [None, Some(other), Some(b"garbage".to_vec())] {
+        let mut secret = secret.clone();
+        secret.remove(PREVIOUS_KEY);
+        secret.extend(change.map(|key| (PREVIOUS_KEY.to_owned(), key)));
+        // As an earlier version leaves it behind.
+        secret.insert(ABORTED.to_owned(), stale.clone());
+        let issuing = Authorities::from_secret(&secret).unwrap();
+        assert_eq!(issuing.phase(), Phase::Issuing);
+        assert!(matches!(issuing.aborted(), Err(AuthoritiesError::KeyGone)));
+    }
+}
+
 /// Those that were made first are all of one name, and sign no other CA by their own word.
 #[test]
 fn a_ca_of_an_earlier_version_is_rotated_too() {
@@ -153,7 +241,10 @@ fn a_ca_of_an_earlier_version_is_rotated_too() {
     let prepared = steady.prepared().unwrap();
     assert!(gets_in(&prepared, &absent));
     let issuing = prepared.issuing().unwrap();
-    assert!(gets_in(&issuing, &absent) && gets_in(&issuing, &Edge::joined(&issuing)));
+    let newcomer = Edge::joined(&issuing);
+    assert!(gets_in(&issuing, &absent) && gets_in(&issuing, &newcomer));
+    let returning = kept(&issuing).aborted().unwrap();
+    assert!(gets_in(&returning, &absent) && gets_in(&returning, &newcomer));
     let dropped = issuing.dropped().unwrap();
     assert!(!gets_in(&dropped, &absent));
 }
@@ -172,7 +263,9 @@ fn a_token_counts_as_long_as_the_ca_that_it_names_is_trusted() {
     assert_eq!(pinned(&prepared, &old), Ok(()));
     let issuing = prepared.issuing().unwrap();
     let new = issuing.issuer().certificate().clone();
-    assert_eq!((pinned(&issuing, &old), pinned(&issuing, &new)), (Ok(()), Ok(())));
+    for authorities in [&issuing, &kept(&issuing).aborted().unwrap()] {
+        assert_eq!((pinned(authorities, &old), pinned(authorities, &new)), (Ok(()), Ok(())));
+    }
     let dropped = issuing.dropped().unwrap();
     assert_eq!(pinned(&dropped, &new), Ok(()));
     let refused = pinned(&dropped, &old).unwrap_err().to_string();
@@ -211,7 +304,6 @@ fn one_step_follows_the_other_and_the_old_key_goes() {
         let prepared = Authorities::from_secret(&secret).unwrap();
         prepared.ids().to_vec()
     });
-    assert!(!issuing.to_secret().values().any(|value| *value == old[KEY]));
     let issuing_secret = issuing.to_secret();
     let dropped = kept(&issuing.dropped().unwrap());
     let left: Vec<_> = dropped.to_secret().into_keys().collect();
@@ -219,6 +311,7 @@ fn one_step_follows_the_other_and_the_old_key_goes() {
         (dropped.phase(), left),
         (Phase::Steady, vec![CERTIFICATE.to_owned(), KEY.to_owned(), RESET_KEY.to_owned()])
     );
+    assert!(!dropped.to_secret().values().any(|value| *value == old[KEY]));
     assert_eq!(dropped.reset_key(), reset_key);
     let secrets: BTreeSet<_> =
         [&old, &secret, &issuing_secret, &dropped.to_secret()].map(ticket_secret).into();
@@ -254,6 +347,8 @@ fn a_secret_that_is_no_good_says_what_is() {
         let lacks = error(&|secret| drop(secret.remove(name)));
         assert_eq!(lacks, format!("it has no {name}"));
     }
+    let swapped = error(&|secret| drop(secret.insert(KEY.to_owned(), secret[NEXT_KEY].clone())));
+    assert_eq!(swapped, "cadata and cakeydata are no CA");
     let both = error(&|secret| drop(secret.insert(PREVIOUS_CERTIFICATE.to_owned(), Vec::new())));
     assert!(both.contains("as in no phase"), "{both}");
     let garbage = error(&|secret| drop(secret.insert(CROSS_CERTIFICATE.to_owned(), b"garbage".to_vec())));
