@@ -13,6 +13,7 @@ pub struct Metrics {
     pub session_ends: Family<EndLabels, Counter>,
     pub handshakes: Family<HandshakeLabels, Counter>,
     pub enrollments: Family<EnrollmentLabels, Counter>,
+    pub renewals: Counter,
     pub batches: Counter,
     pub changes: Counter,
     pub reports: Family<ReportLabels, Counter>,
@@ -72,6 +73,7 @@ impl Metrics {
         registry.register("session_ends", "Sessions ended, by reason", self.session_ends.clone());
         registry.register("handshakes", "TLS handshakes, by outcome", self.handshakes.clone());
         registry.register("enrollments", "Enrollment requests, by HTTP status", self.enrollments.clone());
+        registry.register("renewals", "Certificates renewed over the link", self.renewals.clone());
         registry.register("batches", "Batches sent to edge nodes", self.batches.clone());
         registry.register("changes", "Changes sent to edge nodes", self.changes.clone());
         registry.register("reports", "Reports of edge nodes, by kind and outcome", self.reports.clone());

@@ -3,13 +3,15 @@
 mod cloud;
 mod edge;
 mod fault;
+mod renewals;
 mod scene;
 mod wired;
 mod workload;
 
 pub use cloud::Cloud;
-pub use edge::{Edge, ready};
+pub use edge::{Edge, first_unready, ready};
 pub use fault::{FLAP, Fault};
+pub use renewals::{Pace, renewals};
 pub use scene::Scene;
 pub use wired::{Link, Wired};
 pub use workload::{Life, evictable, is_running, pod};

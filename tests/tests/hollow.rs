@@ -76,7 +76,7 @@ async fn live(bench: &Bench, cluster: &Cluster, cloud: &Cloud, transport: Transp
         transport,
         heartbeat: Duration::from_secs(2),
         ramp: 100.0,
-        identities: Identities::signed(cluster::authority(&client).await?, bench.run.dir().join(&prefix)),
+        identities: Identities::signed(cluster::authorities(&client).await?, bench.run.dir().join(&prefix)),
     };
     let mut fleet = Fleet::start(&config)?;
     all_live(&mut fleet).await?;

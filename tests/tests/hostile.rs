@@ -32,8 +32,8 @@ async fn hostile_peers_are_bounded_and_nobody_else_notices() -> Result<()> {
     bench::run(async |bench: &Bench| {
         let cluster = bench.cluster(&ClusterOptions::default()).await?;
         let cloud = Cloud::init(&bench.run, &bench.assets, &cluster, &[Ipv4Addr::LOCALHOST]).await?;
-        let ca = cluster::authority(&cluster.client()).await?;
-        let stage = Stage { bench, cluster: &cluster, cloud: &cloud, ca };
+        let authorities = cluster::authorities(&cluster.client()).await?;
+        let stage = Stage { bench, cluster: &cluster, cloud: &cloud, authorities };
         let mut good = Vec::new();
         for transport in TRANSPORTS {
             good.push(fleet(&stage, "good", transport).await?);
@@ -58,7 +58,7 @@ async fn hostile_peers_are_bounded_and_nobody_else_notices() -> Result<()> {
 /// Nodes that want nothing but to be connected, once they are.
 pub(crate) async fn fleet(stage: &Stage<'_>, name: &str, transport: Transport) -> Result<Fleet> {
     let prefix = format!("{name}-{transport:?}").to_lowercase();
-    let ca = cluster::authority(&stage.cluster.client()).await?;
+    let authorities = cluster::authorities(&stage.cluster.client()).await?;
     let mut fleet = Fleet::start(&FleetConfig {
         server: stage.cloud.endpoint_at(Ipv4Addr::LOCALHOST),
         nodes: NODES,
@@ -66,7 +66,7 @@ pub(crate) async fn fleet(stage: &Stage<'_>, name: &str, transport: Transport) -
         transport,
         heartbeat: Duration::from_secs(5),
         ramp: 100.0,
-        identities: Identities::signed(ca, stage.bench.run.dir().join(&prefix)),
+        identities: Identities::signed(authorities, stage.bench.run.dir().join(&prefix)),
     })?;
     wait::until(&format!("the nodes {prefix}"), SOON, async || {
         let now = fleet.snapshot();

@@ -8,11 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use futures_util::TryStreamExt;
 use harness::{
     Bench, Cluster, ClusterOptions, SiteOptions, bench,
     process::terminate,
-    product::{Cloud, Edge, is_running, ready},
+    product::{Cloud, Edge, first_unready, is_running},
     wait,
 };
 use hollow::{
@@ -22,7 +21,7 @@ use hollow::{
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, ResourceExt,
-    api::{ListParams, WatchEvent, WatchParams},
+    api::{ListParams, WatchParams},
 };
 
 /// Of each fleet.
@@ -66,7 +65,7 @@ async fn a_rolling_restart_of_all_cloudcores_is_not_noticed() -> Result<()> {
         let from = watched.context("a list has a version")?;
         tokio::select! {
             rolled = scene.roll() => rolled,
-            unready = first_unready(&nodes, &from) => bail!("{}", unready?),
+            unready = first_unready(&nodes, WatchParams::default(), &from) => bail!("{}", unready?),
         }
     })
     .await
@@ -87,7 +86,7 @@ async fn fleets(bench: &Bench, cluster: &Cluster, clouds: &[Cloud]) -> Result<Ve
                 heartbeat,
                 ramp: 50.0,
                 identities: Identities::signed(
-                    cluster::authority(&cluster.client()).await?,
+                    cluster::authorities(&cluster.client()).await?,
                     bench.run.dir().join(&prefix),
                 ),
             })?;
@@ -97,27 +96,6 @@ async fn fleets(bench: &Bench, cluster: &Cluster, clouds: &[Cloud]) -> Result<Ve
         }
     }
     Ok(fleets)
-}
-
-/// What the first node is that is not Ready.
-async fn first_unready(nodes: &Api<Node>, from: &str) -> Result<String> {
-    let mut from = from.to_owned();
-    loop {
-        let mut events = Box::pin(nodes.watch(&WatchParams::default().timeout(290), &from).await?);
-        while let Some(event) = events.try_next().await? {
-            match event {
-                WatchEvent::Added(node) | WatchEvent::Modified(node) => {
-                    from = node.resource_version().unwrap_or_default();
-                    if let Err(unready) = ready(&node) {
-                        return Ok(format!("{unready:#}"));
-                    }
-                }
-                WatchEvent::Deleted(node) => return Ok(format!("{} is gone", node.name_any())),
-                WatchEvent::Bookmark(mark) => from = mark.metadata.resource_version,
-                WatchEvent::Error(error) => return Err(error.into()),
-            }
-        }
-    }
 }
 
 impl Scene<'_> {

@@ -1,9 +1,10 @@
 //! The cluster's CA is rotated under four nodes, two over each transport: of each two one is cut off during the first steps, and
 //! gets in afterwards knowing nothing of it. Then once more, with --force, over the head of one that is off. Before all that, two
-//! rotations are taken back. The nodes over the WebSocket have two cloudcores.
+//! rotations are taken back, and in the end a fleet of hollow nodes follows one. The real nodes over the WebSocket have two cloudcores.
 
 mod rotation {
     pub(crate) mod back;
+    pub(crate) mod fleet;
 }
 
 use std::{fs, path::PathBuf, time::Duration};
@@ -19,7 +20,7 @@ use runtime::tls;
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
-use rotation::back;
+use rotation::{back, fleet};
 
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 /// A Node is not Ready 40 to 50 s after its last lease.
@@ -33,7 +34,7 @@ const NO_QUIC: &str = "modules.edgeHub.quic.enable=false";
 const QUIC: &str = "quic";
 const WEBSOCKET: &str = "websocket";
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_is_rotated_and_no_node_is_locked_out() -> Result<()> {
     bench::run(async |bench: &Bench| {
         let (scene, sites) = Scene::start(bench, &ClusterOptions::default(), 4).await?;
@@ -42,6 +43,7 @@ async fn a_ca_is_rotated_and_no_node_is_locked_out() -> Result<()> {
         };
         let reachable = [here_too.host_address(), away_too.host_address()];
         let other = Cloud::init(&bench.run, &bench.assets, &scene.cluster, &reachable).await?;
+        let address = here.host_address();
         let (one, two) = ([&scene.cloud], [&other, &scene.cloud]);
         // A quiet one has the heartbeat that is the default.
         let mut nodes = tokio::try_join!(
@@ -53,7 +55,11 @@ async fn a_ca_is_rotated_and_no_node_is_locked_out() -> Result<()> {
         .map(|(here, away, here_too, away_too)| [[here, here_too], [away, away_too]])?;
         Box::pin(back::story(bench, &scene, &mut nodes)).await.context("rotations that are taken back")?;
         Box::pin(once(&scene, &mut nodes)).await.context("the first rotation")?;
-        Box::pin(forced(&scene, &mut nodes)).await.context("the second rotation")
+        Box::pin(forced(&scene, &mut nodes)).await.context("the second rotation")?;
+        // Whom an operator gives up is waited for no more.
+        scene.cluster.kubectl(&["delete", "node", nodes[1][1].name()]).await?;
+        nodes[1][1].stop()?;
+        Box::pin(fleet::story(bench, &scene, &other, address)).await.context("the rotation of a fleet")
     })
     .await
 }

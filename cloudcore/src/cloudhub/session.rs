@@ -484,7 +484,10 @@ impl Driver<'_> {
             }
             CloudEvent::Question(Request { id, question: Some(Question::Certificate(csr)) }) => {
                 let answer = match self.enrollment.renew(&self.peer, &csr) {
-                    Ok(certificate) => Answer::Certificate(certificate.into()),
+                    Ok(certificate) => {
+                        self.context.metrics.renewals.inc();
+                        Answer::Certificate(certificate.into())
+                    }
                     Err(reason) => {
                         warn!(reason, "certificate not renewed");
                         Answer::Refused(reason.chars().take(MAX_TEXT).collect())

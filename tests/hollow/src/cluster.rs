@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
 use kube::{Api, Client, api::PostParams};
 use proto::ResourceKey;
-use runtime::tls::CertificateAuthority;
+use runtime::tls::Authorities;
 use serde_json::json;
 use tokio::{task::JoinSet, time};
 
@@ -19,19 +19,14 @@ const NAMED_BY_A_POD: usize = 1000;
 /// The controller manager makes a namespace's service account within a moment.
 const SOON: Duration = Duration::from_secs(30);
 
-/// The CA that cloudcore has made.
-pub async fn authority(client: &Client) -> Result<CertificateAuthority> {
+/// The CAs that cloudcore has.
+pub async fn authorities(client: &Client) -> Result<Authorities> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "kubeedge");
     let secret = secrets.get("casecret").await.context(
         "failed to read Secret kubeedge/casecret; has this cluster a cloudcore, and may the user read it?",
     )?;
-    let data = secret.data.unwrap_or_default();
-    let part = |key: &str| {
-        data.get(key)
-            .map(|part| part.0.clone())
-            .with_context(|| format!("Secret kubeedge/casecret has no {key}"))
-    };
-    Ok(CertificateAuthority::from_der(part("cadata")?, part("cakeydata")?)?)
+    let data = secret.data.unwrap_or_default().into_iter().map(|(name, part)| (name, part.0)).collect();
+    Authorities::from_secret(&data).context("Secret kubeedge/casecret is not usable")
 }
 
 /// What [`populate`] makes.

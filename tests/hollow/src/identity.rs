@@ -1,4 +1,4 @@
-//! The nodes' certificates: signed here with the cluster's CA, or by cloudcore for a token.
+//! The nodes' certificates: signed here with the cluster's CA, or by cloudcore for a token. They are renewed as an edge's are.
 
 use std::{
     fs, io,
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use edgecore::edgehub::IdentityPaths;
-use runtime::tls::{self, CertificateAuthority};
+use runtime::tls::{self, Authorities};
 
 const VALIDITY: Duration = Duration::from_hours(24 * 30);
 
@@ -20,16 +20,16 @@ pub struct Identities {
 }
 
 enum Issuer {
-    Authority(Box<CertificateAuthority>),
+    Authorities(Box<Authorities>),
     /// cloudcore, for this token.
     Cloud(String),
 }
 
 impl Identities {
-    /// The CA signs all of them, for one key: a Node remembers its machine's key, so the directory is to be kept for as
-    /// long as the Nodes are.
-    pub fn signed(ca: CertificateAuthority, directory: PathBuf) -> Self {
-        Self { directory, issuer: Issuer::Authority(Box::new(ca)) }
+    /// The CA that issues signs all of them, at each start anew. A Node remembers its machine's key, so the directory is to be kept
+    /// for as long as the Nodes are.
+    pub fn signed(authorities: Authorities, directory: PathBuf) -> Self {
+        Self { directory, issuer: Issuer::Authorities(Box::new(authorities)) }
     }
 
     /// Each node enrolls for itself.
@@ -39,7 +39,7 @@ impl Identities {
 
     pub(crate) fn token(&self) -> &str {
         match &self.issuer {
-            Issuer::Authority(_) => "",
+            Issuer::Authorities(_) => "",
             Issuer::Cloud(token) => token,
         }
     }
@@ -53,31 +53,23 @@ impl Identities {
     pub(crate) fn prepare(&self, nodes: &[String]) -> Result<()> {
         let directory = &self.directory;
         fs::create_dir_all(directory).with_context(|| format!("failed to make {}", directory.display()))?;
-        let Issuer::Authority(ca) = &self.issuer else { return Ok(()) };
-        let key = key(&directory.join("hollow.der"))?;
-        let (ca_pem, key_pem) = (tls::pem("CERTIFICATE", ca.certificate()), tls::pem("PRIVATE KEY", &key));
+        let Issuer::Authorities(authorities) = &self.issuer else { return Ok(()) };
+        let trusted: String = authorities.trusted().iter().map(|ca| tls::pem("CERTIFICATE", ca)).collect();
         for node in nodes {
-            let csr = tls::node_csr_for(node, &key)?;
-            let certificate = ca.sign_node_csr(&csr, node, VALIDITY)?;
             let paths = self.paths(node);
-            write(&paths.ca, ca_pem.as_bytes())?;
-            write(&paths.key, key_pem.as_bytes())?;
+            let csr = if paths.key.exists() {
+                tls::node_csr_for(node, tls::read_key(&paths.key)?.secret_der())?
+            } else {
+                // Of its own: when nodes renew goes by their keys.
+                let (key, csr) = tls::node_csr(node)?;
+                write(&paths.key, tls::pem("PRIVATE KEY", &key).as_bytes())?;
+                csr
+            };
+            let certificate = authorities.issuer().sign_node_csr(&csr, node, VALIDITY)?;
+            write(&paths.ca, trusted.as_bytes())?;
             write(&paths.certificate, tls::pem("CERTIFICATE", &certificate).as_bytes())?;
         }
         Ok(())
-    }
-}
-
-/// The key of all nodes.
-fn key(path: &Path) -> Result<Vec<u8>> {
-    match fs::read(path) {
-        Ok(key) => Ok(key),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let (key, _) = tls::node_csr("hollow")?;
-            write(path, &key)?;
-            Ok(key)
-        }
-        Err(error) => Err(error).with_context(|| format!("failed to read {}", path.display())),
     }
 }
 

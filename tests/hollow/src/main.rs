@@ -141,7 +141,7 @@ async fn run(args: &Args) -> Result<()> {
     };
     let client = access.clone().map(Client::try_from).transpose()?;
     let identities = match (&client, &args.token) {
-        (Some(client), _) => Identities::signed(cluster::authority(client).await?, directory),
+        (Some(client), _) => Identities::signed(cluster::authorities(client).await?, directory),
         (None, Some(token)) => Identities::enrolled(token.clone(), directory),
         (None, None) => bail!("the nodes need certificates: give --kubeconfig or --token"),
     };

@@ -6,8 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use futures_util::TryStreamExt;
 use k8s_openapi::api::core::v1::Node;
-use kube::ResourceExt;
+use kube::{
+    Api, ResourceExt,
+    api::{WatchEvent, WatchParams},
+};
 
 use super::cloud::{Cloud, read_pid, read_supervisor};
 use crate::{
@@ -193,5 +197,29 @@ pub fn ready(node: &Node) -> Result<()> {
             condition.status,
             condition.message.as_deref().unwrap_or_default()
         ),
+    }
+}
+
+/// What the first of the nodes is that is not Ready, from this version of their list on.
+///
+/// # Errors
+/// When the API server ends the watch.
+pub async fn first_unready(nodes: &Api<Node>, of: WatchParams, from: &str) -> Result<String> {
+    let (of, mut from) = (of.timeout(290), from.to_owned());
+    loop {
+        let mut events = Box::pin(nodes.watch(&of, &from).await?);
+        while let Some(event) = events.try_next().await? {
+            match event {
+                WatchEvent::Added(node) | WatchEvent::Modified(node) => {
+                    from = node.resource_version().unwrap_or_default();
+                    if let Err(unready) = ready(&node) {
+                        return Ok(format!("{unready:#}"));
+                    }
+                }
+                WatchEvent::Deleted(node) => return Ok(format!("{} is gone", node.name_any())),
+                WatchEvent::Bookmark(mark) => from = mark.metadata.resource_version,
+                WatchEvent::Error(error) => return Err(error.into()),
+            }
+        }
     }
 }

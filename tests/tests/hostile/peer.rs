@@ -21,7 +21,7 @@ use runtime::{
         queue::{Frames, queue},
         quic, websocket,
     },
-    tls::{self, CertificateAuthority},
+    tls::{self, Authorities},
 };
 use rustls::{
     ClientConfig,
@@ -38,7 +38,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) bench: &'a Bench,
     pub(crate) cluster: &'a Cluster,
     pub(crate) cloud: &'a Cloud,
-    pub(crate) ca: CertificateAuthority,
+    pub(crate) authorities: Authorities,
 }
 
 impl Stage<'_> {
@@ -49,8 +49,17 @@ impl Stage<'_> {
     /// TLS with a certificate of this node.
     pub(crate) fn identity(&self, node: &str) -> Result<ClientConfig> {
         let (key, csr) = tls::node_csr(node)?;
-        let chain = vec![CertificateDer::from(self.ca.sign_node_csr(&csr, node, Duration::from_hours(1))?)];
-        Ok(tls::client_config(&[self.ca.certificate().clone()], chain, tls::pkcs8(key), Arc::default())?)
+        let chain = vec![CertificateDer::from(self.authorities.issuer().sign_node_csr(
+            &csr,
+            node,
+            Duration::from_hours(1),
+        )?)];
+        Ok(tls::client_config(
+            &[self.authorities.issuer().certificate().clone()],
+            chain,
+            tls::pkcs8(key),
+            Arc::default(),
+        )?)
     }
 
     /// The value of a metric of cloudcore, with its labels; 0 for what has not been counted yet.

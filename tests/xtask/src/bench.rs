@@ -23,6 +23,7 @@ mod pods;
 mod reading;
 mod report;
 mod restart;
+mod rotation;
 mod scale;
 mod size;
 mod stream;
@@ -49,7 +50,7 @@ const REST: Duration = Duration::from_mins(1);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; everything but what takes long (outbox, line, hollow, scale, deltas, fairness), if nothing is named
+    /// What to measure; everything but what takes long (outbox, line, hollow, scale, deltas, fairness, rotation), if nothing is named
     names: Vec<Measure>,
     /// How the figures are printed
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -63,13 +64,13 @@ pub(crate) struct Args {
     /// For line: how many faults of each kind, over each transport
     #[arg(long, value_name = "FAULTS", default_value_t = 50)]
     line_faults: usize,
-    /// For hollow, deltas and fairness: how many nodes
+    /// For hollow, deltas, fairness and rotation: how many nodes
     #[arg(long, value_name = "NODES", default_value_t = 1000)]
     hollow_nodes: usize,
     /// For fairness: objects with which a node comes back
     #[arg(long, value_name = "OBJECTS", default_value_t = 10_000)]
     returning: usize,
-    /// For hollow, scale, deltas and fairness: what carries the links; either, one after the other, if nothing is said
+    /// For hollow, scale, deltas, fairness and rotation: what carries the links; either, one after the other, if nothing is said
     #[arg(long, value_enum, value_name = "TRANSPORT")]
     hollow_transport: Option<hollow::Transport>,
     #[command(flatten)]
@@ -115,6 +116,8 @@ pub(crate) enum Measure {
     Deltas,
     /// One node that comes back with 10,000 objects to be told of: what it does to the changes of the others
     Fairness,
+    /// The CA rotated under thousands of hollow nodes: until all follow, the pace of renewals
+    Rotation,
 }
 
 impl Measure {
@@ -134,6 +137,7 @@ impl Measure {
             Self::Scale => "scale",
             Self::Deltas => "deltas",
             Self::Fairness => "fairness",
+            Self::Rotation => "rotation",
         }
     }
 
@@ -155,6 +159,7 @@ impl Measure {
             Self::Fairness => {
                 fairness::take(assets, args.hollow_nodes, args.returning, args.hollow_transport).await
             }
+            Self::Rotation => rotation::take(assets, args.hollow_nodes, args.hollow_transport).await,
         }
     }
 }
@@ -190,6 +195,7 @@ async fn measure(args: &Args) -> Result<()> {
                         | Measure::Scale
                         | Measure::Deltas
                         | Measure::Fairness
+                        | Measure::Rotation
                 )
             });
         }

@@ -169,6 +169,16 @@ impl Stage {
         Ok(begun.elapsed())
     }
 
+    /// Runs keadm as the cluster's administrator, and returns what it printed.
+    pub(crate) async fn keadm(&self, args: &[&str]) -> Result<String> {
+        let kubeconfig = format!("--kube-config={}", self.cluster.kubeconfig().display());
+        self.cloud.keadm(args.iter().map(|&arg| arg.to_owned()).chain([kubeconfig])).await
+    }
+
+    pub(crate) fn client(&self) -> kube::Client {
+        self.cluster.client()
+    }
+
     /// What the API server has answered until now.
     pub(crate) async fn calls(&self) -> Result<Calls> {
         let text = self.cluster.kubectl(&["get", "--raw=/metrics"]).await?;
