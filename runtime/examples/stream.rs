@@ -9,7 +9,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
 use proto::Lane;
+use quinn::{
+    TransportConfig,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
 use runtime::{
     link::{
         Link, Watched, prepare,
@@ -28,11 +33,13 @@ use tokio::{
     task::JoinSet,
     time,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_tungstenite::tungstenite::Message;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const USAGE: &str = "stream rate tls|quic|websocket BYTES, or stream full quic|websocket";
+const USAGE: &str = "stream rate tls|bare-quic|bare-quic-1200|bare-websocket|quic|websocket BYTES, \
+                     or stream full quic|websocket";
 const NODE: &str = "edge-1";
 const YEAR: Duration = Duration::from_hours(365 * 24);
 const CHUNK: usize = 32 << 10;
@@ -56,25 +63,38 @@ struct End {
 
 fn main() -> Outcome<()> {
     tls::install_provider();
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let measured = runtime.block_on(Box::pin(async {
-        match args[..] {
-            ["rate", "tls", bytes] => {
-                let rate = raw(&Ends::new()?, bytes.parse()?).await?;
-                Ok(serde_json::json!({"bytesPerSecond": rate}))
-            }
-            ["rate", over, bytes] => over_link(over, bytes.parse()?).await,
-            ["full", over] => {
-                let (edge, cloud) = Ends::new()?.link(over).await?;
-                Ok(serde_json::json!({"kibPerStream": full(&edge, &cloud).await?}))
-            }
-            _ => Err(USAGE.into()),
-        }
-    }));
+    // As in the daemons, a task among the others, not a thread of its own.
+    let measured = runtime.block_on(runtime.spawn(measure()))?;
     print(&measured?);
     Ok(())
+}
+
+async fn measure() -> Outcome<serde_json::Value> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["rate", bare @ ("tls" | "bare-quic" | "bare-quic-1200" | "bare-websocket"), bytes] => {
+            let (ends, bytes) = (Ends::new()?, bytes.parse()?);
+            let rate = match bare {
+                "tls" => ends.over_tls(bytes).await?,
+                "bare-quic" => ends.over_bare_quic(TransportConfig::default(), bytes).await?,
+                "bare-quic-1200" => {
+                    let mut transport = TransportConfig::default();
+                    transport.mtu_discovery_config(None);
+                    ends.over_bare_quic(transport, bytes).await?
+                }
+                _ => Box::pin(ends.over_bare_websocket(bytes)).await?,
+            };
+            Ok(serde_json::json!({"bytesPerSecond": rate}))
+        }
+        ["rate", over, bytes] => over_link(over, bytes.parse()?).await,
+        ["full", over] => {
+            let (edge, cloud) = Ends::new()?.link(over).await?;
+            Ok(serde_json::json!({"kibPerStream": full(&edge, &cloud).await?}))
+        }
+        _ => Err(USAGE.into()),
+    }
 }
 
 #[allow(clippy::print_stdout, reason = "this is what was asked for")]
@@ -183,21 +203,6 @@ async fn pair(edge: &End, cloud: &End) -> Outcome<(Stream, Stream)> {
     Ok((theirs, ours))
 }
 
-async fn raw(ends: &Ends, bytes: usize) -> Outcome<f64> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let address = listener.local_addr()?;
-    let cloud = async {
-        let (tcp, _) = listener.accept().await?;
-        TlsAcceptor::from(Arc::new(ends.server.clone())).accept(tcp).await
-    };
-    let edge = async {
-        let tcp = TcpStream::connect(address).await?;
-        TlsConnector::from(Arc::clone(&ends.client)).connect(ends.name.clone(), tcp).await
-    };
-    let (cloud, edge) = tokio::try_join!(cloud, edge)?;
-    rate(edge, cloud, bytes).await
-}
-
 impl Ends {
     fn new() -> Outcome<Self> {
         let ca = CertificateAuthority::generate()?;
@@ -207,6 +212,80 @@ impl Ends {
         let chain = vec![CertificateDer::from(ca.sign_node_csr(&csr, NODE, YEAR)?)];
         let client = tls::client_config(&[ca.certificate().clone()], chain, tls::pkcs8(key), Arc::default())?;
         Ok(Self { server, client: Arc::new(client), name: ServerName::try_from("127.0.0.1")? })
+    }
+
+    async fn over_tls(&self, bytes: usize) -> Outcome<f64> {
+        let (edge, cloud) = self.raw().await?;
+        rate(edge, cloud, bytes).await
+    }
+
+    /// The edge's end and the cloud's.
+    async fn raw(&self) -> Outcome<(client::TlsStream<TcpStream>, server::TlsStream<TcpStream>)> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let cloud = async {
+            let (tcp, _) = listener.accept().await?;
+            TlsAcceptor::from(Arc::new(self.server.clone())).accept(tcp).await
+        };
+        let edge = async {
+            let tcp = TcpStream::connect(address).await?;
+            TlsConnector::from(Arc::clone(&self.client)).connect(self.name.clone(), tcp).await
+        };
+        Ok(tokio::try_join!(edge, cloud)?)
+    }
+
+    /// The library as it comes, with nothing of ours.
+    async fn over_bare_quic(&self, transport: TransportConfig, bytes: usize) -> Outcome<f64> {
+        let (mut server, mut client) = (self.server.clone(), (*self.client).clone());
+        server.alpn_protocols = vec![b"bare".to_vec()];
+        client.alpn_protocols.clone_from(&server.alpn_protocols);
+        let server = Arc::new(QuicServerConfig::try_from(server)?);
+        let client = Arc::new(QuicClientConfig::try_from(client)?);
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let transport = Arc::new(transport);
+        let mut config = quinn::ServerConfig::with_crypto(server);
+        config.transport_config(Arc::clone(&transport));
+        let port = quinn::Endpoint::server(config, any)?;
+        let dialer = quinn::Endpoint::client(any)?;
+        let mut config = quinn::ClientConfig::new(client);
+        config.transport_config(transport);
+        let cloud = async { Outcome::Ok(port.accept().await.ok_or("the port is closed")?.await?) };
+        let edge =
+            async { Outcome::Ok(dialer.connect_with(config, port.local_addr()?, "127.0.0.1")?.await?) };
+        let (edge, cloud) = tokio::try_join!(edge, cloud)?;
+        let mut to = edge.open_uni().await?;
+        to.write_all(b"?").await?;
+        let mut from = cloud.accept_uni().await?;
+        from.read_exact(&mut [0]).await?;
+        rate(to, from, bytes).await
+    }
+
+    /// As [`Self::over_bare_quic`].
+    async fn over_bare_websocket(&self, bytes: usize) -> Outcome<f64> {
+        let (edge, cloud) = self.raw().await?;
+        let cloud = tokio_tungstenite::accept_async(cloud);
+        let edge = tokio_tungstenite::client_async("wss://127.0.0.1/", edge);
+        let ((mut edge, _), mut cloud) = tokio::try_join!(edge, cloud)?;
+        let begun = Instant::now();
+        let write = async {
+            let mut left = bytes;
+            while left > 0 {
+                let part = left.min(CHUNK);
+                edge.send(Message::binary(vec![b'x'; part])).await?;
+                left -= part;
+            }
+            Outcome::Ok(())
+        };
+        let read = async {
+            let mut count = 0;
+            while count < bytes {
+                count += cloud.next().await.ok_or("the bytes have no end")??.len();
+            }
+            Ok(())
+        };
+        tokio::try_join!(write, read)?;
+        #[allow(clippy::cast_precision_loss, reason = "of no account here")]
+        Ok(bytes as f64 / begun.elapsed().as_secs_f64())
     }
 
     /// The edge's end and the cloud's, which have greeted each other.

@@ -29,6 +29,7 @@ use tokio::{
 };
 
 mod bucket;
+mod credits;
 pub mod framing;
 mod kernel;
 mod knock;
@@ -43,6 +44,7 @@ pub mod streams;
 mod tests;
 mod udp;
 pub mod websocket;
+mod window;
 
 pub use knock::knock;
 use streams::Streams;

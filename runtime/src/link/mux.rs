@@ -7,13 +7,14 @@
 //! | 5 | stream | nothing: whoever held the stream has gone, both ways |
 //!
 //! A stream is four bytes, a number that cloudcore counts up; all numbers are big-endian. Either side may send
-//! [`WINDOW`](super::streams::WINDOW) bytes before the first credit. What comes for a stream that has ended is of no account.
+//! [`FIRST`](super::window::FIRST) bytes before the first credit. What comes for a stream that has ended is of no account.
 
 use std::{
     collections::{HashMap, VecDeque},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -21,7 +22,8 @@ use tokio::{io::ReadBuf, sync::Notify};
 
 use super::{
     LinkError,
-    streams::{MAX, WINDOW},
+    streams::MAX,
+    window::{FIRST, SPARE, Window},
 };
 
 const DATA: u8 = 3;
@@ -29,10 +31,14 @@ const CREDIT: u8 = 4;
 const RESET: u8 = 5;
 /// With [`DATA`].
 const END: u8 = 0x80;
-/// Bytes of a stream that wait to be sent, beside those on their way.
-const OUTGOING: usize = 16 << 10;
-/// What was read is told to the peer once it is so much.
-const REFUND: u32 = WINDOW / 2;
+/// Of a message, before its bytes.
+const HEAD: usize = 5;
+/// Bytes of a stream that wait to be sent and may not be, for want of credit.
+const HELD: usize = 12 << 10;
+/// The same where there is credit: while some of it is sent, there is room for more.
+const OUTGOING: usize = 96 << 10;
+/// Bytes of a message. With what the WebSocket puts around it that is two whole records of TLS.
+pub(super) const LARGEST_PIECE: usize = (32 << 10) - HEAD - 8;
 
 /// The streams of one WebSocket.
 #[derive(Debug)]
@@ -46,7 +52,7 @@ pub(super) struct Mux {
     accepting: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     streams: HashMap<u32, Half>,
     /// Opened by the peer and not yet accepted; they are in `streams`, which bounds them.
@@ -57,6 +63,8 @@ struct State {
     ready: VecDeque<u32>,
     /// Short messages that go before bytes: at most one credit a stream that was read, and a reset a stream that went.
     notices: VecDeque<Bytes>,
+    /// What windows may grow by.
+    spare: u32,
     /// The link is down.
     closed: bool,
 }
@@ -67,11 +75,12 @@ struct Half {
     incoming: VecDeque<Bytes>,
     /// What the peer may still send.
     allowed: u32,
-    /// Read, and not yet told to the peer.
-    read: u32,
+    window: Window,
+    /// When the peer was told of more, and how much it could send without knowing of that.
+    told: Option<(Instant, u32)>,
     ended: bool,
     reader: Option<Waker>,
-    outgoing: BytesMut,
+    outgoing: Outgoing,
     credit: u32,
     sending: Sending,
     writer: Option<Waker>,
@@ -91,16 +100,60 @@ enum Sending {
     Ended,
 }
 
+/// What waits to be sent, as the contents of messages, each with room for its head before it.
+#[derive(Debug, Default)]
+struct Outgoing {
+    messages: VecDeque<BytesMut>,
+    length: usize,
+}
+
+impl Outgoing {
+    fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    fn push(&mut self, mut bytes: &[u8]) {
+        self.length += bytes.len();
+        if let Some(last) = self.messages.back_mut() {
+            let fits = (HEAD + LARGEST_PIECE - last.len()).min(bytes.len());
+            last.extend_from_slice(&bytes[..fits]);
+            bytes = &bytes[fits..];
+        }
+        for content in bytes.chunks(LARGEST_PIECE) {
+            let mut message = BytesMut::with_capacity(HEAD + content.len());
+            message.put_bytes(0, HEAD);
+            message.extend_from_slice(content);
+            self.messages.push_back(message);
+        }
+    }
+
+    /// The next message, with at most so many bytes, and how many it has.
+    fn next(&mut self, most: usize) -> (BytesMut, usize) {
+        let Some(first) = self.messages.front_mut() else { return (BytesMut::zeroed(HEAD), 0) };
+        let length = first.len() - HEAD;
+        if length <= most {
+            self.length -= length;
+            return (self.messages.pop_front().unwrap_or_default(), length);
+        }
+        let message = BytesMut::from(&first[..HEAD + most]);
+        // What was sent is room for the next head.
+        first.advance(most);
+        self.length -= most;
+        (message, most)
+    }
+}
+
 impl Half {
     fn new() -> Self {
         Self {
             incoming: VecDeque::new(),
-            allowed: WINDOW,
-            read: 0,
+            allowed: FIRST,
+            window: Window::new(Instant::now()),
+            told: None,
             ended: false,
             reader: None,
-            outgoing: BytesMut::new(),
-            credit: WINDOW,
+            outgoing: Outgoing::default(),
+            credit: FIRST,
             sending: Sending::Open,
             writer: None,
             reset: false,
@@ -111,6 +164,12 @@ impl Half {
     fn may_send(&self) -> bool {
         let last = matches!(self.sending, Sending::Finished | Sending::Orphaned);
         !self.reset && if self.outgoing.is_empty() { last } else { self.credit > 0 }
+    }
+
+    /// How much more may wait.
+    fn room(&self) -> usize {
+        let credit = usize::try_from(self.credit).unwrap_or(usize::MAX);
+        HELD.saturating_add(credit).min(OUTGOING).saturating_sub(self.outgoing.length)
     }
 
     fn wake(&mut self) {
@@ -132,6 +191,7 @@ impl State {
     /// The peer is told, unless it has gone itself, or nothing more comes from it and all that we had to say was said.
     fn forget(&mut self, id: u32) {
         let Some(half) = self.streams.remove(&id) else { return };
+        self.spare += half.window.grown();
         let said = half.reset || half.ended && half.sending != Sending::Open;
         if !said {
             self.notices.push_back(message(RESET, id, b""));
@@ -140,7 +200,7 @@ impl State {
 }
 
 fn message(kind: u8, id: u32, content: &[u8]) -> Bytes {
-    let mut message = BytesMut::with_capacity(5 + content.len());
+    let mut message = BytesMut::with_capacity(HEAD + content.len());
     message.put_u8(kind);
     message.put_u32(id);
     message.extend_from_slice(content);
@@ -150,7 +210,21 @@ fn message(kind: u8, id: u32, content: &[u8]) -> Bytes {
 impl Mux {
     /// Of the end that accepts streams, or of the one that opens them.
     pub(super) fn new(accepts: bool) -> Arc<Self> {
-        Arc::new(Self { accepts, state: Mutex::default(), outgoing: Notify::new(), accepting: Notify::new() })
+        let state = State {
+            streams: HashMap::new(),
+            accepted: VecDeque::new(),
+            newest: 0,
+            ready: VecDeque::new(),
+            notices: VecDeque::new(),
+            spare: SPARE,
+            closed: false,
+        };
+        Arc::new(Self {
+            accepts,
+            state: Mutex::new(state),
+            outgoing: Notify::new(),
+            accepting: Notify::new(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -209,10 +283,10 @@ impl Mux {
             RESET => {
                 if let Some(half) = state.streams.get_mut(&id) {
                     half.reset = true;
-                    half.outgoing = BytesMut::new();
+                    half.outgoing = Outgoing::default();
                     half.wake();
                     if half.sending == Sending::Orphaned {
-                        state.streams.remove(&id);
+                        state.forget(id);
                     }
                 }
                 Ok(())
@@ -239,6 +313,14 @@ impl Mux {
         let Some(half) = state.streams.get_mut(&id) else { return Ok(()) };
         let length = u32::try_from(bytes.len()).map_err(|_| LinkError::Piece)?;
         half.allowed = half.allowed.checked_sub(length).ok_or(LinkError::Piece)?;
+        if let Some((told, without)) = &mut half.told {
+            if let Some(left) = without.checked_sub(length) {
+                *without = left;
+            } else {
+                half.window.note_trip(told.elapsed());
+                half.told = None;
+            }
+        }
         if !bytes.is_empty() && half.sending != Sending::Orphaned {
             half.incoming.push_back(bytes);
         }
@@ -264,24 +346,27 @@ impl Mux {
             if !half.may_send() {
                 continue;
             }
-            let most = most.min(usize::try_from(half.credit).unwrap_or(usize::MAX));
-            let bytes = half.outgoing.split_to(half.outgoing.len().min(most));
-            half.credit -= u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-            if let Some(writer) = half.writer.take() {
+            let credit = usize::try_from(half.credit).unwrap_or(usize::MAX);
+            let (mut message, length) = half.outgoing.next(most.min(credit));
+            half.credit -= u32::try_from(length).unwrap_or(u32::MAX);
+            let is_empty = half.outgoing.is_empty();
+            // For less it is not worth waking anybody.
+            if (half.room() >= HELD || is_empty)
+                && let Some(writer) = half.writer.take()
+            {
                 writer.wake();
             }
-            if !half.outgoing.is_empty() {
+            let last = is_empty && matches!(half.sending, Sending::Finished | Sending::Orphaned);
+            message[0] = if last { DATA | END } else { DATA };
+            message[1..HEAD].copy_from_slice(&id.to_be_bytes());
+            if !last {
                 state.queue(id);
-                return Some(message(DATA, id, &bytes));
+            } else if half.sending == Sending::Orphaned {
+                state.forget(id);
+            } else {
+                half.sending = Sending::Ended;
             }
-            // It would keep the room of all that went through it.
-            half.outgoing = BytesMut::new();
-            match half.sending {
-                Sending::Open | Sending::Ended => return Some(message(DATA, id, &bytes)),
-                Sending::Finished => half.sending = Sending::Ended,
-                Sending::Orphaned => state.forget(id),
-            }
-            return Some(message(DATA | END, id, &bytes));
+            return Some(message.freeze());
         }
         None
     }
@@ -314,8 +399,8 @@ pub(super) struct MuxStream {
 
 impl MuxStream {
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.mux.lock();
-        let state = &mut *state;
+        let mut guard = self.mux.lock();
+        let state = &mut *guard;
         let Some(half) = state.streams.get_mut(&self.id) else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
@@ -333,14 +418,18 @@ impl MuxStream {
         if first.is_empty() {
             half.incoming.pop_front();
         }
-        buf.put_slice(&bytes);
-        half.read += u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        if half.read >= REFUND && !half.ended && !half.reset {
-            let refund = std::mem::take(&mut half.read);
-            half.allowed += refund;
-            state.notices.push_back(message(CREDIT, self.id, &refund.to_be_bytes()));
-            self.mux.outgoing.notify_one();
+        let read = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        if !half.ended && !half.reset {
+            let now = Instant::now();
+            if let Some(more) = half.window.read(read, now, &mut state.spare) {
+                half.told.get_or_insert((now, half.allowed));
+                half.allowed += more;
+                state.notices.push_back(message(CREDIT, self.id, &more.to_be_bytes()));
+                self.mux.outgoing.notify_one();
+            }
         }
+        drop(guard);
+        buf.put_slice(&bytes);
         Poll::Ready(Ok(()))
     }
 
@@ -351,13 +440,13 @@ impl MuxStream {
         else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
-        let room = OUTGOING - half.outgoing.len();
+        let room = half.room();
         if room == 0 {
             half.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
         let taken = buf.len().min(room);
-        half.outgoing.extend_from_slice(&buf[..taken]);
+        half.outgoing.push(&buf[..taken]);
         if state.queue(self.id) {
             self.mux.outgoing.notify_one();
         }

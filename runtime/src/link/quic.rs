@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{
     FutureExt, TryFutureExt,
     future::{BoxFuture, try_join_all},
@@ -31,22 +31,27 @@ use tokio::sync::Notify;
 
 use super::{
     FrameReceiver, FrameSender, Heard, Knocks, Link, LinkError, Progress,
+    credits::Credits,
     framing::Lengths,
     narrow, patiently,
     queue::{FrameQueue, PIECE},
     streams::{self, Streams},
     udp::WatchedUdp,
+    window,
 };
 
 /// The protocol's name in the handshake (RFC 7301); it changes when what the streams carry does.
-const ALPN: &[u8] = b"skerry/1";
-/// Bytes of a lane that are on their way, or have come and nobody has read them: on a round trip of 50 ms enough for 5 MB a
-/// second. It is what the sender holds for the lane, too: nothing else bounds that, so that no lane waits for another one.
-const WINDOW: u32 = 256 << 10;
+const ALPN: &[u8] = b"skerry/2";
+/// Bytes of a lane that are on their way, or have come and nobody has read them: there is one such window for all that QUIC
+/// carries, and the largest that a stream may have ([`super::window`]) is this. A session bounds what is on its way itself. It is
+/// what the sender holds for the lane, too, so that no lane waits for another one.
+const WINDOW: u32 = window::LARGEST;
 const LANES: u32 = 3;
 const STREAMS: u32 = streams::MAX as u32;
 /// As much as all lanes and streams may hold: streams that nobody reads hold up no lane.
-const TOTAL_WINDOW: u32 = (LANES + STREAMS) * WINDOW;
+const TOTAL_WINDOW: u32 = LANES * WINDOW + STREAMS * window::FIRST + window::SPARE;
+/// The credits of streams, after the lanes.
+const CREDITS: u32 = 1;
 /// Beside the lanes: what is sent to see whether it arrives (see [`narrow`]).
 const PROBES: u32 = 1;
 /// The longest time between two pings on QUIC. What translates addresses in between (NAT) forgets UDP after half a minute and
@@ -76,7 +81,7 @@ fn transport(streams: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
-        .max_concurrent_uni_streams(VarInt::from_u32(LANES + PROBES))
+        .max_concurrent_uni_streams(VarInt::from_u32(LANES + CREDITS + PROBES))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(WINDOW))
         .receive_window(VarInt::from_u32(TOTAL_WINDOW))
@@ -252,6 +257,9 @@ async fn link(
         drop(stream.set_priority(-(lane as i32)));
         streams.push((lane, stream));
     }
+    let credits = Credits::new();
+    // It costs nothing before something is written on it.
+    let telling = connection.open_uni().await.map_err(|error| lost(&address, error))?;
     let mut incoming =
         [None, None, None].map(|stream| Incoming { stream, unread: Lengths::default(), ended: false });
     incoming[Lane::Control as usize].stream = control;
@@ -260,11 +268,12 @@ async fn link(
         receiver: Box::new(Receiver {
             incoming,
             greeted: false,
+            told: Told { stream: None, unread: BytesMut::new(), credits: Arc::clone(&credits) },
             connection: connection.clone(),
             address: address.clone(),
         }),
-        streams: Streams::over_quic(connection.clone()),
-        sender: Box::new(Sender { streams, connection, address }),
+        streams: Streams::over_quic(connection.clone(), Arc::clone(&credits)),
+        sender: Box::new(Sender { streams, telling, credits, connection, address }),
         progress,
         transport: "quic",
         confirms: true,
@@ -274,6 +283,8 @@ async fn link(
 
 struct Sender {
     streams: Vec<(Lane, SendStream)>,
+    telling: SendStream,
+    credits: Arc<Credits>,
     connection: Connection,
     address: String,
 }
@@ -284,7 +295,7 @@ impl FrameSender for Sender {
         queue: FrameQueue,
         patience: Duration,
     ) -> BoxFuture<'static, Result<(), LinkError>> {
-        let Self { streams, connection, address } = *self;
+        let Self { streams, telling, credits, connection, address } = *self;
         async move {
             // Each lane by itself: one that waits for its window holds no other up.
             let written = Notify::new();
@@ -294,6 +305,7 @@ impl FrameSender for Sender {
             tokio::select! {
                 ended = try_join_all(lanes) => drop(ended?),
                 narrow = narrow::found_out(&connection, &written) => return Err(narrow),
+                () = tell(&credits, telling) => {}
             }
             connection.close(CLOSED, b"");
             Ok(())
@@ -345,6 +357,35 @@ async fn write(
     Ok(())
 }
 
+/// Tells the peer what it may send of streams, as long as there is a connection: that there is none any more, the lanes say.
+async fn tell(credits: &Credits, mut stream: SendStream) {
+    // A stream that waits for its credit waits for no object. It fails only on a stream that has ended.
+    drop(stream.set_priority(-(Lane::Status as i32)));
+    while stream.write_chunk(credits.owed().await).await.is_ok() {}
+    std::future::pending::<()>().await;
+}
+
+/// What the peer tells of what may be sent on streams.
+struct Told {
+    stream: Option<RecvStream>,
+    unread: BytesMut,
+    credits: Arc<Credits>,
+}
+
+impl Told {
+    /// Reads more. Safe to cancel: nothing is waited for after something was read.
+    async fn read(&mut self) -> Result<(), LinkError> {
+        let chunk = match &mut self.stream {
+            Some(stream) => stream.read_chunk(CHUNK, true).await,
+            None => Ok(None),
+        };
+        // That the connection is lost, the lanes say.
+        let Ok(Some(chunk)) = chunk else { return std::future::pending().await };
+        self.unread.extend_from_slice(&chunk.bytes);
+        self.credits.receive(&mut self.unread)
+    }
+}
+
 /// A lane of the peer.
 struct Incoming {
     /// Once the peer has used it, or one after it.
@@ -378,6 +419,7 @@ struct Receiver {
     incoming: [Incoming; Lane::ALL.len()],
     /// The first frame has come; the other lanes are looked at from then on.
     greeted: bool,
+    told: Told,
     connection: Connection,
     address: String,
 }
@@ -405,6 +447,10 @@ impl FrameReceiver for Receiver {
                     biased;
                     read = control.read() => read,
                     read = status.read(), if self.greeted => read,
+                    told = self.told.read() => {
+                        told?;
+                        continue;
+                    }
                     read = objects.read(), if self.greeted => read,
                     stream = self.connection.accept_uni() => match (stream, missing) {
                         (Ok(stream), Some(lane)) => {
@@ -412,6 +458,10 @@ impl FrameReceiver for Receiver {
                             continue;
                         }
                         (Err(error), _) => Err(ReadError::ConnectionLost(error)),
+                        (Ok(stream), None) if self.told.stream.is_none() => {
+                            self.told.stream = Some(stream);
+                            continue;
+                        }
                         // A probe, which has arrived.
                         (Ok(_), None) => continue,
                     },

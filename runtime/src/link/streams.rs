@@ -1,17 +1,18 @@
 //! Byte streams beside the frames: bulk, such as logs and the terminals of `kubectl exec`. cloudcore opens them, the edge accepts
-//! them, and all that the lanes carry goes first. Each has a bound on what is on its way, so one that nobody reads holds up
-//! itself alone.
+//! them, and all that the lanes carry goes first. Each has a bound on what is on its way (see [`super::window`]), so one that nobody
+//! reads holds up itself alone.
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
+use futures_util::FutureExt;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -20,14 +21,13 @@ use tokio::{
 };
 
 use super::{
+    credits::{Credit, Credits},
     mux::{Mux, MuxStream},
     queue::{Cap, Frames, PIECE},
 };
 
 /// Open at once on a link.
 pub const MAX: u8 = 64;
-/// Bytes of a stream, each way, that are on their way, or have come and nobody has read them.
-pub const WINDOW: u32 = 64 << 10;
 /// Behind every lane.
 const PRIORITY: i32 = -16;
 /// Why a stream ends before its end: whoever held it has gone.
@@ -53,13 +53,13 @@ enum Transport {
     /// There are none.
     #[default]
     None,
-    Quic(Connection),
+    Quic(Connection, Arc<Credits>),
     WebSocket(Arc<Mux>),
 }
 
 impl Streams {
-    pub(super) fn over_quic(connection: Connection) -> Self {
-        Self { transport: Transport::Quic(connection), ..Self::default() }
+    pub(super) fn over_quic(connection: Connection, credits: Arc<Credits>) -> Self {
+        Self { transport: Transport::Quic(connection, credits), ..Self::default() }
     }
 
     pub(super) fn over_websocket(mux: Arc<Mux>) -> Self {
@@ -79,9 +79,8 @@ impl Streams {
     pub async fn open(&self) -> io::Result<Stream> {
         let io = match &self.transport {
             Transport::None => return Err(io::ErrorKind::Unsupported.into()),
-            Transport::Quic(connection) => {
-                let (send, receive) = connection.open_bi().await?;
-                quic(send, receive)
+            Transport::Quic(connection, credits) => {
+                Io::Quic(OverQuic::new(connection, credits, connection.open_bi().await?))
             }
             Transport::WebSocket(mux) => Io::WebSocket(mux.open()?),
         };
@@ -92,9 +91,8 @@ impl Streams {
     pub async fn accept(&self) -> Option<Stream> {
         let io = match &self.transport {
             Transport::None => std::future::pending().await,
-            Transport::Quic(connection) => {
-                let (send, receive) = connection.accept_bi().await.ok()?;
-                quic(send, receive)
+            Transport::Quic(connection, credits) => {
+                Io::Quic(OverQuic::new(connection, credits, connection.accept_bi().await.ok()?))
             }
             Transport::WebSocket(mux) => Io::WebSocket(mux.accept().await?),
         };
@@ -105,7 +103,7 @@ impl Streams {
     pub fn close(&self) {
         match &self.transport {
             Transport::None => {}
-            Transport::Quic(connection) => connection.close(super::quic::CLOSED, b""),
+            Transport::Quic(connection, _) => connection.close(super::quic::CLOSED, b""),
             Transport::WebSocket(mux) => mux.close(),
         }
     }
@@ -132,12 +130,6 @@ impl Streams {
     }
 }
 
-fn quic(send: SendStream, receive: RecvStream) -> Io {
-    // It fails only on a stream that has ended.
-    drop(send.set_priority(PRIORITY));
-    Io::Quic { send, receive, finished: false }
-}
-
 /// Dropping it tells the peer that nobody reads it any more, and resets what was not shut down.
 #[derive(Debug)]
 pub struct Stream {
@@ -150,7 +142,7 @@ pub struct Stream {
 
 #[derive(Debug)]
 enum Io {
-    Quic { send: SendStream, receive: RecvStream, finished: bool },
+    Quic(OverQuic),
     WebSocket(MuxStream),
 }
 
@@ -158,10 +150,6 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.open.count.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.open.none.notify_one();
-        }
-        if let Io::Quic { send, finished: false, .. } = &mut self.io {
-            // quinn's own drop would call it complete. It fails only on a stream that has ended.
-            drop(send.reset(GONE));
         }
     }
 }
@@ -173,7 +161,7 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Io::Quic { receive, .. } => AsyncRead::poll_read(Pin::new(receive), cx, buf),
+            Io::Quic(stream) => stream.poll_read(cx, buf),
             Io::WebSocket(stream) => stream.poll_read(cx, buf),
         }
     }
@@ -194,7 +182,7 @@ impl AsyncWrite for Stream {
         *waiting = None;
         let buf = if cap.is_some() { &buf[..buf.len().min(PIECE)] } else { buf };
         let written = match io {
-            Io::Quic { send, .. } => AsyncWrite::poll_write(Pin::new(send), cx, buf),
+            Io::Quic(stream) => stream.poll_write(cx, buf),
             Io::WebSocket(stream) => stream.poll_write(cx, buf),
         };
         if let (Some(cap), Poll::Ready(Ok(bytes))) = (cap, &written) {
@@ -210,14 +198,77 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Io::Quic { send, finished, .. } => {
-                *finished = true;
-                AsyncWrite::poll_shutdown(Pin::new(send), cx)
+            Io::Quic(stream) => {
+                stream.finished = true;
+                AsyncWrite::poll_shutdown(Pin::new(&mut stream.send), cx)
             }
             Io::WebSocket(stream) => {
                 stream.finish();
                 Poll::Ready(Ok(()))
             }
+        }
+    }
+}
+
+/// QUIC's own, with credit.
+struct OverQuic {
+    send: SendStream,
+    receive: RecvStream,
+    finished: bool,
+    credit: Credit,
+    connection: Connection,
+    /// While there is no credit: the peer wants no more.
+    stopped: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+}
+
+impl OverQuic {
+    fn new(
+        connection: &Connection,
+        credits: &Arc<Credits>,
+        (send, receive): (SendStream, RecvStream),
+    ) -> Self {
+        // It fails only on a stream that has ended.
+        drop(send.set_priority(PRIORITY));
+        let credit = credits.of(send.id());
+        Self { send, receive, finished: false, credit, connection: connection.clone(), stopped: None }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = AsyncRead::poll_read(Pin::new(&mut self.receive), cx, buf);
+        let read = buf.filled().len() - before;
+        if read > 0 {
+            self.credit.read(read, || self.connection.rtt());
+        }
+        polled
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let Poll::Ready(most) = self.credit.poll(cx) else {
+            let send = &self.send;
+            let stopped = self.stopped.get_or_insert_with(|| Box::pin(send.stopped().map(drop)));
+            ready!(stopped.as_mut().poll(cx));
+            self.stopped = None;
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        let written =
+            ready!(AsyncWrite::poll_write(Pin::new(&mut self.send), cx, &buf[..buf.len().min(most)]))?;
+        self.credit.spend(written);
+        Poll::Ready(Ok(written))
+    }
+}
+
+impl fmt::Debug for OverQuic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OverQuic").field("send", &self.send).finish_non_exhaustive()
+    }
+}
+
+impl Drop for OverQuic {
+    fn drop(&mut self) {
+        if !self.finished {
+            // quinn's own drop would call it complete. It fails only on a stream that has ended.
+            drop(self.send.reset(GONE));
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use delayed::Line;
 use futures_util::SinkExt;
 use proto::{
     Lane, codec,
@@ -35,6 +36,7 @@ use crate::{
     tls::{self, CertificateAuthority},
 };
 
+mod delayed;
 mod streams;
 
 const TRANSPORTS: [&str; 2] = ["quic", "websocket"];
@@ -81,6 +83,12 @@ impl Ends {
 
     /// The edge's end, which has sent `HELLO`, and the cloud's.
     async fn link(&self, transport: &str) -> (End, End) {
+        let (edge, cloud, _) = Box::pin(self.link_over(transport, None)).await;
+        (edge, cloud)
+    }
+
+    /// As [`Self::link`], over a line that takes so long each way.
+    async fn link_over(&self, transport: &str, delay: Option<Duration>) -> (End, End, Option<Line>) {
         let greet = |link: Link| {
             let end = End::of(link);
             end.frames.push(Lane::Control, Bytes::from_static(HELLO));
@@ -94,11 +102,26 @@ impl Ends {
                 assert_eq!(tls::node_of(&certificate).as_deref(), Some(NODE));
                 End::of(quic::accept(connection).await.unwrap())
             };
-            let edge = async { greet(self.over_quic(&port).await.unwrap()) };
-            return tokio::join!(edge, cloud);
+            let mut peer = port.local_addr().unwrap();
+            let line = match delay {
+                Some(delay) => Some(Line::udp(peer, delay).await),
+                None => None,
+            };
+            peer = line.as_ref().map_or(peer, |line| line.address);
+            let edge = async {
+                let link = quic::connect(peer, &peer.to_string(), &self.name, &self.client).await;
+                greet(link.unwrap())
+            };
+            let (edge, cloud) = tokio::join!(edge, cloud);
+            return (edge, cloud, line);
         }
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let mut address = listener.local_addr().unwrap();
+        let line = match delay {
+            Some(delay) => Some(Line::tcp(address, delay).await),
+            None => None,
+        };
+        address = line.as_ref().map_or(address, |line| line.address);
         let cloud = async {
             let (tcp, peer) = listener.accept().await.unwrap();
             prepare(&tcp).unwrap();
@@ -113,7 +136,8 @@ impl Ends {
             let link = websocket::connect(&text, self.name.clone(), Arc::clone(&self.client)).await;
             greet(link.unwrap())
         };
-        tokio::join!(edge, cloud)
+        let (edge, cloud) = tokio::join!(edge, cloud);
+        (edge, cloud, line)
     }
 }
 
@@ -313,7 +337,7 @@ async fn a_length_that_nobody_may_send_and_an_end_too_early_are_errors() {
         let port = ends.quic_port();
         let edge = async {
             let mut tls = (*ends.client).clone();
-            tls.alpn_protocols = vec![b"skerry/1".to_vec()];
+            tls.alpn_protocols = vec![b"skerry/2".to_vec()];
             let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
             let config = quinn::ClientConfig::new(Arc::new(crypto));
             let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
@@ -365,7 +389,7 @@ async fn nothing_is_said_before_the_handshake_is_over() {
     let mut tls = (*ends.client).clone();
     tls.enable_early_data = true;
     let mut over_quic = tls.clone();
-    over_quic.alpn_protocols = vec![b"skerry/1".to_vec()];
+    over_quic.alpn_protocols = vec![b"skerry/2".to_vec()];
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(over_quic).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();

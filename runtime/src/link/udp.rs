@@ -17,9 +17,9 @@ use tokio::sync::watch;
 
 use super::{Heard, Knocks, Progress, knock};
 
-/// Datagrams that an edge gives to the kernel at once. quinn keeps a buffer of as many for each connection, and would take ten;
-/// whoever has thousands of connections gives them one by one.
-const SEGMENTS: usize = 4;
+/// Datagrams that an edge gives to the kernel at once: no more than quinn would. It keeps a buffer of as many as it has given for
+/// each connection; whoever has thousands of connections gives them one by one.
+const SEGMENTS: usize = 10;
 
 #[derive(Debug)]
 pub(super) struct WatchedUdp {

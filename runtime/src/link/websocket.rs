@@ -31,7 +31,7 @@ use tokio_tungstenite::{
 use super::{
     FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, Watched,
     framing::{LAST, Pieces},
-    mux::Mux,
+    mux::{LARGEST_PIECE, Mux},
     patiently,
     queue::FrameQueue,
     shared_tcp::SharedTcp,
@@ -47,8 +47,7 @@ const BUFFER: usize = 1 << 10;
 
 /// A piece of a frame: what an urgent frame may have to wait for, half a second on a line of 64 kbit/s.
 const PIECE: usize = 4 << 10;
-/// Of a stream, on a line that takes so much in [`SWIFT`]: nothing has to wait long for it there.
-const LARGEST_PIECE: usize = 32 << 10;
+/// On a line that takes so much so soon, more of a stream is sent at once: nothing has to wait long for it there.
 const SWIFT: Duration = Duration::from_millis(2);
 
 fn config() -> WebSocketConfig {

@@ -41,7 +41,11 @@ impl Held {
 }
 
 async fn held(transport: &str) -> (Held, Held) {
-    let (mut edge, cloud) = both(transport).await;
+    let (edge, cloud) = both(transport).await;
+    greeted(edge, cloud).await
+}
+
+async fn greeted(mut edge: End, cloud: End) -> (Held, Held) {
     // The other side's first frame is a greeting, too.
     cloud.send(Lane::Control, &Bytes::from_static(HELLO)).await;
     assert_eq!(edge.next().await.unwrap().as_deref(), Some(HELLO));
@@ -124,6 +128,51 @@ async fn a_stream_that_nobody_reads_holds_up_itself_alone() {
         let mut read = vec![0; taken];
         time::timeout(LONG, unread.read_exact(&mut read)).await.expect("what was taken comes").unwrap();
         time::timeout(LONG, full.write_all(&[2; 10])).await.expect("there is room again").unwrap();
+    }
+}
+
+/// Of what it is given little is kept; the allocator's and QUIC's own come on top, up to 64 KiB (`cargo xtask bench stream`).
+#[tokio::test]
+async fn a_stream_that_nobody_reads_takes_little_however_many_there_are() {
+    for transport in TRANSPORTS {
+        let (edge, cloud) = held(transport).await;
+        let mut full = Vec::new();
+        for _ in 0..8 {
+            let (mut theirs, ours) = pair(&edge, &cloud).await;
+            let taken = fill(&mut theirs).await;
+            assert!(taken <= 48 << 10, "{transport}: {taken} bytes");
+            full.push((theirs, ours));
+        }
+    }
+}
+
+/// With the window that it begins with it would carry 160 KB a second.
+#[tokio::test]
+async fn a_stream_that_is_read_fills_a_long_line() {
+    const MIB: usize = 1 << 20;
+    for transport in TRANSPORTS {
+        let ends = Ends::new();
+        let delay = Duration::from_millis(100);
+        let (edge, mut cloud, _line) = Box::pin(ends.link_over(transport, Some(delay))).await;
+        assert_eq!(cloud.next().await.unwrap().as_deref(), Some(HELLO));
+        let (edge, cloud) = greeted(edge, cloud).await;
+        let (mut theirs, mut ours) = pair(&edge, &cloud).await;
+        let begun = time::Instant::now();
+        let write = async { theirs.write_all(&vec![7; 8 * MIB]).await.unwrap() };
+        let read = async {
+            let mut all = vec![0; 8 * MIB];
+            ours.read_exact(&mut all).await.unwrap();
+        };
+        time::timeout(LONG, async { tokio::join!(write, read) }).await.expect("the window does not grow");
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(10), "{transport}: {took:?}");
+        // Once nobody reads it any more it holds what it has got, and no more than that.
+        let taken = fill(&mut theirs).await;
+        assert!((128 << 10..=MIB + (96 << 10)).contains(&taken), "{transport}: {taken} bytes");
+        // Another one begins with little.
+        let (mut theirs, _ours) = pair(&edge, &cloud).await;
+        let taken = fill(&mut theirs).await;
+        assert!(taken <= 48 << 10, "{transport}: {taken} bytes");
     }
 }
 
