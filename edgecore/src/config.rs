@@ -56,7 +56,14 @@ impl From<EdgeCoreConfig> for Config {
             tls_private_key_file: _,
             quic: EdgeHubQuic { enable: quic, server: quic_server },
             websocket:
-                EdgeHubWebSocket { enable: websocket, server, proxy, handshake_timeout, write_deadline },
+                EdgeHubWebSocket {
+                    enable: websocket,
+                    server,
+                    proxy,
+                    proxy_ca_file,
+                    handshake_timeout,
+                    write_deadline,
+                },
             sync,
         } = edge_hub;
         let Edged {
@@ -111,6 +118,7 @@ impl From<EdgeCoreConfig> for Config {
                 websocket,
                 server,
                 proxy: proxy.0,
+                proxy_ca_file,
                 heartbeat: seconds(heartbeat),
                 handshake_timeout: seconds(handshake_timeout),
                 write_deadline: seconds(write_deadline),

@@ -103,6 +103,8 @@ pub struct HubConfig {
     pub server: String,
     /// The URL of the HTTP proxy that leads there; empty for none.
     pub proxy: String,
+    /// The file with the CAs of its certificate; empty for those that the system trusts.
+    pub proxy_ca_file: String,
     /// Whether the link may use the WebSocket.
     pub websocket: bool,
     /// cloudcore's `HOST:PORT` for UDP, if the link may use QUIC. Of several cloudcores, in the order of `server`.
@@ -171,8 +173,9 @@ impl<S: HubStore> EdgeHub<S> {
         store: S,
         asks: mpsc::Receiver<Ask>,
     ) -> Result<(Self, watch::Receiver<HubState>), HubError> {
-        let proxy: Option<Proxy> =
-            Some(&config.proxy).filter(|url| !url.is_empty()).map(|url| url.parse()).transpose()?;
+        let clock = Arc::new(Clock::starting_at(session::latest_time(&store)));
+        let proxy = Proxy::configured(&config.proxy, &config.proxy_ca_file)?;
+        let proxy = proxy.map(|proxy| proxy.at(Arc::clone(&clock)));
         let udp: Vec<&str> = config.quic.iter().flat_map(|quic| quic.split(',')).collect();
         let places = config.server.split(',').enumerate().map(|(number, tcp)| {
             let transports = Transports::new(&config, (tcp, udp.get(number).copied()), proxy.clone())?;
@@ -181,7 +184,6 @@ impl<S: HubStore> EdgeHub<S> {
         let places = places.collect::<Result<Vec<_>, HubError>>()?;
         // Nodes begin with one each, so that none of several cloudcores has them all.
         let at = config.node.bytes().map(usize::from).sum::<usize>() % places.len();
-        let clock = Arc::new(Clock::starting_at(session::latest_time(&store)));
         let (state, watching) = watch::channel(HubState::default());
         let traffic = Arc::default();
         let settings = Settings::load(&config.node, config.sync.clone(), &store);

@@ -200,9 +200,14 @@ pub(crate) struct Join {
     /// Go on although preflight checks fail
     #[arg(long)]
     pub(crate) force: bool,
-    /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128 [default: that of an earlier join]
+    /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128, or https://… for one that is spoken to
+    /// within TLS [default: that of an earlier join]
     #[arg(long, value_name = "URL", env = "KEADM_PROXY", hide_env_values = true)]
     pub(crate) proxy: Option<String>,
+    /// The file with the CAs, PEM, of which the certificate of an https:// proxy has to be; edgecore reads it, too [default: that of
+    /// an earlier join, or what the system trusts]
+    #[arg(long, value_name = "FILE", value_parser = absolute)]
+    pub(crate) proxy_ca_file: Option<PathBuf>,
     /// What carries the link [default: quic, and the WebSocket where UDP does not get through]
     #[arg(long, value_name = "PROTOCOL", value_enum)]
     pub(crate) hub_protocol: Option<HubProtocol>,

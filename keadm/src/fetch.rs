@@ -9,7 +9,10 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use runtime::{
-    link::proxy::Proxy,
+    link::{
+        Line,
+        proxy::{Proxy, TunnelError},
+    },
     tls::{PinError, pinned_client_config},
     token::Token,
 };
@@ -52,8 +55,8 @@ pub(crate) enum HubError {
     Silent(String),
     #[error("{0} cannot be reached")]
     Unreachable(String, #[source] io::Error),
-    #[error("the proxy leads nowhere")]
-    Proxy(#[source] io::Error),
+    #[error(transparent)]
+    Proxy(TunnelError),
     #[error("something other than cloudcore answers at {0}")]
     Other(String),
     #[error(
@@ -88,10 +91,7 @@ impl HubError {
             Self::Silent(_) | Self::Unreachable(..) => {
                 "check the route to cloudcore, and that firewalls let its TCP port through".to_owned()
             }
-            Self::Proxy(_) => {
-                "check the proxy's address, user and password, and that it lets CONNECT to cloudcore through"
-                    .to_owned()
-            }
+            Self::Proxy(error) => error.advice().to_owned(),
             Self::Other(_) => "check address and port; keadm init printed them".to_owned(),
             Self::OtherCa(_) => {
                 "get a new token from the right cluster with keadm gettoken, or correct the address"
@@ -114,7 +114,8 @@ impl HubError {
 /// Asks cloudcore at `server` (`HOST:PORT`), through a proxy if there is one, whether it is well, and that its CA has this hash.
 pub(crate) async fn hub(server: &str, proxy: Option<&Proxy>, ca_hash: [u8; 32]) -> Result<(), HubError> {
     let request = Request::get("/healthz");
-    match ask(server, proxy, pinned(server, ca_hash)?, request).await? {
+    // On the heap: what waits for it is large itself.
+    match Box::pin(ask(server, proxy, pinned(server, ca_hash)?, request)).await? {
         (StatusCode::OK, _) => Ok(()),
         _ => Err(HubError::Other(server.to_owned())),
     }
@@ -164,17 +165,13 @@ async fn ask(
     config: ClientConfig,
     request: http::request::Builder,
 ) -> Result<(StatusCode, Bytes), HubError> {
-    let mut tcp = connect(proxy.map_or(server, Proxy::address)).await?;
-    if let Some(proxy) = proxy {
-        tcp = match timeout(DEADLINE, proxy.tunnel(tcp, server)).await {
-            Ok(Ok(tunnel)) => tunnel,
-            Ok(Err(error)) => return Err(HubError::Proxy(error)),
-            Err(_) => return Err(HubError::Silent(format!("the proxy {}", proxy.address()))),
-        };
-    }
+    let line = match proxy {
+        None => connect(server).await?,
+        Some(proxy) => through(proxy, server).await.map_err(HubError::Proxy)?,
+    };
     let host = host_of(server);
     let name = ServerName::try_from(host.to_owned()).map_err(|_| HubError::Name(host.to_owned()))?;
-    let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);
+    let handshake = TlsConnector::from(Arc::new(config)).connect(name, line);
     let tls = match timeout(DEADLINE, handshake).await {
         Err(_) => return Err(HubError::Other(server.to_owned())),
         Ok(Err(error)) => return Err(explain(server, error)),
@@ -186,11 +183,18 @@ async fn ask(
     }
 }
 
-async fn connect(server: &str) -> Result<TcpStream, HubError> {
+async fn through(proxy: &Proxy, server: &str) -> Result<Line, TunnelError> {
+    let connected = timeout(DEADLINE, TcpStream::connect(proxy.address())).await;
+    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    // Its answer has a deadline of its own.
+    proxy.tunnel(connected.map_err(|error| proxy.unreachable(error))?, server).await
+}
+
+async fn connect(server: &str) -> Result<Line, HubError> {
     let at = || server.to_owned();
     match timeout(DEADLINE, TcpStream::connect(server)).await {
         Err(_) => Err(HubError::Silent(at())),
-        Ok(Ok(tcp)) => Ok(tcp),
+        Ok(Ok(tcp)) => Line::over(tcp).map_err(|error| HubError::Unreachable(at(), error)),
         Ok(Err(error)) => Err(match error.kind() {
             io::ErrorKind::ConnectionRefused => HubError::Refused(at()),
             io::ErrorKind::TimedOut => HubError::Silent(at()),

@@ -33,6 +33,7 @@ mod credits;
 pub mod framing;
 mod kernel;
 mod knock;
+mod line;
 mod mux;
 mod narrow;
 pub mod proxy;
@@ -47,6 +48,7 @@ pub mod websocket;
 mod window;
 
 pub use knock::knock;
+pub use line::Line;
 use streams::Streams;
 
 /// Bytes that the kernel takes before it has sent those before them.

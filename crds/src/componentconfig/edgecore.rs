@@ -177,9 +177,12 @@ pub struct EdgeHubWebSocket {
     /// cloudcore's HOST:PORT; of several cloudcores each one's, with commas: when one fails, or has answered nothing for two seconds,
     /// the next is tried.
     pub server: String,
-    /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128; enrolment uses it, too. QUIC does not:
-    /// where a proxy is the only way out, the link is a WebSocket. Empty: none.
+    /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128, or https://USER:PASSWORD@proxy.example:3129
+    /// for one that is spoken to within TLS; enrolment uses it, too. QUIC does not: where a proxy is the only way out, the link is a
+    /// WebSocket. Empty: none; the environment (HTTPS_PROXY and the like) is not asked.
     pub proxy: Secret,
+    /// The CAs of which the certificate of an https:// proxy has to be, PEM. Empty: those that the system trusts.
+    pub proxy_ca_file: String,
     /// Seconds that connecting may take, TLS and all, with whichever cloudcore, before it is tried anew.
     pub handshake_timeout: u32,
     /// Seconds that one frame may take to be written before the line is given up.
@@ -192,6 +195,7 @@ impl Default for EdgeHubWebSocket {
             enable: true,
             server: "127.0.0.1:10000".to_owned(),
             proxy: Secret::default(),
+            proxy_ca_file: String::new(),
             handshake_timeout: 30,
             write_deadline: 15,
         }
@@ -336,9 +340,12 @@ impl EdgeHub {
         }
         faults.endpoints(&key("websocket.server"), &self.websocket.server);
         let proxy = &self.websocket.proxy.0;
-        faults.check(proxy.is_empty() || proxy.starts_with("http://"), &key("websocket.proxy"), || {
-            "is not the URL of an HTTP proxy, as in http://192.0.2.1:3128".to_owned()
+        let is_url = proxy.starts_with("http://") || proxy.starts_with("https://");
+        faults.check(proxy.is_empty() || is_url, &key("websocket.proxy"), || {
+            "is not the URL of an HTTP proxy, as in http://192.0.2.1:3128 or https://proxy.example:3129"
+                .to_owned()
         });
+        absolute(faults, &key("websocket.proxyCaFile"), &self.websocket.proxy_ca_file);
         let timeout = self.websocket.handshake_timeout.into();
         faults.at_least(&key("websocket.handshakeTimeout"), timeout, 1, "it is in seconds");
         let deadline = self.websocket.write_deadline.into();

@@ -8,7 +8,7 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use runtime::link::{self, proxy::Proxy};
+use runtime::link::{self, Line, proxy::Proxy};
 use tokio::{
     net::{TcpStream, lookup_host},
     time,
@@ -29,14 +29,20 @@ pub(super) async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
 }
 
 /// Connects to `HOST:PORT`, through a proxy if there is one; that looks the name up, then. Has no deadline of its own.
-pub(super) async fn tcp(address: &str, proxy: Option<&Proxy>) -> io::Result<TcpStream> {
-    // Once for all attempts: a resolver that hangs cannot be cancelled.
-    let addresses = resolve(proxy.map_or(address, Proxy::address)).await?;
-    let tcp = first(addresses, |all| async move { link::connect(&all).await }).await?;
+pub(super) async fn line(address: &str, proxy: Option<&Proxy>) -> io::Result<Line> {
     match proxy {
-        Some(proxy) => proxy.tunnel(tcp, address).await,
-        None => Ok(tcp),
+        None => Line::over(tcp(address).await?),
+        Some(proxy) => {
+            let tcp = tcp(proxy.address()).await.map_err(|error| proxy.unreachable(error))?;
+            Ok(proxy.tunnel(tcp, address).await?)
+        }
     }
+}
+
+async fn tcp(address: &str) -> io::Result<TcpStream> {
+    // Once for all attempts: a resolver that hangs cannot be cancelled.
+    let addresses = resolve(address).await?;
+    first(addresses, |all| async move { link::connect(&all).await }).await
 }
 
 /// The first answer that one of the attempts comes to. Each begins with another address than the one before it.
@@ -94,7 +100,11 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let error = tcp(&address.to_string(), None).await.unwrap_err();
+        let error = line(&address.to_string(), None).await.err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        let proxy = format!("https://{address}");
+        let error =
+            line("cloud.example:10000", Some(&proxy.parse().unwrap())).await.err().unwrap().to_string();
+        assert!(error.starts_with(&format!("proxy {proxy} cannot be reached: ")), "{error}");
     }
 }

@@ -7,11 +7,11 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use runtime::{
-    link::proxy::Proxy,
+    link::{Line, proxy::Proxy},
     tls::{self, CsrError, TlsError},
     token::{Token, TokenError},
 };
-use tokio::{net::TcpStream, time};
+use tokio::time;
 use tracing::{info, warn};
 
 use super::{
@@ -91,10 +91,10 @@ async fn attempt(
     let token = Token::parse(&token_text(config)?)?;
     let (key, csr) = tls::node_csr(&config.node)?;
     let (client, pinned) = tls::pinned_client_config(token.ca_hash)?;
-    let connected = dialer::tcp(&server.address, proxy).await;
-    let tcp =
+    let connected = dialer::line(&server.address, proxy).await;
+    let line =
         connected.map_err(|source| EnrollmentError::Connect { address: server.address.clone(), source })?;
-    let certificate = request(config, server, tcp, client, &token.bearer, csr).await?;
+    let certificate = request(config, server, line, client, &token.bearer, csr).await?;
     // The handshake cannot have succeeded without it.
     let ca = pinned
         .get()
@@ -131,14 +131,14 @@ fn token_text(config: &HubConfig) -> Result<String, EnrollmentError> {
 async fn request(
     config: &HubConfig,
     server: &Server,
-    tcp: TcpStream,
+    line: Line,
     client: rustls::ClientConfig,
     bearer: &str,
     csr: Vec<u8>,
 ) -> Result<Bytes, EnrollmentError> {
     let address = || server.address.clone();
     let stream = tokio_rustls::TlsConnector::from(Arc::new(client))
-        .connect(server.name.clone(), tcp)
+        .connect(server.name.clone(), line)
         .await
         .map_err(|source| EnrollmentError::Tls { address: address(), source })?;
     let http_error = |source| EnrollmentError::Http { address: address(), source };

@@ -61,6 +61,7 @@ impl Line {
             node: NODE.to_owned(),
             server: listener.local_addr().unwrap().to_string(),
             proxy: String::new(),
+            proxy_ca_file: String::new(),
             websocket: true,
             quic: None,
             quic_probes: (LONG, LONG),

@@ -182,9 +182,9 @@ fn over_websocket<'a>(
     let Server { address, name } = server;
     let connect_error = |source| LinkError::Connect { address: address.clone(), source };
     async move {
-        let tcp = dialer::tcp(address, proxy).await.map_err(connect_error)?;
+        let line = dialer::line(address, proxy).await.map_err(connect_error)?;
         heard.note();
-        websocket::over(tcp, address, name.clone(), Arc::clone(tls)).await
+        websocket::over(line, address, name.clone(), Arc::clone(tls)).await
     }
     .boxed()
 }

@@ -89,6 +89,7 @@ pub(crate) fn edge(identity: IdentityPaths, address: SocketAddr, dir: &Path) -> 
         node: NODE.to_owned(),
         server: address.to_string(),
         proxy: String::new(),
+        proxy_ca_file: String::new(),
         websocket: true,
         quic: None,
         quic_probes: (LONG, LONG),

@@ -121,10 +121,10 @@ async fn check(args: &Join) -> Result<Found> {
         let node = &config.modules.edged.hostname_override;
         let joined = preflight.take(checks::joined_cas(&config.paths(), node));
         is_enrolled = matches!(joined, Some(Some(_)));
-        if let Some(joined) = joined {
-            let proxy = &config.modules.edge_hub.websocket.proxy.0;
+        let proxy = preflight.take(checks::proxy(&config.modules.edge_hub.websocket));
+        if let (Some(joined), Some(proxy)) = (joined, proxy) {
             let (servers, token) = (&args.cloudcore_ipport, args.token.as_deref());
-            let hub = checks::any_hub(servers, proxy, token, node, joined.as_deref()).await;
+            let hub = checks::any_hub(servers, proxy.as_ref(), token, node, joined.as_deref()).await;
             preflight
                 .say(hub, |server| format!("cloudcore answers at {server}, and its CA is the expected one"));
         }

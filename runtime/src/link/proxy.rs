@@ -1,32 +1,45 @@
-//! The way out through an HTTP proxy (`CONNECT`, RFC 9110 section 9.3.6), for sites that have no other.
+//! The way out through an HTTP proxy (`CONNECT`, RFC 9110 section 9.3.6), for sites that have no other. It is spoken to in the clear
+//! (`http://`) or within TLS of its own (`https://`); what goes through it is within our TLS in any case.
 
-use std::{fmt, io, str::FromStr};
+use std::{fmt, io, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use http::{HeaderValue, Request, Uri, header};
+use http::{HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::JoinSet};
+use rustls::{CertificateError, ClientConfig, RootCertStore, pki_types::ServerName};
+use tokio::{net::TcpStream, task::JoinSet, time};
 
-/// Of a proxy whose URL names none.
-const PORT: u16 = 80;
+use super::Line;
+use crate::tls::{self, Clock, TlsError};
+
+/// What a proxy may answer with, at most. What it says beyond status and headers is not read.
+const MAX_ANSWER: usize = 16 << 10;
+/// For TLS and its answer: it connects to cloudcore first.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Where a proxy is, and what it is told of us.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Proxy {
     /// `HOST:PORT`.
     address: String,
+    /// If it is spoken to within TLS, whose certificate it has to show.
+    name: Option<ServerName<'static>>,
+    /// The CAs of which that has to be; without one, those that the system trusts.
+    ca_file: Option<PathBuf>,
+    clock: Arc<Clock>,
     /// Basic (RFC 7617).
     credentials: Option<HeaderValue>,
+    patience: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyError {
-    #[error("it is no URL, as in http://192.0.2.1:3128")]
+    #[error("it is no URL, as in http://192.0.2.1:3128 or https://proxy.example:3129")]
     Url,
-    #[error("its scheme is not http: the proxy is spoken to in the clear, what goes through it is not")]
+    #[error("its scheme is neither http nor https")]
     Scheme,
     #[error("it has a path; a proxy has none")]
     Path,
@@ -34,21 +47,119 @@ pub enum ProxyError {
     Credentials,
 }
 
+/// Why a proxy does not lead to cloudcore.
+#[derive(Debug)]
+pub struct TunnelError {
+    /// Its URL, without user and password.
+    proxy: String,
+    failure: Failure,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("cannot be reached")]
+    Unreachable(#[source] io::Error),
+    #[error("has not answered within {0:?}")]
+    Silent(Duration),
+    #[error("cannot be verified")]
+    Roots(#[source] TlsError),
+    #[error("cannot be verified: {0} holds no certificate")]
+    NoRoots(String),
+    #[error("has a certificate of a CA that is not trusted here")]
+    NotTrusted(#[source] io::Error),
+    #[error("has a certificate for another name")]
+    OtherName(#[source] io::Error),
+    #[error("has a certificate that is not valid at this machine's time")]
+    Time(#[source] io::Error),
+    #[error("does not answer with TLS")]
+    NoTls(#[source] io::Error),
+    #[error("refuses a TLS connection")]
+    Tls(#[source] io::Error),
+    #[error("does not answer as an HTTP proxy does")]
+    Http(#[source] hyper::Error),
+    #[error("answers {status} to CONNECT {target}")]
+    Refused { status: StatusCode, target: String, with_credentials: bool },
+    #[error("is asked for {0:?}, which no request can be made of")]
+    Request(String, #[source] http::Error),
+    #[error("sends what nobody asked for")]
+    Talks,
+}
+
+impl fmt::Display for TunnelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "proxy {} {}", self.proxy, self.failure)
+    }
+}
+
+impl std::error::Error for TunnelError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.failure)
+    }
+}
+
+/// As those who only connect tell it, with the way out.
+impl From<TunnelError> for io::Error {
+    fn from(error: TunnelError) -> Self {
+        Self::other(format!("{}; {}", crate::chain(&error), error.advice()))
+    }
+}
+
+impl TunnelError {
+    /// What to do about it.
+    pub fn advice(&self) -> &'static str {
+        match &self.failure {
+            Failure::Unreachable(_) => {
+                "check its host and port in the URL, and that this machine is let through to it"
+            }
+            Failure::Silent(_) => {
+                "check that it is a proxy as its URL says (https:// within TLS, http:// without), and that it gets through to cloudcore"
+            }
+            Failure::Roots(_) | Failure::NoRoots(_) | Failure::NotTrusted(_) => {
+                "name the file with its CA, PEM, in modules.edgeHub.websocket.proxyCaFile (keadm join --proxy-ca-file), or add the CA \
+                 to those that the system trusts"
+            }
+            Failure::OtherName(_) => "use a name in its URL that its certificate is for",
+            Failure::Time(_) => "set this machine's clock, or have the proxy's certificate renewed",
+            Failure::NoTls(_) => "a proxy that does without TLS has a URL that begins with http://",
+            Failure::Tls(_) => "look into the proxy's log",
+            Failure::Http(_) | Failure::Talks => {
+                "check that it is an HTTP proxy; where its port speaks TLS, the URL begins with https://"
+            }
+            Failure::Refused { status, with_credentials, .. } => match *status {
+                StatusCode::PROXY_AUTHENTICATION_REQUIRED if *with_credentials => {
+                    "check user and password in its URL; they are for Basic authentication, percent-encoded"
+                }
+                StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                    "put user and password into its URL, as in http://USER:PASSWORD@HOST:PORT"
+                }
+                StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                    "check cloudcore's address, and that the proxy gets through to it"
+                }
+                _ => "have its administrator let CONNECT to cloudcore's host and port through",
+            },
+            Failure::Request(..) => "correct cloudcore's address",
+        }
+    }
+}
+
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proxy").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Proxy").field("url", &self.url()).finish_non_exhaustive()
     }
 }
 
 impl FromStr for Proxy {
     type Err = ProxyError;
 
-    /// `http://[USER:PASSWORD@]HOST[:PORT]`
+    /// `http://[USER:PASSWORD@]HOST[:PORT]`, or the same with `https`.
     fn from_str(url: &str) -> Result<Self, ProxyError> {
         let uri: Uri = url.parse().map_err(|_| ProxyError::Url)?;
-        if uri.scheme_str() != Some("http") {
-            return Err(if uri.scheme().is_some() { ProxyError::Scheme } else { ProxyError::Url });
-        }
+        let (is_tls, port) = match uri.scheme_str() {
+            Some("http") => (false, 80),
+            Some("https") => (true, 443),
+            Some(_) => return Err(ProxyError::Scheme),
+            None => return Err(ProxyError::Url),
+        };
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(ProxyError::Path);
         }
@@ -63,8 +174,19 @@ impl FromStr for Proxy {
                 Some(basic)
             }
         };
-        let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(PORT));
-        Ok(Self { address, credentials })
+        let host = authority.host();
+        let name = is_tls.then(|| server_name(host).ok_or(ProxyError::Url)).transpose()?;
+        let address = format!("{host}:{}", authority.port_u16().unwrap_or(port));
+        Ok(Self { address, name, ca_file: None, clock: Arc::default(), credentials, patience: PATIENCE })
+    }
+}
+
+/// Of the host of a URL.
+fn server_name(host: &str) -> Option<ServerName<'static>> {
+    let bare = host.trim_matches(['[', ']']);
+    match bare.parse::<IpAddr>() {
+        Ok(ip) => Some(ServerName::IpAddress(ip.into())),
+        Err(_) => ServerName::try_from(bare.to_owned()).ok(),
     }
 }
 
@@ -84,115 +206,122 @@ fn percent_decode(text: &str) -> Option<String> {
 }
 
 impl Proxy {
+    /// The proxy of a configuration: its URL, and the file with the CAs of its certificate; either may be empty. The file is read for
+    /// each connection, so that it may be replaced, and that one which cannot be read keeps nothing from starting.
+    pub fn configured(url: &str, ca_file: &str) -> Result<Option<Self>, ProxyError> {
+        if url.is_empty() {
+            return Ok(None);
+        }
+        let ca_file = Some(ca_file).filter(|path| !path.is_empty()).map(PathBuf::from);
+        Ok(Some(Self { ca_file, ..url.parse()? }))
+    }
+
+    /// Has its certificate verified at the time of this clock.
+    #[must_use]
+    pub fn at(self, clock: Arc<Clock>) -> Self {
+        Self { clock, ..self }
+    }
+
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Has the proxy at the other end of `tcp` connect to `target` (`HOST:PORT`); the connection is one to `target` then.
-    pub async fn tunnel(&self, tcp: TcpStream, target: &str) -> io::Result<TcpStream> {
-        let failed = |what: String| io::Error::other(format!("proxy {}: {what}", self.address));
-        let broken = |error: hyper::Error| failed(crate::chain(&error).to_string());
-        let (mut sender, connection) = http1::handshake(TokioIo::new(tcp)).await.map_err(broken)?;
-        let mut exchange = JoinSet::new();
-        exchange.spawn(connection.with_upgrades());
+    /// Without user and password.
+    fn url(&self) -> String {
+        let scheme = if self.name.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    fn error(&self, failure: Failure) -> TunnelError {
+        TunnelError { proxy: self.url(), failure }
+    }
+
+    /// For whoever has not even come to its door.
+    pub fn unreachable(&self, error: io::Error) -> TunnelError {
+        self.error(Failure::Unreachable(error))
+    }
+
+    /// Has the proxy at the other end of `tcp` connect to `target` (`HOST:PORT`); the line is one to `target` then.
+    pub async fn tunnel(&self, tcp: TcpStream, target: &str) -> Result<Line, TunnelError> {
+        let line = Line::over(tcp).map_err(|error| self.unreachable(error))?;
+        let attempt = async { self.ask(self.secure(line).await?, target).await };
+        let answer = time::timeout(self.patience, attempt).await;
+        answer.unwrap_or(Err(Failure::Silent(self.patience))).map_err(|failure| self.error(failure))
+    }
+
+    async fn secure(&self, line: Line) -> Result<Line, Failure> {
+        let Some(name) = &self.name else { return Ok(line) };
+        let tls = self.tls()?;
+        line.secure(name.clone(), Arc::new(tls)).await.map_err(failed_tls)
+    }
+
+    fn tls(&self) -> Result<ClientConfig, Failure> {
+        let mut roots = RootCertStore::empty();
+        let from = if let Some(path) = &self.ca_file {
+            for ca in tls::read_certificates(path).map_err(Failure::Roots)? {
+                roots.add(ca).map_err(|error| Failure::Roots(error.into()))?;
+            }
+            path.display().to_string()
+        } else {
+            // There are systems with one that nobody can read, beside those that count.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            "what the system trusts".to_owned()
+        };
+        if roots.is_empty() {
+            return Err(Failure::NoRoots(from));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_details(provider, Arc::clone(&self.clock) as _)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Failure::Roots(error.into()))?;
+        Ok(config.with_root_certificates(roots).with_no_client_auth())
+    }
+
+    async fn ask(&self, line: Line, target: &str) -> Result<Line, Failure> {
         let mut request = Request::connect(target).header(header::HOST, target);
         if let Some(credentials) = &self.credentials {
             request = request.header(header::PROXY_AUTHORIZATION, credentials);
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| failed(error.to_string()))?;
-        let answer = sender.send_request(request).await.map_err(broken)?;
+        let request = request.body(Empty::<Bytes>::new());
+        let request = request.map_err(|error| Failure::Request(target.to_owned(), error))?;
+        let handshake = http1::Builder::new().max_buf_size(MAX_ANSWER).handshake(TokioIo::new(line));
+        let (mut sender, connection) = handshake.await.map_err(Failure::Http)?;
+        let mut exchange = JoinSet::new();
+        exchange.spawn(connection.with_upgrades());
+        let answer = sender.send_request(request).await.map_err(Failure::Http)?;
         let status = answer.status();
         if !status.is_success() {
-            return Err(failed(format!("it answers {status} to CONNECT {target}")));
+            let with_credentials = self.credentials.is_some();
+            return Err(Failure::Refused { status, target: target.to_owned(), with_credentials });
         }
-        let upgraded = hyper::upgrade::on(answer).await.map_err(broken)?;
-        let parts = upgraded
-            .downcast::<TokioIo<TcpStream>>()
-            .map_err(|_| failed("the connection is not the one that was opened".to_owned()))?;
+        let upgraded = hyper::upgrade::on(answer).await.map_err(Failure::Http)?;
+        let parts = upgraded.downcast::<TokioIo<Line>>().expect("it is the line of the handshake above");
         // Whoever is behind it has not been spoken to.
         if !parts.read_buf.is_empty() {
-            return Err(failed("it sends what nobody asked for".to_owned()));
+            return Err(Failure::Talks);
         }
         Ok(parts.io.into_inner())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
-    };
-
-    use super::*;
-
-    #[test]
-    fn urls_are_read_and_passwords_are_not_shown() {
-        let proxy: Proxy = "http://joe:s%40crEt@proxy.example:3128".parse().unwrap();
-        assert_eq!(proxy.address(), "proxy.example:3128");
-        assert_eq!(
-            proxy.credentials.as_ref().unwrap(),
-            &format!("Basic {}", BASE64_STANDARD.encode("joe:s@crEt"))
-        );
-        assert!(!format!("{proxy:?}").contains("joe"));
-        assert_eq!("http://[2001:db8::1]/".parse::<Proxy>().unwrap().address(), "[2001:db8::1]:80");
-        for (url, error) in [
-            ("proxy:3128", ProxyError::Url),
-            ("", ProxyError::Url),
-            ("https://proxy:3128", ProxyError::Scheme),
-            ("http://proxy:3128/path", ProxyError::Path),
-            ("http://joe:%zz@proxy", ProxyError::Credentials),
-        ] {
-            assert_eq!(url.parse::<Proxy>().unwrap_err(), error, "{url}");
-        }
-    }
-
-    /// The request, answered with `answer`; then an echo.
-    async fn proxy(answer: &'static str) -> (Proxy, JoinSet<String>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://joe:secret@{}", listener.local_addr().unwrap());
-        let mut serving = JoinSet::new();
-        serving.spawn(async move {
-            let (mut tcp, _) = listener.accept().await.unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                request.push(tcp.read_u8().await.unwrap());
+/// What a failed handshake says about the proxy.
+fn failed_tls(error: io::Error) -> Failure {
+    let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match reason {
+        Some(rustls::Error::InvalidCertificate(reason)) => match reason {
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Failure::OtherName(error)
             }
-            tcp.write_all(answer.as_bytes()).await.unwrap();
-            let mut word = [0; 4];
-            if tcp.read_exact(&mut word).await.is_ok() {
-                tcp.write_all(&word).await.unwrap();
-            }
-            String::from_utf8(request).unwrap()
-        });
-        (url.parse().unwrap(), serving)
-    }
-
-    #[tokio::test]
-    async fn what_the_proxy_connects_is_a_plain_connection() {
-        let (proxy, mut serving) = proxy("HTTP/1.1 200 Connection established\r\n\r\n").await;
-        let tcp = TcpStream::connect(proxy.address()).await.unwrap();
-        let mut tunnel = proxy.tunnel(tcp, "cloud.example:10000").await.unwrap();
-        tunnel.write_all(b"ping").await.unwrap();
-        let mut word = [0; 4];
-        tunnel.read_exact(&mut word).await.unwrap();
-        assert_eq!(&word, b"ping");
-        let request = serving.join_next().await.unwrap().unwrap();
-        assert!(request.starts_with("CONNECT cloud.example:10000 HTTP/1.1\r\n"), "{request}");
-        assert!(request.to_lowercase().contains("proxy-authorization: basic am9lonnly3jlda=="), "{request}");
-    }
-
-    #[tokio::test]
-    async fn a_proxy_that_refuses_or_talks_is_told() {
-        for (answer, told) in [
-            ("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n", "it answers 407"),
-            ("HTTP/1.1 200 OK\r\n\r\nhello", "it sends what nobody asked for"),
-            ("SSH-2.0-x\r\n\r\n", "proxy 127.0.0.1:"),
-        ] {
-            let (proxy, _serving) = proxy(answer).await;
-            let tcp = TcpStream::connect(proxy.address()).await.unwrap();
-            let error = proxy.tunnel(tcp, "cloud.example:10000").await.unwrap_err().to_string();
-            assert!(error.contains(told), "{error}");
-        }
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => Failure::Time(error),
+            _ => Failure::NotTrusted(error),
+        },
+        Some(rustls::Error::InvalidMessage(_)) => Failure::NoTls(error),
+        _ => Failure::Tls(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

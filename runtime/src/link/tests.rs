@@ -642,7 +642,7 @@ async fn refused(transport: &str, server: rustls::ServerConfig, client: rustls::
         };
         let connect = async {
             let tcp = TcpStream::connect(address).await.unwrap();
-            websocket::over(tcp, "cloud:1", name, client).await
+            websocket::over(Line::over(tcp).unwrap(), "cloud:1", name, client).await
         };
         tokio::join!(connect, accept).0
     };
@@ -754,7 +754,7 @@ async fn shown(
         };
         let connect = async {
             let tcp = TcpStream::connect(address).await.unwrap();
-            websocket::over(tcp, "cloud:1", name, Arc::clone(client)).await
+            websocket::over(Line::over(tcp).unwrap(), "cloud:1", name, Arc::clone(client)).await
         };
         let (edge, accepted) = tokio::join!(connect, accept);
         let (cloud, certificate) = accepted?;

@@ -29,12 +29,11 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    FrameReceiver, FrameSender, Knocks, Link, LinkError, Progress, Watched,
+    FrameReceiver, FrameSender, Knocks, Line, Link, LinkError, Progress,
     framing::{LAST, Pieces},
     mux::{LARGEST_PIECE, Mux},
     patiently,
     queue::FrameQueue,
-    shared_tcp::SharedTcp,
     streams::Streams,
 };
 
@@ -81,24 +80,18 @@ pub async fn connect(
 ) -> Result<Link, LinkError> {
     let connect_error = |source| LinkError::Connect { address: address.to_owned(), source };
     let tcp = TcpStream::connect(address).await.map_err(connect_error)?;
-    over(tcp, address, server_name, tls).await
+    over(Line::over(tcp).map_err(connect_error)?, address, server_name, tls).await
 }
 
 /// As [`connect`], over a connection that was made already.
 pub async fn over(
-    tcp: TcpStream,
+    line: Line,
     address: &str,
     server_name: ServerName<'static>,
     tls: Arc<rustls::ClientConfig>,
 ) -> Result<Link, LinkError> {
-    let connect_error = |source| LinkError::Connect { address: address.to_owned(), source };
-    super::prepare(&tcp).map_err(connect_error)?;
-    let peer = tcp.peer_addr().map_err(connect_error)?;
-    let tcp = SharedTcp::new(tcp);
-    let of = tcp.of();
-    let tcp = Watched::new(tcp);
-    let progress = Progress { tcp: Some(of), ..tcp.progress() };
-    let stream = TlsConnector::from(tls).connect(server_name, tcp).await.map_err(|source| {
+    let (peer, progress) = (line.peer(), line.progress());
+    let stream = TlsConnector::from(tls).connect(server_name, line).await.map_err(|source| {
         let told = LinkError::not_trusted(address, &source);
         told.unwrap_or_else(|| LinkError::Tls { address: address.to_owned(), source })
     })?;

@@ -57,7 +57,7 @@ pub(crate) fn edgecore(bytes: &[u8]) {
 }
 
 pub(crate) fn proxies() -> Vec<Vec<u8>> {
-    ["http://joe:s%40crEt@proxy.example:3128", "http://[2001:db8::1]/", "http://a@b@c:1"]
+    ["http://joe:s%40crEt@proxy.example:3128", "https://[2001:db8::1]/", "https://a@b@c:1"]
         .map(|text| text.as_bytes().to_vec())
         .into()
 }

@@ -241,6 +241,7 @@ impl Fleet {
 pub(crate) fn hub_config(config: &FleetConfig, node: String) -> HubConfig {
     HubConfig {
         proxy: String::new(),
+        proxy_ca_file: String::new(),
         identity: config.identities.paths(&node),
         node,
         server: config.server.clone(),

@@ -56,6 +56,11 @@ impl Edge {
         let options: Vec<String> = others.chain(settings).collect();
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         Self::try_join(assets, first, site, name, &options).await?;
+        Self::joined(assets, site, name)
+    }
+
+    /// A node for which [`try_join`](Self::try_join) has been called.
+    pub fn joined(assets: &Assets, site: &Site, name: &str) -> Result<Self> {
         let edgecore = assets.product()?.join("edgecore");
         Ok(Self { name: name.to_owned(), root: root(site), edgecore })
     }

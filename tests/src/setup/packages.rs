@@ -20,6 +20,7 @@ const NEEDED: &[(&str, &[&str])] = &[
     // The bridge and portmap plugins call it for masquerading and host ports.
     ("iptables", &["/usr/sbin/iptables"]),
     ("tinyproxy-bin", &["/usr/bin/tinyproxy", "/usr/sbin/tinyproxy"]),
+    ("stunnel4", &["/usr/bin/stunnel4"]),
     // cloudcore's allocator is built with it.
     ("make", &["/usr/bin/make"]),
     ("bash-static", &["/usr/bin/bash-static", "/bin/bash-static"]),

@@ -104,12 +104,13 @@ impl Site {
         self.rules(&format!("delete table inet {UDP_TABLE}\n"))
     }
 
-    /// Of what begins at the site, only connections to this TCP port get out, until a power cut.
-    pub fn allow_only_tcp(&self, port: u16) -> Result<()> {
+    /// Of what begins at the site, only connections to these TCP ports get out, until a power cut.
+    pub fn allow_only_tcp(&self, ports: &[u16]) -> Result<()> {
         let interface = &self.address.site_interface;
+        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
         self.rules(&format!(
             "table inet {WAY_OUT_TABLE} {{\n\
-             chain out {{ type filter hook postrouting priority 313; oifname \"{interface}\" tcp dport != {port} drop; \
+             chain out {{ type filter hook postrouting priority 313; oifname \"{interface}\" tcp dport != {{ {ports} }} drop; \
              oifname \"{interface}\" meta l4proto udp drop; }}\n\
              }}\n"
         ))

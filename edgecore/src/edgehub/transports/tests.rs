@@ -65,6 +65,7 @@ impl Port {
             node: NODE.to_owned(),
             server: self.address.clone(),
             proxy: String::new(),
+            proxy_ca_file: String::new(),
             websocket,
             quic: quic.then(|| self.address.clone()),
             quic_probes: (Duration::from_millis(20), Duration::from_millis(100)),

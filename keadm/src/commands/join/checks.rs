@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crds::componentconfig::edgecore::{CgroupDriver, EdgePaths};
+use crds::componentconfig::edgecore::{CgroupDriver, EdgeHubWebSocket, EdgePaths};
 use proto::cri::v1;
 use runtime::{
     link::proxy::Proxy,
@@ -133,10 +133,20 @@ pub(super) fn disk_space(root: &Path) -> Check<()> {
     ))
 }
 
+/// The proxy that the configuration names, if it does.
+pub(super) fn proxy(config: &EdgeHubWebSocket) -> Check<Option<Proxy>> {
+    Proxy::configured(&config.proxy.0, &config.proxy_ca_file).map_err(|error| {
+        Problem::new(
+            format!("the proxy's URL cannot be used: {error}"),
+            "give it as in --proxy=http://USER:PASSWORD@192.0.2.1:3128",
+        )
+    })
+}
+
 /// The first of several cloudcores that is well; else what is wrong with the last.
 pub(super) async fn any_hub<'a>(
     servers: &'a [String],
-    proxy: &str,
+    proxy: Option<&Proxy>,
     token: Option<&str>,
     node: &str,
     joined: Option<&[[u8; 32]]>,
@@ -156,19 +166,11 @@ pub(super) async fn any_hub<'a>(
 /// `joined` is what [`joined_cas`] found.
 async fn hub(
     server: &str,
-    proxy: &str,
+    proxy: Option<&Proxy>,
     token: Option<&str>,
     node: &str,
     joined: Option<&[[u8; 32]]>,
 ) -> Check<()> {
-    let proxy = Some(proxy).filter(|url| !url.is_empty()).map(str::parse::<Proxy>).transpose();
-    let proxy = proxy.map_err(|error| {
-        Problem::new(
-            format!("the proxy's URL cannot be used: {error}"),
-            "give it as in --proxy=http://USER:PASSWORD@192.0.2.1:3128",
-        )
-    })?;
-    let proxy = proxy.as_ref();
     let problem = |error: HubError| Problem::new(runtime::chain(&error).to_string(), error.fix());
     let joined = match (joined, token) {
         // Enrolled: the token has done its work, and may have expired since.
@@ -253,6 +255,7 @@ fn fresh(token: Token) -> Check<Token> {
 mod tests {
     use std::{fs, time::Duration};
 
+    use crds::componentconfig::edgecore::Secret;
     use runtime::{
         tls::{CertificateAuthority, node_csr, pem},
         token::SigningKeys,
@@ -319,19 +322,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_malformed_and_an_expired_token_are_told_before_anything_is_asked() {
-        let problem = hub("127.0.0.1:1", "", Some("a.b.c.d"), "n", None).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", None, Some("a.b.c.d"), "n", None).await.unwrap_err();
         assert_eq!(problem.cause, "the token is not one that keadm gettoken prints");
         let keys = SigningKeys::generate(1000).unwrap();
         let old = keys.sign(b"ca", Duration::from_mins(1), 1000).unwrap();
-        let problem = hub("127.0.0.1:1", "", Some(&old), "n", None).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", None, Some(&old), "n", None).await.unwrap_err();
         assert!(problem.cause.starts_with("the token expired "), "{}", problem.cause);
-        let problem = hub("127.0.0.1:1", "proxy:3128", None, "n", None).await.unwrap_err();
+        let websocket = EdgeHubWebSocket { proxy: Secret("proxy:3128".to_owned()), ..Default::default() };
+        let problem = proxy(&websocket).map(drop).unwrap_err();
         assert!(
             problem.cause.starts_with("the proxy's URL cannot be used: it is no URL"),
             "{}",
             problem.cause
         );
-        let problem = hub("127.0.0.1:1", "", None, "n", None).await.unwrap_err();
+        let problem = hub("127.0.0.1:1", None, None, "n", None).await.unwrap_err();
         assert_eq!(problem.cause, "no token was given");
     }
 

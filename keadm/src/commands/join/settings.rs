@@ -49,6 +49,9 @@ pub(super) fn configure(
     if let Some(proxy) = &args.proxy {
         config.modules.edge_hub.websocket.proxy.0.clone_from(proxy);
     }
+    if let Some(file) = &args.proxy_ca_file {
+        config.modules.edge_hub.websocket.proxy_ca_file = file.to_string_lossy().into_owned();
+    }
     if let Some(protocol) = args.hub_protocol {
         config.modules.edge_hub.quic.enable = protocol == HubProtocol::Quic;
     }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use crds::componentconfig::edgecore::{EdgeCoreConfig, EdgePaths};
 
-use runtime::tls;
+use runtime::{link::proxy::Proxy, tls};
 
 use super::{files, pods};
 use crate::{
@@ -81,7 +81,8 @@ async fn leave(args: &Reset, config: &EdgeCoreConfig) {
     let paths = config.paths();
     let server = &config.modules.edge_hub.websocket.server;
     // One that cannot be read is none that the node has joined through.
-    let proxy = config.modules.edge_hub.websocket.proxy.0.parse().ok();
+    let websocket = &config.modules.edge_hub.websocket;
+    let proxy = Proxy::configured(&websocket.proxy.0, &websocket.proxy_ca_file).unwrap_or_default();
     if !paths.cert_file.exists() {
         return;
     }
