@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use delayed::Line;
+use delayed::Delayed;
 use futures_util::SinkExt;
 use proto::{
     Lane, codec,
@@ -88,7 +88,7 @@ impl Ends {
     }
 
     /// As [`Self::link`], over a line that takes so long each way.
-    async fn link_over(&self, transport: &str, delay: Option<Duration>) -> (End, End, Option<Line>) {
+    async fn link_over(&self, transport: &str, delay: Option<Duration>) -> (End, End, Option<Delayed>) {
         let greet = |link: Link| {
             let end = End::of(link);
             end.frames.push(Lane::Control, Bytes::from_static(HELLO));
@@ -104,7 +104,7 @@ impl Ends {
             };
             let mut peer = port.local_addr().unwrap();
             let line = match delay {
-                Some(delay) => Some(Line::udp(peer, delay).await),
+                Some(delay) => Some(Delayed::udp(peer, delay).await),
                 None => None,
             };
             peer = line.as_ref().map_or(peer, |line| line.address);
@@ -118,7 +118,7 @@ impl Ends {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let mut address = listener.local_addr().unwrap();
         let line = match delay {
-            Some(delay) => Some(Line::tcp(address, delay).await),
+            Some(delay) => Some(Delayed::tcp(address, delay).await),
             None => None,
         };
         address = line.as_ref().map_or(address, |line| line.address);

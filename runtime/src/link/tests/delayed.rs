@@ -11,12 +11,12 @@ use tokio::{
 use super::*;
 
 /// Carries what comes to `address` to an end, and back; each way takes `delay`.
-pub(super) struct Line {
+pub(super) struct Delayed {
     pub(super) address: SocketAddr,
     _tasks: JoinSet<()>,
 }
 
-impl Line {
+impl Delayed {
     pub(super) async fn tcp(to: SocketAddr, delay: Duration) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();

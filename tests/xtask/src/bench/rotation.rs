@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{
     figure::{Figure, Goal},
     hollow::{
-        Transport, limit, stage,
+        RENEWAL, Transport, limit, stage,
         stage::{Fleet, Stage},
         transports,
     },
