@@ -107,6 +107,7 @@ pub(crate) async fn whole_path(bench: &Bench) -> Result<()> {
     wait::until("the next renewal", LONG, async || {
         let lease = get(&client, lease).await?;
         ensure!(lease["spec"]["renewTime"] != first);
+        ensure!(lease["metadata"]["managedFields"].is_null(), "{lease}");
         Ok(())
     })
     .await?;
