@@ -6,7 +6,10 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,7 +20,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
 };
 
-use crate::run::Run;
+use crate::run::{Run, kill_marked};
 
 /// How much of a log is printed when something failed.
 const TAIL_BYTES: usize = 6 * 1024;
@@ -142,16 +145,45 @@ pub fn output(mut command: Command) -> Result<String> {
     finish(&line, &out)
 }
 
-/// As [`output`], for commands that may take long: other tasks go on meanwhile, and a dropped future kills it.
-pub async fn output_async(command: Command) -> Result<String> {
+/// As [`output`], for commands that may take long: other tasks go on meanwhile, and a dropped future kills it, with all that it has
+/// started.
+pub async fn output_async(mut command: Command) -> Result<String> {
     let line = describe(&command);
-    let out = tokio::process::Command::from(command)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .with_context(|| format!("failed to run {line}"))?;
-    finish(&line, &out)
+    let descendants = Descendants::marked(&mut command);
+    let out = tokio::process::Command::from(command).stdin(Stdio::null()).kill_on_drop(true).output().await;
+    descendants.keep();
+    finish(&line, &out.with_context(|| format!("failed to run {line}"))?)
+}
+
+/// The processes of a command that has not ended: cargo, say, leaves its compilers to themselves when it is killed. A process group
+/// would be killed at once, but a Ctrl-C at the terminal would no longer reach it.
+struct Descendants {
+    mark: Option<String>,
+}
+
+impl Descendants {
+    fn marked(command: &mut Command) -> Self {
+        static COMMANDS: AtomicU64 = AtomicU64::new(0);
+        // A name of its own: what one such command starts may have another's mark, too.
+        let number = COMMANDS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("SKERRY_COMMAND_{}_{number}", std::process::id());
+        command.env(&name, "");
+        Self { mark: Some(format!("{name}=")) }
+    }
+
+    /// The command has ended: what it has left to go on goes on.
+    fn keep(mut self) {
+        self.mark = None;
+    }
+}
+
+impl Drop for Descendants {
+    fn drop(&mut self) {
+        let Some(mark) = &self.mark else { return };
+        if let Err(error) = kill_marked(mark) {
+            eprintln!("harness: {error:#}");
+        }
+    }
 }
 
 fn finish(line: &str, out: &std::process::Output) -> Result<String> {
@@ -228,4 +260,71 @@ pub fn is_running(pid: u32) -> bool {
 
 fn pid_of(pid: u32) -> Option<Pid> {
     i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+
+    use anyhow::ensure;
+
+    use super::*;
+    use crate::{setup, wait};
+
+    const SOON: Duration = Duration::from_mins(2);
+
+    /// A crate whose build script waits for the end of a FIFO.
+    fn waiting(dir: &Path) -> Result<(Command, std::path::PathBuf)> {
+        let fifo = dir.join("fifo");
+        output(super::command("mkfifo", [&fifo]))?;
+        fs::create_dir(dir.join("src"))?;
+        fs::write(dir.join("src/lib.rs"), "")?;
+        fs::write(
+            dir.join("Cargo.toml"),
+            "[package]\nname = \"waiting\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n",
+        )?;
+        fs::write(
+            dir.join("build.rs"),
+            format!("fn main() {{ drop(std::fs::read({:?})); }}\n", fifo.display().to_string()),
+        )?;
+        let mut build = setup::cargo(&["build", "--offline"]);
+        build.current_dir(dir).arg("--target-dir").arg(dir.join("target"));
+        Ok((build, fifo))
+    }
+
+    #[tokio::test]
+    async fn a_build_that_is_given_up_ends_with_all_that_it_has_started() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (build, fifo) = waiting(dir.path())?;
+        let mut building = Box::pin(output_async(build));
+        // It cannot be opened before somebody reads from it.
+        let open = async || {
+            let mut options = File::options();
+            anyhow::Ok(options.write(true).custom_flags(nix::libc::O_NONBLOCK).open(&fifo)?)
+        };
+        let mut other_end = tokio::select! {
+            built = &mut building => bail!("it has not waited: {built:?}"),
+            other_end = wait::until("the build script", SOON, open) => other_end?,
+        };
+        other_end.write_all(b"It reads.")?;
+        drop(building);
+        let error = other_end.write_all(b"Nobody does.").err().context("the build script is still there")?;
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_a_command_leaves_when_it_has_ended_goes_on() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let fifo = dir.path().join("fifo");
+        output(super::command("mkfifo", [&fifo]))?;
+        let script = r#"cat "$0" >/dev/null 2>&1 & echo $!"#;
+        let left = command("sh", ["-c".as_ref(), script.as_ref(), fifo.as_os_str()]);
+        let pid = output_async(left).await?.trim().parse()?;
+        let other_end = File::options().write(true).open(&fifo)?;
+        ensure!(is_running(pid), "it was killed");
+        drop(other_end);
+        ensure!(wait_gone(pid, SOON)?, "it reads what nobody writes");
+        Ok(())
+    }
 }

@@ -35,7 +35,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 pub use sweep::{kill_all, processes_below};
-pub(crate) use sweep::{netns_of_wire, remove_network};
+pub(crate) use sweep::{kill_marked, netns_of_wire, remove_network};
 
 use crate::process::tail;
 

@@ -53,10 +53,12 @@ impl Pace {
     }
 
     fn of(seen: &[(Instant, u64)]) -> Self {
-        let in_a_second = seen.iter().enumerate().map(|(first, (at, before))| {
-            let second = seen[first..].iter().take_while(|(then, _)| *then - *at <= Duration::from_secs(1));
-            second.last().map_or(0, |(_, count)| count - before)
-        });
+        let in_a_second =
+            seen.iter().zip(seen.iter().skip(1)).enumerate().map(|(number, (before, first))| {
+                let second =
+                    seen[number..].iter().take_while(|(at, _)| *at <= first.0 + Duration::from_secs(1));
+                second.last().map_or(0, |(_, count)| count - before.1)
+            });
         let worst = in_a_second.max().unwrap_or_default();
         // What was there at the first look is not of these.
         let took = match seen {

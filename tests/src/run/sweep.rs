@@ -65,15 +65,7 @@ pub fn kill_all(dir: &Path) -> Result<()> {
         for pid in &pids {
             cgroups.extend(cgroups_of(*pid));
         }
-        // All are told to die before one is waited for: a power cut has no order.
-        for pid in &pids {
-            kill9(*pid)?;
-        }
-        for pid in &pids {
-            if !wait_gone(*pid, GONE_WITHIN)? {
-                bail!("process {pid} is still there {GONE_WITHIN:?} after SIGKILL");
-            }
-        }
+        kill(&pids)?;
     }
     bail!("processes below {} come back faster than they can be killed", dir.display())
 }
@@ -82,20 +74,47 @@ pub fn kill_all(dir: &Path) -> Result<()> {
 pub fn processes_below(dir: &Path) -> Result<Vec<u32>> {
     let environment = format!("{RUN_DIR_VARIABLE}={}\0", dir.display()).into_bytes();
     let mount = mount_mark(dir)?;
+    processes(|proc_dir| {
+        contains(&read(&proc_dir.join("environ")), &environment)
+            || contains(&read(&proc_dir.join("mountinfo")), &mount)
+    })
+}
+
+/// SIGKILL to every process that has this in its environment, until none is left.
+pub(crate) fn kill_marked(mark: &str) -> Result<()> {
+    for _ in 0..ROUNDS {
+        let pids = processes(|proc_dir| contains(&read(&proc_dir.join("environ")), mark.as_bytes()))?;
+        if pids.is_empty() {
+            return Ok(());
+        }
+        kill(&pids)?;
+    }
+    bail!("processes with {mark} come back faster than they can be killed")
+}
+
+fn kill(pids: &[u32]) -> Result<()> {
+    // All are told to die before one is waited for: a power cut has no order.
+    for pid in pids {
+        kill9(*pid)?;
+    }
+    for pid in pids {
+        if !wait_gone(*pid, GONE_WITHIN)? {
+            bail!("process {pid} is still there {GONE_WITHIN:?} after SIGKILL");
+        }
+    }
+    Ok(())
+}
+
+/// The processes that are marked, but for this one.
+fn processes(is_marked: impl Fn(&Path) -> bool) -> Result<Vec<u32>> {
     let own = std::process::id();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        if pid == own || is_zombie(pid) {
-            continue;
-        }
-        let proc_dir = PathBuf::from(format!("/proc/{pid}"));
         // A process may end between the listing and the look: then there is nothing to read, and nothing to kill.
-        let marked = contains(&read(&proc_dir.join("environ")), &environment)
-            || contains(&read(&proc_dir.join("mountinfo")), &mount);
-        if marked {
+        if pid != own && !is_zombie(pid) && is_marked(&PathBuf::from(format!("/proc/{pid}"))) {
             found.push(pid);
         }
     }
