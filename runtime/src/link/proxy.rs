@@ -126,13 +126,18 @@ impl TunnelError {
                 "check that it is an HTTP proxy; where its port speaks TLS, the URL begins with https://"
             }
             Failure::Refused { status, with_credentials, .. } => match *status {
-                StatusCode::PROXY_AUTHENTICATION_REQUIRED if *with_credentials => {
+                // The second is what some answer to a wrong password.
+                StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED if *with_credentials => {
                     "check user and password in its URL; they are for Basic authentication, percent-encoded"
                 }
                 StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
                     "put user and password into its URL, as in http://USER:PASSWORD@HOST:PORT"
                 }
-                StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                // Some do not tell what is wrong with them from what is wrong behind them.
+                StatusCode::INTERNAL_SERVER_ERROR
+                | StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT => {
                     "check cloudcore's address, and that the proxy gets through to it"
                 }
                 _ => "have its administrator let CONNECT to cloudcore's host and port through",

@@ -100,9 +100,9 @@ pub(crate) async fn run(bench: &Bench, scene: &Scene, site: &Site) -> Result<()>
     Ok(())
 }
 
-/// keadm's preflight has said what is wrong, and no password.
+/// keadm's preflight has said what is wrong.
 fn refused(joined: Result<String>, told: &str) -> Result<()> {
-    let error = joined.err().context("it has joined")?.to_string();
+    let error = format!("{:#}", joined.err().context("it has joined")?);
     ensure!(error.contains(told), "{told:?} is not in: {error}");
     Ok(())
 }

@@ -178,6 +178,10 @@ async fn a_proxy_that_refuses_or_talks_is_told() {
             "HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n",
             "answers 407 Proxy Authentication Required to CONNECT cloud.example:10000; check user and password",
         ),
+        (
+            "HTTP/1.0 401 Unauthorized\r\n\r\n",
+            "answers 401 Unauthorized to CONNECT cloud.example:10000; check user and password",
+        ),
         ("HTTP/1.1 403 Forbidden\r\n\r\n", "answers 403 Forbidden to CONNECT cloud.example:10000; have its"),
         (
             "HTTP/1.1 502 Bad Gateway\r\n\r\n",
