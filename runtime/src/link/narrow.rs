@@ -36,6 +36,7 @@ pub(super) async fn found_out(connection: &Connection, written: &Notify) -> Link
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Look {
     Well,
     /// Others notice that. What was written is to be looked at again.
@@ -43,12 +44,35 @@ enum Look {
     Narrow,
 }
 
+/// Packets that are known to be lost, and datagrams that have come.
+#[derive(Clone, Copy)]
+struct Counts {
+    lost: u64,
+    heard: u64,
+}
+
+impl Counts {
+    fn of(connection: &Connection) -> Self {
+        let stats = connection.stats();
+        Self { lost: stats.path.lost_packets, heard: stats.udp_rx.datagrams }
+    }
+
+    /// What these and later ones say; nothing if something was lost, which a line that loses some does, too.
+    fn until(self, later: Self) -> Option<Look> {
+        match (later.heard > self.heard, later.lost > self.lost) {
+            (true, true) => None,
+            (true, false) => Some(Look::Well),
+            // Without a word from the peer, nothing is known to be lost.
+            (false, _) => Some(Look::Silent),
+        }
+    }
+}
+
 async fn look(connection: &Connection) -> Look {
-    let begun = connection.stats();
+    let begun = Counts::of(connection);
     time::sleep(LOOK).await;
-    let end = connection.stats();
-    if end.path.lost_packets == begun.path.lost_packets {
-        return Look::Well;
+    if let Some(seen) = begun.until(Counts::of(connection)) {
+        return seen;
     }
     let patience = PATIENCE + ROUND_TRIPS * connection.rtt();
     if time::timeout(patience, probe(connection)).await.is_ok() {
@@ -56,7 +80,7 @@ async fn look(connection: &Connection) -> Look {
         return Look::Well;
     }
     // Heard of since the begin: what is on its way and not confirmed leaves no room for anything short, either.
-    if connection.stats().udp_rx.datagrams > begun.udp_rx.datagrams { Look::Narrow } else { Look::Silent }
+    if Counts::of(connection).heard > begun.heard { Look::Narrow } else { Look::Silent }
 }
 
 /// Returns once the peer has confirmed something long, or when that cannot be tried: an older peer takes no such stream, and one
@@ -69,5 +93,24 @@ async fn probe(connection: &Connection) {
     if matches!(written, Some(Ok(()))) && stream.finish().is_ok() {
         // That the peer wants no more of it says as much: it has seen it.
         drop(stream.stopped().await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silence_is_looked_at_again() {
+        let begun = Counts { lost: 7, heard: 10 };
+        for (lost, heard, seen) in [
+            (7, 11, Some(Look::Well)),
+            (8, 11, None),
+            (7, 10, Some(Look::Silent)),
+            // Told of by what came before.
+            (8, 10, Some(Look::Silent)),
+        ] {
+            assert_eq!(begun.until(Counts { lost, heard }), seen, "{lost} lost, {heard} heard");
+        }
     }
 }

@@ -253,7 +253,8 @@ async fn an_edge_knows_how_what_it_sent_fares() {
         edge.send(Lane::Objects, &Bytes::from(vec![7; MAX_FRAME])).await;
         // Nobody reads, and what has arrived is confirmed all the same.
         wait_until(|| fares().confirmed > before.confirmed).await;
-        assert!(fares().open, "{transport}: all is confirmed, and nobody has read it");
+        // The kernel at the other end confirms what it keeps, and has no more sent then.
+        assert!(transport == "websocket" || fares().open, "all is confirmed, and nobody has read it");
         cloud.next().await.unwrap();
         // QUIC does not tell what is on its way.
         wait_until(|| transport == "quic" || !fares().open).await;

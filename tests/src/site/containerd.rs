@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use proto::cri::v1::VersionRequest;
 use serde_json::json;
 
 use super::{Site, address::Address};
@@ -35,7 +36,9 @@ impl Site {
         let mut daemon = Daemon::start(&self.run, &format!("{}-containerd", self.name), command)?;
         wait::until("containerd answering", START_DEADLINE, async || {
             daemon.check_alive()?;
-            self.ctr(&["version"]).await
+            // It answers its own client before it does CRI's.
+            self.runtime().await?.version(VersionRequest::default()).await?;
+            anyhow::Ok(())
         })
         .await
         .with_context(|| format!("the end of its log:\n{}", tail(daemon.log())))?;

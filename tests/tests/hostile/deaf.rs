@@ -52,6 +52,13 @@ pub(crate) async fn run(stage: &Stage<'_>) -> Result<()> {
         let pod = json!({"metadata": {"name": node}, "spec": {"nodeName": node, "containers": [
             {"name": "c", "image": "registry.invalid/x", "envFrom": env}]}});
         pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        // One that comes before there is anything for it is not asked what it has.
+        wait::until("cloudcore knowing of the pod", super::super::SOON, async || {
+            let page = stage.cloud.admin("/digestz").await?.body;
+            ensure!(page.contains(&node), "{page}");
+            anyhow::Ok(())
+        })
+        .await?;
         let mut peer = Peer::greeted(stage, transport, &node).await?;
         peer.until(|body| matches!(body, Body::InventoryRequest(_)).then_some(())).await?;
         peer.say(Body::Inventory(Inventory { entries: Vec::new(), last: true }))?;
