@@ -95,7 +95,13 @@ async fn live(bench: &Bench, cluster: &Cluster, cloud: &Cloud, transport: Transp
     wait::until("a pod on each node Running", SOON, async || {
         let found = pods.list(&ListParams::default()).await?.items;
         ensure!(found.len() == NODES, "{} pods", found.len());
-        found.iter().try_for_each(is_running)
+        found.iter().try_for_each(is_running)?;
+        // cloudcore changes each pod once: what comes of that is not sent again, but for the first time.
+        let tolerations =
+            found.iter().flat_map(|pod| pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten()));
+        let limited = tolerations.filter(|toleration| toleration.toleration_seconds.is_some()).count();
+        ensure!(limited == 0, "{limited} tolerations are limited");
+        anyhow::Ok(())
     })
     .await?;
 
