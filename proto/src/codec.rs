@@ -268,6 +268,35 @@ pub fn make_patch(base: &[u8], target: &[u8]) -> Result<Bytes, EncodeError> {
     Ok(Bytes::from(patch))
 }
 
+/// Makes the same patches as [`make_patch`], and keeps what zstd makes for each anew otherwise, for a third of the time that
+/// a small object takes.
+#[derive(Default)]
+pub struct Differ {
+    context: Option<Compressor<'static>>,
+}
+
+impl Differ {
+    pub fn make_patch(&mut self, base: &[u8], target: &[u8]) -> Result<Bytes, EncodeError> {
+        // It would grow, and keep what it has.
+        if base.len() + target.len() > KEPT_CONTEXT {
+            return make_patch(base, target);
+        }
+        let context = match self.context.take() {
+            Some(mut context) => context.set_dictionary(PATCH_LEVEL, base).map(|()| context),
+            None => Compressor::with_dictionary(PATCH_LEVEL, base),
+        };
+        let context = self.context.insert(context.map_err(EncodeError::Compress)?);
+        context.compress(target).map(Bytes::from).map_err(EncodeError::Compress)
+    }
+}
+
+impl std::fmt::Debug for Differ {
+    // The context holds the bytes of an object, which may be a Secret's.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Differ").finish_non_exhaustive()
+    }
+}
+
 /// Applies what [`make_patch`] made; `length` and `hash` are those of the result.
 pub fn apply_patch(base: &[u8], patch: &[u8], length: usize, hash: u64) -> Result<Bytes, DecodeError> {
     if length > MAX_FRAME {
@@ -314,6 +343,19 @@ mod tests {
             let frame = encoder.encode_with(body.clone(), dictionary::FIRST).unwrap();
             assert_eq!(frame, encode_with(body.clone(), dictionary::FIRST).unwrap());
             assert_eq!(decode(frame).unwrap(), body);
+        }
+    }
+
+    #[test]
+    fn a_differ_makes_the_same_patches() {
+        let mut differ = Differ::default();
+        let object = |number: usize, length: usize| format!("{number} {}", "data ".repeat(length / 5));
+        for (number, length) in [10, 700, 5000, 40_000, 700, 1, 16_000, 300].into_iter().enumerate() {
+            let (base, target) = (object(number, length), object(number + 1, length + number));
+            let patch = differ.make_patch(base.as_bytes(), target.as_bytes()).unwrap();
+            assert_eq!(patch, make_patch(base.as_bytes(), target.as_bytes()).unwrap());
+            let hash = crate::resource::content_hash(target.as_bytes());
+            assert_eq!(apply_patch(base.as_bytes(), &patch, target.len(), hash).unwrap(), target);
         }
     }
 

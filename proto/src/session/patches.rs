@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{Version, codec};
+use crate::{
+    Version,
+    codec::{self, Differ, EncodeError},
+};
 
 /// Patches that are kept. Sessions are told of a change at the same time, so few of those before are asked for again.
 const KEPT: usize = 256;
@@ -21,6 +24,7 @@ const KEPT_BYTES: usize = 256 << 10;
 #[derive(Debug, Default)]
 pub struct Patches {
     made: Mutex<Made>,
+    differ: Mutex<Differ>,
 }
 
 /// The hashes of the base and of what the patch makes of it.
@@ -42,8 +46,11 @@ impl Patches {
         if let Some(made) = self.lock().patches.get(&step) {
             return made.clone();
         }
-        // Two sessions at once make the same.
-        let patch = make(base.1, target.1);
+        // Two sessions at once make the same. Nobody waits for who has the context.
+        let patch = match self.differ.try_lock() {
+            Ok(mut differ) => shorter(differ.make_patch(base.1, target.1), target.1),
+            Err(_) => make(base.1, target.1),
+        };
         self.lock().keep(step, patch.clone());
         patch
     }
@@ -74,7 +81,11 @@ impl Made {
 
 /// As [`Patches::patch`], with nothing kept.
 pub(super) fn make(base: &[u8], target: &[u8]) -> Option<Bytes> {
-    codec::make_patch(base, target).ok().filter(|patch| patch.len() < target.len())
+    shorter(codec::make_patch(base, target), target)
+}
+
+fn shorter(patch: Result<Bytes, EncodeError>, target: &[u8]) -> Option<Bytes> {
+    patch.ok().filter(|patch| patch.len() < target.len())
 }
 
 #[cfg(test)]
