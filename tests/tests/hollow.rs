@@ -49,6 +49,7 @@ async fn hollow_nodes_do_as_nodes_do_over_either_transport() -> Result<()> {
             live(bench, &cluster, &cloud, Transport::Websocket),
             live(bench, &cluster, &cloud, Transport::Quic)
         )?;
+        delays_are_measured(&cloud).await?;
         come_back(&mut [&mut over_websocket, &mut over_quic], &cloud).await?;
         let connections = connections(&cloud, &cluster)?;
         ensure!((1..=CONNECTIONS).contains(&connections), "{connections} connections to the API server");
@@ -162,6 +163,28 @@ async fn come_back(scenes: &mut [&mut Scene], cloud: &Cloud) -> Result<()> {
         ensure!(again == 0, "{again} objects were sent again to {}", scene.prefix);
     }
     Ok(())
+}
+
+/// cloudcore's metrics say of each batch of changes how long it took, to the link and to the ack.
+async fn delays_are_measured(cloud: &Cloud) -> Result<()> {
+    wait::until("an ack of each batch in the metrics", SOON, async || {
+        let page = cloud.admin("/metrics").await?.body;
+        let value = |name: &str| {
+            let text = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            text.with_context(|| format!("no {name}: {page}"))
+        };
+        let of = |what: &str| {
+            let name = format!("cloudcore_batch_{what}_seconds");
+            let (count, sum) = (value(&format!("{name}_count"))?, value(&format!("{name}_sum"))?);
+            anyhow::Ok((count.parse::<usize>()?, sum.parse::<f64>()?))
+        };
+        let (sent, acked) = (of("sent")?, of("acked")?);
+        // Each node had a change, over each transport.
+        ensure!(sent.0 >= 2 * NODES && sent.0 == acked.0, "sent {sent:?}, acked {acked:?}");
+        ensure!(0.0 < sent.1 && sent.1 < acked.1, "sent {sent:?}, acked {acked:?}");
+        anyhow::Ok(())
+    })
+    .await
 }
 
 /// How many cloudcore has open to the API server.

@@ -197,6 +197,8 @@ struct Driver<'a> {
     /// From the hello on: an edge may open more links than it goes on to use.
     registration: Option<Registration>,
     session: CloudSession,
+    /// Batches under way, with the moment when the oldest change in each was heard of.
+    heard: VecDeque<(u64, std::time::Instant)>,
     view: NodeSubscription,
     tasks: JoinSet<Done>,
     /// One task, apart: it goes on to the goodbye, when the others have been ended.
@@ -270,6 +272,7 @@ async fn drive(
         .sharing(Arc::clone(&context.patches));
     let mut driver = Driver {
         session: if confirms { session.without_pongs() } else { session },
+        heard: VecDeque::new(),
         view: context.index.subscribe(&node.node),
         enrollment,
         peer: node,
@@ -382,12 +385,12 @@ impl Driver<'_> {
             return Err(End::Behind);
         }
         let mut settings = false;
-        while let Some(key) = self.view.dirty().pop() {
+        while let Some((key, at)) = self.view.dirty().pop_with_since() {
             if key.kind() == "Node" {
                 self.check_holder()?;
             }
             settings |= matches!(key.kind(), "Node" | "ConfigMap");
-            self.session.mark_dirty(key);
+            self.session.mark_changed(key, at);
         }
         if settings {
             self.settle();
@@ -402,10 +405,12 @@ impl Driver<'_> {
             while self.frames.has_room(lane)
                 && let Some(body) = self.session.poll_lane(lane, &self.view)
             {
+                let mut told = None;
                 if let Body::Batch(batch) = &body {
                     self.context.metrics.batches.inc();
                     self.context.metrics.changes.inc_by(batch.changes.len() as u64);
                     trace_batch(batch);
+                    told = self.session.heard().map(|heard| (batch.seq, heard));
                 }
                 let frame = if self.in_use.plain {
                     codec::encode_plain(body)
@@ -416,6 +421,10 @@ impl Driver<'_> {
                 let length = frame.len();
                 self.traffic.sent(lane, length);
                 self.frames.push(lane, frame);
+                if let Some((seq, heard)) = told {
+                    self.context.metrics.delays.sent.observe(heard.elapsed().as_secs_f64());
+                    self.heard.push_back((seq, heard));
+                }
                 if let Some(confirmed) = self.progress.confirmed() {
                     self.session.handle_sent(Instant::now().into_std(), confirmed);
                 }
@@ -447,7 +456,12 @@ impl Driver<'_> {
             Body::Ack(ack) => trace!(seq = ack.seq, "batch acked"),
             _ => {}
         }
-        self.session.handle_frame(body, Instant::now().into_std()).map_err(End::Violation)
+        let (now, acked) = (Instant::now().into_std(), if let Body::Ack(ack) = &body { ack.seq } else { 0 });
+        self.session.handle_frame(body, now).map_err(End::Violation)?;
+        while let Some((_, heard)) = self.heard.pop_front_if(|(seq, _)| *seq <= acked) {
+            self.context.metrics.delays.acked.observe(now.saturating_duration_since(heard).as_secs_f64());
+        }
+        Ok(())
     }
 
     fn handle(&mut self, event: CloudEvent) -> Result<(), End> {

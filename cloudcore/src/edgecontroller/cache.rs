@@ -5,16 +5,20 @@
 //! (a consistent read, in pages), apply it at once, watch from its version, resume from the last version seen when the watch
 //! ends, and list again when the API server no longer has that version (410 Gone).
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use futures_util::{AsyncBufReadExt, StreamExt};
+use futures_util::{AsyncBufRead as _, AsyncBufReadExt as _};
 use http::Request;
 use kube::Client;
 use proto::ResourceKey;
 use runtime::backoff::Backoff;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time;
+use tokio::{task, time};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -31,6 +35,8 @@ const LIST_DEADLINE: Duration = Duration::from_mins(1);
 const WATCH_SECONDS: u64 = 290;
 /// Bookmarks come every minute or so: a watch with nothing for this long has lost its connection.
 const QUIET: Duration = Duration::from_secs(150);
+/// Events that are applied before the sessions that need them have their turn.
+const TURN: usize = 16;
 /// A watch that ends sooner is a failure, to be backed off from.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
@@ -111,6 +117,31 @@ struct Status {
     code: u16,
     #[serde(default)]
     message: String,
+}
+
+/// Lines of what comes in parts.
+#[derive(Default)]
+struct Lines {
+    /// A line whose end has not come.
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    /// Hands on each line that ends in this part.
+    fn each<E>(&mut self, part: &[u8], mut take: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        for piece in part.split_inclusive(|&byte| byte == b'\n') {
+            if piece.last() != Some(&b'\n') {
+                self.begun.extend_from_slice(piece);
+            } else if self.begun.is_empty() {
+                take(piece)?;
+            } else {
+                let mut line = std::mem::take(&mut self.begun);
+                line.extend_from_slice(piece);
+                take(&line)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Reflector {
@@ -209,40 +240,60 @@ impl Reflector {
             .await
             .map_err(|_| WatchError::ListTimedOut)?
             .map_err(|source| WatchError::Start(Box::new(source)))?;
-        let mut lines = std::pin::pin!(stream.lines());
-        let start = time::Instant::now();
+        let mut stream = std::pin::pin!(stream);
+        let (start, mut lines, mut handled) = (Instant::now(), Lines::default(), 0);
         loop {
-            let line = match time::timeout(QUIET, lines.next()).await {
-                Ok(Some(line)) => line.map_err(WatchError::Broken)?,
-                Ok(None) if start.elapsed() < SHORTEST_WATCH => return Err(WatchError::Short),
-                // The server ended the watch, or the connection is dead; resuming costs next to nothing.
-                Ok(None) | Err(_) => return Ok(()),
+            let part = match time::timeout(QUIET, stream.fill_buf()).await {
+                Ok(part) => part.map_err(WatchError::Broken)?,
+                // The connection is dead; resuming costs next to nothing.
+                Err(_) => return Ok(()),
             };
-            let seen = self.handle(&line)?;
-            backoff.reset();
-            if !seen.is_empty() {
-                *version = Some(seen);
+            if part.is_empty() {
+                // The server ended the watch.
+                return if start.elapsed() < SHORTEST_WATCH { Err(WatchError::Short) } else { Ok(()) };
+            }
+            let (heard, length) = (Instant::now(), part.len());
+            lines.each(part, |line| {
+                let seen = self.handle(line, heard)?;
+                handled += 1;
+                backoff.reset();
+                if !seen.is_empty() {
+                    *version = Some(seen);
+                }
+                Ok(())
+            })?;
+            stream.as_mut().consume(length);
+            if handled >= TURN {
+                handled = 0;
+                task::yield_now().await;
             }
         }
     }
 
     /// Applies one event; returns the version up to which this kind has now been seen.
-    fn handle(&self, line: &str) -> Result<String, WatchError> {
-        let event: Event<'_> = serde_json::from_str(line).map_err(WatchError::Parse)?;
+    fn handle(&self, line: &[u8], heard: Instant) -> Result<String, WatchError> {
+        let event: Event<'_> = serde_json::from_slice(line).map_err(WatchError::Parse)?;
         let raw = event.object.get();
-        let parse = WatchError::Parse;
         match event.r#type {
             "ADDED" | "MODIFIED" => {
-                let seen = serde_json::from_str::<Bookmark>(raw).map_err(parse)?.metadata.resource_version;
-                match (self.take(raw), key_of(self.kind, raw)) {
-                    (Some(cached), _) => self.index.apply(self.kind, cached),
-                    (None, Some(key)) => self.index.withhold(self.kind, key, resource_version(&seen)),
-                    (None, None) => self.index.bookmark(self.kind, resource_version(&seen)),
-                }
+                let Some(cached) = self.take(raw) else {
+                    let seen = version_of(raw)?;
+                    match key_of(self.kind, raw) {
+                        Some(key) => self.index.withhold(self.kind, key, resource_version(&seen)),
+                        None => self.index.bookmark(self.kind, resource_version(&seen)),
+                    }
+                    return Ok(seen);
+                };
+                let seen = match cached.object.version.resource_version {
+                    // No number.
+                    0 => version_of(raw)?,
+                    number => number.to_string(),
+                };
+                self.index.apply_heard(self.kind, cached, heard);
                 Ok(seen)
             }
             "DELETED" => {
-                let seen = serde_json::from_str::<Bookmark>(raw).map_err(parse)?.metadata.resource_version;
+                let seen = version_of(raw)?;
                 match key_of(self.kind, raw) {
                     Some(key) => self.index.delete(self.kind, &key, resource_version(&seen)),
                     None => self.index.bookmark(self.kind, resource_version(&seen)),
@@ -250,12 +301,12 @@ impl Reflector {
                 Ok(seen)
             }
             "BOOKMARK" => {
-                let seen = serde_json::from_str::<Bookmark>(raw).map_err(parse)?.metadata.resource_version;
+                let seen = version_of(raw)?;
                 self.index.bookmark(self.kind, resource_version(&seen));
                 Ok(seen)
             }
             "ERROR" => {
-                let status: Status = serde_json::from_str(raw).map_err(parse)?;
+                let status: Status = serde_json::from_str(raw).map_err(WatchError::Parse)?;
                 Err(WatchError::Ended { code: status.code, message: status.message })
             }
             other => {
@@ -286,6 +337,11 @@ impl Reflector {
     }
 }
 
+fn version_of(raw: &str) -> Result<String, WatchError> {
+    let object: Bookmark = serde_json::from_str(raw).map_err(WatchError::Parse)?;
+    Ok(object.metadata.resource_version)
+}
+
 fn key_of(kind: &Kind, raw: &str) -> Option<ResourceKey> {
     #[derive(Deserialize)]
     struct Named {
@@ -299,4 +355,26 @@ fn key_of(kind: &Kind, raw: &str) -> Option<ResourceKey> {
     }
     let named: Named = serde_json::from_str(raw).ok()?;
     ResourceKey::new(kind.key, &named.metadata.namespace, &named.metadata.name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_the_same_however_they_come() {
+        let text = b"one\n\nthree is longer\nfour\nand no end";
+        for length in 1..=text.len() {
+            let (mut lines, mut taken) = (Lines::default(), Vec::new());
+            for part in text.chunks(length) {
+                let each = lines.each(part, |line| {
+                    taken.push(String::from_utf8(line.to_owned()).unwrap());
+                    Ok::<_, Infallible>(())
+                });
+                each.unwrap();
+            }
+            assert_eq!(taken, ["one\n", "\n", "three is longer\n", "four\n"], "in parts of {length}");
+            assert_eq!(lines.begun, b"and no end");
+        }
+    }
 }

@@ -162,6 +162,11 @@ impl Index {
     }
 
     pub fn apply(&self, kind: &Kind, cached: Cached) {
+        self.apply_heard(kind, cached, Instant::now());
+    }
+
+    /// As [`apply`](Self::apply), heard of at `at`.
+    pub fn apply_heard(&self, kind: &Kind, cached: Cached, at: Instant) {
         let key = cached.object.key.clone();
         let mut state = self.write();
         state.changed(kind, cached.object.version.resource_version);
@@ -169,7 +174,7 @@ impl Index {
         // A thousand of them look at once, and would only wait for the lock.
         drop(state);
         for dirty in sessions {
-            dirty.mark(&key);
+            dirty.mark_since(&key, at);
         }
     }
 

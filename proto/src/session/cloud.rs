@@ -4,7 +4,7 @@
 //! and never a queue of objects.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -106,13 +106,16 @@ pub struct CloudSession {
     sync_config: Option<Arc<str>>,
     queues: Queues,
     events: VecDeque<CloudEvent>,
-    dirty: BTreeSet<ResourceKey>,
+    /// With the moment when it was first heard that the object is another one, for those that have changed since the last one was sent.
+    dirty: BTreeMap<ResourceKey, Option<Instant>>,
     /// What the edge holds, or will once the batches under way have arrived. The bytes, where known, are the base of the
     /// next patch; they are shared with the cache as long as they are current.
     sent: HashMap<ResourceKey, Sent>,
     /// Those that other sessions have use for, too.
     patches: Option<Arc<Patches>>,
     next_seq: u64,
+    /// See [`CloudSession::heard`].
+    heard: Option<Instant>,
     acked: u64,
     /// The last batch of the first difference.
     synced_at: Option<u64>,
@@ -145,10 +148,11 @@ impl CloudSession {
             sync_config: None,
             queues: Queues::default(),
             events: VecDeque::new(),
-            dirty: BTreeSet::new(),
+            dirty: BTreeMap::new(),
             sent: HashMap::new(),
             patches: None,
             next_seq: 1,
+            heard: None,
             acked: 0,
             synced_at: None,
             reports_open: 0,
@@ -310,7 +314,7 @@ impl CloudSession {
                 .into_iter()
                 .map(|(key, hash)| (key, Sent { hash, bytes: None }))
                 .collect();
-            self.dirty.extend(self.sent.keys().cloned());
+            self.dirty.extend(self.sent.keys().map(|key| (key.clone(), None)));
             self.phase = Phase::Syncing;
         }
         Ok(())
@@ -318,10 +322,25 @@ impl CloudSession {
 
     /// The view's object of this key may have changed, appeared or gone.
     pub fn mark_dirty(&mut self, key: ResourceKey) {
+        self.mark(key, None);
+    }
+
+    /// As [`mark_dirty`](Self::mark_dirty), heard of at `at`.
+    pub fn mark_changed(&mut self, key: ResourceKey, at: Instant) {
+        self.mark(key, Some(at));
+    }
+
+    fn mark(&mut self, key: ResourceKey, at: Option<Instant>) {
         // Before the view is compared, everything counts as dirty anyway.
         if !matches!(self.phase, Phase::AwaitHello | Phase::AwaitView { .. }) {
-            self.dirty.insert(key);
+            // What waits already waits since it was marked first.
+            self.dirty.entry(key).or_insert(at);
         }
+    }
+
+    /// Of the changes in the newest batch, when the oldest was heard of; `None` if of none of them.
+    pub fn heard(&self) -> Option<Instant> {
+        self.heard
     }
 
     /// The next frame to send, whatever its lane.
@@ -383,7 +402,7 @@ impl CloudSession {
     }
 
     fn ask_inventory(&mut self, objects: &[Object], forget: bool) -> Body {
-        self.dirty = objects.iter().map(|object| object.key.clone()).collect();
+        self.dirty = objects.iter().map(|object| (object.key.clone(), None)).collect();
         self.phase = Phase::AwaitInventory { entries: HashMap::new() };
         Body::InventoryRequest(InventoryRequest { forget })
     }
@@ -400,13 +419,15 @@ impl CloudSession {
 
     fn next_batch(&mut self, view: &dyn View) -> Option<Batch> {
         let mut changes = Vec::new();
+        let mut heard: Option<Instant> = None;
         let (mut size, mut objects) = (0, 0);
         // With one object more than these it is within BATCH_OBJECTS.
         while size < BATCH_BYTES && objects < MAX_FRAME && changes.len() < BATCH_CHANGES {
-            let Some(key) = self.dirty.pop_first() else { break };
+            let Some((key, at)) = self.dirty.pop_first() else { break };
             if let Some((change, length, object)) = self.change(&key, view) {
                 size += length;
                 objects += object;
+                heard = heard.into_iter().chain(at).min();
                 changes.push(change);
             }
         }
@@ -415,6 +436,7 @@ impl CloudSession {
         }
         let seq = self.next_seq;
         self.next_seq += 1;
+        self.heard = heard;
         Some(Batch { seq, changes })
     }
 

@@ -224,6 +224,30 @@ fn first_contact_then_deltas_then_resume() {
 }
 
 #[test]
+fn a_batch_tells_when_its_oldest_change_was_heard_of() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    for name in ["a", "b", "c"] {
+        view.put(&format!("ConfigMap/default/{name}"), "0");
+    }
+    let mut pair = Pair::new(&store);
+    pair.settle(&view, &store);
+    assert_eq!(pair.cloud.heard(), None, "nobody heard of what the first difference sends");
+    let at = |millis| pair.now + Duration::from_millis(millis);
+    let (early, late, later) = (at(1), at(2), at(3));
+    for (name, heard) in [("a", late), ("b", early), ("b", later), ("c", late)] {
+        // Of c nothing is to be sent: it is as it was.
+        let content = if name == "c" { "0" } else { "1" };
+        pair.cloud.mark_changed(view.put(&format!("ConfigMap/default/{name}"), content), heard);
+    }
+    pair.settle(&view, &store);
+    assert_eq!((pair.cloud.heard(), view.digest()), (Some(early), store.digest()));
+    let key = view.put("ConfigMap/default/a", "2");
+    pair.cloud.mark_dirty(key);
+    pair.settle(&view, &store);
+    assert_eq!(pair.cloud.heard(), None);
+}
+
+#[test]
 fn whole_means_that_nothing_is_patched() {
     let (mut view, store) = (TestView::default(), TestStore::default());
     let text = (0..400).map(|n| (n * 7919 % 1000).to_string()).collect::<Vec<_>>().join(" ");
