@@ -13,7 +13,10 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::changes::{Changes, number_of};
+use crate::{
+    apart,
+    changes::{Changes, number_of},
+};
 
 /// A running watch.
 pub struct Beside {
@@ -50,14 +53,11 @@ impl Beside {
         let stop = CancellationToken::new();
         let (begun, watches) = oneshot::channel();
         let (stopped, namespace, changes) = (stop.clone(), namespace.to_owned(), Arc::clone(changes));
-        let thread = std::thread::Builder::new().name("beside".to_owned()).spawn(move || {
-            let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            executor.block_on(async {
-                tokio::select! {
-                    ended = watch(config, &namespace, &changes, begun) => ended,
-                    () = stopped.cancelled() => Ok(()),
-                }
-            })
+        let thread = apart::spawn("beside", move || async move {
+            tokio::select! {
+                ended = watch(config, &namespace, &changes, begun) => ended,
+                () = stopped.cancelled() => Ok(()),
+            }
         })?;
         let beside = Self { stop, thread };
         if watches.await.is_ok() {

@@ -21,17 +21,19 @@ use proto::{Object, ResourceKey};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
-use crate::{flood::Flood, latency::Latencies};
+use crate::{apart, flood::Flood, latency::Latencies};
 
 /// In a ConfigMap's data, see [`number_of`].
 const NUMBER: &str = "number";
 /// Requests under way. More only queue up in the API server.
 const AT_ONCE: usize = 64;
+/// For others to read what a thread has used.
+const LINGER: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(2);
 
 /// What is under way, and what has arrived.
@@ -175,6 +177,33 @@ impl Changes {
     ) -> Result<Outcome> {
         let times = self.run_until(client, configs, rate, patience, sleep(length)).await?;
         Ok(times.outcome())
+    }
+
+    /// As [`Changes::run`], in a thread and over a connection of its own. The thread stays a while, for others to read what it used.
+    pub async fn run_apart(
+        self: &Arc<Self>,
+        config: kube::Config,
+        configs: &[ResourceKey],
+        rate: f64,
+        length: Duration,
+        patience: Duration,
+    ) -> Result<Outcome> {
+        let (changes, configs) = (Arc::clone(self), configs.to_owned());
+        let (done, outcome) = oneshot::channel();
+        let thread = apart::spawn("changes", move || async move {
+            let client = Client::try_from(config)?;
+            let outcome = changes.run(&client, &configs, rate, length, patience).await?;
+            // Whoever wanted it may have been stopped meanwhile.
+            drop(done.send(outcome));
+            // A thread's times are gone with it.
+            sleep(LINGER).await;
+            Ok(())
+        })?;
+        if let Ok(outcome) = outcome.await {
+            return Ok(outcome);
+        }
+        thread.join().map_err(|_| anyhow::anyhow!("what makes changes has panicked"))??;
+        anyhow::bail!("what makes changes has ended with nothing")
     }
 
     /// As [`Changes::run`], until something has happened.

@@ -7,6 +7,7 @@
 
 #![allow(clippy::cast_precision_loss, reason = "no count here comes near 2^52")]
 
+mod apart;
 pub mod beside;
 pub mod changes;
 pub mod cluster;

@@ -19,7 +19,7 @@ use kube::{
     Client,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use output::{Output, Summary, Worked};
+use output::{Output, Rated, Summary, Worked};
 use runtime::tls;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -80,12 +80,12 @@ struct Args {
     /// Pods to make for each node, once all nodes are Ready
     #[arg(long, default_value_t = 0)]
     pods: usize,
-    /// Changes of the nodes' ConfigMaps to make in a second, from when their pods run
-    #[arg(long, value_name = "RATE", default_value_t = 0.0, requires = "pods", requires = "kubeconfig")]
-    changes: f64,
-    /// How long to make changes, at most
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
-    changing: f64,
+    /// Changes of the nodes' ConfigMaps to make in a second, from when their pods run; several rates one after the other
+    #[arg(long, value_name = "RATE,...", value_delimiter = ',', requires = "pods", requires = "kubeconfig")]
+    changes: Vec<f64>,
+    /// How long to make changes, at most; for each rate, or of each its own
+    #[arg(long, value_name = "SECONDS,...", value_delimiter = ',', default_value = "30")]
+    changing: Vec<f64>,
     /// ConfigMaps that all nodes hold
     #[arg(long, value_name = "COUNT", default_value_t = 0, requires = "pods")]
     shared: usize,
@@ -131,6 +131,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> Result<()> {
+    check(args)?;
     let directory = match &args.dir {
         Some(dir) => dir.clone(),
         None => default_dir().context("neither SKERRY_CACHE nor HOME is set; name a directory with --dir")?,
@@ -168,7 +169,7 @@ async fn run(args: &Args) -> Result<()> {
         tell(&format!("hollow: making {} pods in namespace {}", args.nodes * args.pods, args.prefix));
         let workload = Workload { nodes: args.nodes, pods: args.pods, shared: args.shared };
         let configs = cluster::populate(&client, &args.prefix, workload).await?;
-        if args.changes <= 0.0 && args.flood <= 0.0 {
+        if args.changes.is_empty() && args.flood <= 0.0 {
             return Ok(Worked::default());
         }
         moments.all_running.notified().await;
@@ -189,21 +190,31 @@ async fn run(args: &Args) -> Result<()> {
             }
             return Ok(worked);
         }
-        let beside = Beside::start(access, &args.prefix, &changes).await?;
+        let beside = Beside::start(access.clone(), &args.prefix, &changes).await?;
         if args.returning > 0 {
             tell(&format!("hollow: one more node comes and goes, with {} objects", args.returning));
-            let (objects, rate) = (args.returning, args.changes);
+            let (objects, rate) = (args.returning, args.changes[0]);
             let measured = fairness::measure(&config, &changes, &client, &configs, objects, rate).await?;
             beside.stop()?;
             tell("hollow: it has come for the last time");
             worked.fairness = Some(measured);
         } else {
-            let length = seconds("changing", args.changing)?.min(left);
-            tell(&format!("hollow: changing ConfigMaps for {:.0} s", length.as_secs_f64()));
-            let outcome = changes.run(&client, &configs, args.changes, length, PATIENCE).await?;
+            for (&rate, &length) in args.changes.iter().zip(args.changing.iter().cycle()) {
+                time::sleep(CALM).await;
+                let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+                let length = seconds("changing", length)?.min(left.saturating_sub(LATECOMERS));
+                tell(&format!(
+                    "hollow: changing ConfigMaps, {rate} a second, for {:.0} s",
+                    length.as_secs_f64()
+                ));
+                let made = changes.run_apart(access.clone(), &configs, rate, length, PATIENCE);
+                let outcome = made.await?;
+                tell(&format!("hollow: changed them, {rate} a second: {} times", outcome.asked));
+                worked.changes.push(Rated { rate, outcome });
+            }
+            time::sleep(CALM).await;
             beside.stop()?;
-            tell(&format!("hollow: changed {} times", outcome.asked));
-            worked.changes = Some(outcome);
+            tell("hollow: all changes are made");
         }
         Ok(worked)
     });
@@ -222,7 +233,7 @@ const LATECOMERS: Duration = Duration::from_secs(3);
 
 /// Of one object and of all, in turns.
 const FLOODS: u32 = 6;
-/// Before a flood, for others to read what the last one cost.
+/// Before changes or a flood, for others to read what the last ones cost.
 const CALM: Duration = Duration::from_secs(2);
 
 /// What the fleet is waited for.
@@ -276,6 +287,25 @@ async fn watch(
             _ = terminate.recv() => return Ok(()),
         }
     }
+}
+
+/// What clap cannot say of the flags.
+fn check(args: &Args) -> Result<()> {
+    let Args { changes, changing, returning, .. } = args;
+    if let Some(rate) = changes.iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
+        bail!("--changes {rate} is no rate: give a number above 0");
+    }
+    if changing.len() > 1 && changing.len() != changes.len() {
+        bail!(
+            "--changing has {} times for {} rates of --changes: give one for all, or one for each",
+            changing.len(),
+            changes.len()
+        );
+    }
+    if *returning > 0 && changes.len() > 1 {
+        bail!("--returning goes with one rate; --changes has {}", changes.len());
+    }
+    Ok(())
 }
 
 async fn access(path: &Path) -> Result<kube::Config> {

@@ -28,9 +28,18 @@ pub(crate) struct Summary {
 /// What came of what was asked for beside the nodes.
 #[derive(Default, Serialize)]
 pub(crate) struct Worked {
-    pub(crate) changes: Option<Outcome>,
+    pub(crate) changes: Vec<Rated>,
     pub(crate) floods: Vec<Flooded>,
     pub(crate) fairness: Option<Fairness>,
+}
+
+/// Of changes at one rate.
+#[derive(Serialize)]
+pub(crate) struct Rated {
+    /// Asked for in a second.
+    pub(crate) rate: f64,
+    #[serde(flatten)]
+    pub(crate) outcome: Outcome,
 }
 
 pub(crate) fn progress(output: Output, now: &Snapshot) -> Result<()> {
@@ -75,7 +84,8 @@ pub(crate) fn summary(output: Output, summary: &Summary) -> Result<()> {
             flood.p99
         ));
     }
-    if let Some(changes) = changes {
+    for Rated { rate, outcome: changes } in changes {
+        lines.push(format!("{rate} changes a second:"));
         lines.extend(outcome(changes));
     }
     if let Some(Fairness { objects, returns, longest, with, without }) = fairness {

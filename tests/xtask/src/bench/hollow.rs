@@ -4,11 +4,13 @@
 //! The nodes live at a site, so that what is on their line can be counted. They share two cores with the whole control plane:
 //! who spent how much of them stands beside each figure.
 
+mod changes;
+mod cores;
 pub(crate) mod stage;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use harness::{Assets, progress::during};
 use tokio::time::{Instant, sleep};
 
@@ -18,7 +20,7 @@ use super::{
     reading::{Memory, peak},
     workload,
 };
-use stage::{Calls, Fleet, Spent, Stage};
+use stage::{Fleet, Spent, Stage};
 
 const SETTLE: Duration = Duration::from_secs(15);
 const REST: Duration = Duration::from_mins(1);
@@ -26,9 +28,6 @@ const REST: Duration = Duration::from_mins(1);
 pub(crate) const RENEWAL: Duration = Duration::from_secs(10);
 /// How long all nodes may take, for each of them.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Changes asked for in a second, and for how long.
-const RATE: u32 = 1000;
-const CHANGING: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Transport {
@@ -283,50 +282,5 @@ impl Turn<'_> {
         );
         let bytes = (line.up.bytes + line.down.bytes) as f64;
         self.figures.push(Figure::whole(&name, "bytes", bytes / nodes).note(&note));
-    }
-
-    async fn changes(&mut self) -> Result<()> {
-        let fleet = self.stage.fleet(&[
-            "--pods=1",
-            &format!("--changes={RATE}"),
-            &format!("--changing={}", CHANGING.as_secs()),
-        ])?;
-        self.live(&fleet, 0).await?;
-        fleet.until_told("changing", self.limit()).await?;
-        let (calls, before) = (self.stage.calls().await?, self.stage.usage()?);
-        during("changing ConfigMaps", fleet.until_told("changed", CHANGING + self.limit())).await?;
-        let (spent, called) = (self.stage.spent(&before, &fleet)?, self.stage.calls().await?.since(&calls));
-        fleet.end()?;
-        let summary = fleet.now()?;
-        let outcome = &summary["changes"];
-        let number = |field: &str| outcome[field].as_f64().unwrap_or_default();
-        let (asked, arrived) = (number("asked"), number("arrived"));
-        ensure!(arrived > 0.0, "no change arrived: {summary}");
-        let name = self.name(&format!("{RATE} changes a second: made"));
-        let note = format!("{arrived} of {asked} arrived, {} failed", number("failed"));
-        self.put(Figure::whole(&name, "/s", asked / number("seconds")).note(&note), &spent);
-        for (what, field) in [("p50", "p50"), ("p99", "p99"), ("longest", "longest")] {
-            let name = self.name(&format!("{RATE} changes a second: API's answer to commit, {what}"));
-            let figure = Figure::whole(&name, "ms", number(field));
-            self.figures.push(if field == "p99" { figure.goal(Goal::AtMost(20.0)) } else { figure });
-        }
-        for (what, field) in [
-            ("API's answer to a bare watch's event, p50", "event_p50"),
-            ("API's answer to a bare watch's event, p99", "event_p99"),
-            ("that event to commit, p50", "after_p50"),
-            ("that event to commit, p99", "after_p99"),
-        ] {
-            let name = self.name(&format!("{RATE} changes a second: {what}"));
-            let figure = Figure::whole(&name, "ms", number(field));
-            self.figures.push(if field == "after_p99" { figure.goal(Goal::AtMost(20.0)) } else { figure });
-        }
-        let name = self.name(&format!("{RATE} changes a second: request to commit, p99"));
-        self.figures.push(Figure::whole(&name, "ms", number("whole_p99")));
-        let Calls { all, leases } = called;
-        let name = self.name(&format!("{RATE} changes a second: API calls a delta"));
-        let note = format!("{all:.0} calls, without {asked:.0} changes and {leases:.0} of leases");
-        let calls = (all - leases - asked).max(0.0) / arrived;
-        self.figures.push(Figure::whole(&name, "calls", calls).goal(Goal::AtMost(0.05)).note(&note));
-        Ok(())
     }
 }

@@ -218,6 +218,11 @@ impl Stage {
         Ok(spent)
     }
 
+    /// A component of the control plane.
+    pub(crate) fn control_plane(&self, program: &str) -> Result<u32> {
+        reading::pid_below(self.cluster.dir(), program)
+    }
+
     /// For as long as cloudcore is not the same.
     pub(crate) fn usage_beside_cloud(&self) -> Result<Spent> {
         let of = ["kube-apiserver", "etcd", "kube-controller-manager"]
