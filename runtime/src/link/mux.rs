@@ -34,7 +34,9 @@ const END: u8 = 0x80;
 /// Of a message, before its bytes.
 const HEAD: usize = 5;
 /// Bytes of a stream that wait to be sent and may not be, for want of credit.
-const HELD: usize = 12 << 10;
+const HELD: usize = 4 << 10;
+/// Its writer is woken for so much room, or when nothing waits any more: for each piece it would be too often.
+const WORTH: usize = 16 << 10;
 /// The same where there is credit: while some of it is sent, there is room for more.
 const OUTGOING: usize = 96 << 10;
 /// Bytes of a message. With what the WebSocket puts around it that is two whole records of TLS.
@@ -350,8 +352,7 @@ impl Mux {
             let (mut message, length) = half.outgoing.next(most.min(credit));
             half.credit -= u32::try_from(length).unwrap_or(u32::MAX);
             let is_empty = half.outgoing.is_empty();
-            // For less it is not worth waking anybody.
-            if (half.room() >= HELD || is_empty)
+            if (half.room() >= WORTH || is_empty)
                 && let Some(writer) = half.writer.take()
             {
                 writer.wake();
