@@ -9,6 +9,7 @@ mod authorities;
 pub mod authz;
 pub mod enrollment;
 mod guests;
+mod held;
 pub mod holder;
 pub mod listener;
 pub mod registry;

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod cache;
 pub mod claim;
+mod class;
 pub mod index;
 pub mod key_set;
 pub mod lanes;

@@ -26,6 +26,7 @@ pub struct Metrics {
     pub reports: Family<ReportLabels, Counter>,
     pub report_retries: Counter,
     pub bytes: Family<BytesLabels, Counter>,
+    pub held: Family<ClassLabels, Gauge>,
     pub streams: Family<StreamLabels, Counter>,
 }
 
@@ -84,6 +85,11 @@ pub struct BytesLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ClassLabels {
+    pub class: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StreamLabels {
     pub kind: &'static str,
     pub code: u16,
@@ -117,5 +123,7 @@ impl Metrics {
         let streams = self.streams.clone();
         registry.register("streams", "Requests of the API server to nodes, by kind and HTTP status", streams);
         registry.register("link_bytes", "Frame bytes by direction and lane, before TLS", self.bytes.clone());
+        let held = self.held.clone();
+        registry.register("held_objects", "Changed objects that wait for their class's interval", held);
     }
 }

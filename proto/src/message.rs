@@ -107,6 +107,13 @@ pub struct DownSettings {
     /// Bytes a second; 0 for no cap.
     #[prost(uint64, optional, tag = "3")]
     pub bandwidth: Option<u64>,
+    /// Of each class, how long changes of its objects wait for others, in milliseconds; 0 for not at all.
+    #[prost(uint64, optional, tag = "4")]
+    pub critical_ms: Option<u64>,
+    #[prost(uint64, optional, tag = "5")]
+    pub standard_ms: Option<u64>,
+    #[prost(uint64, optional, tag = "6")]
+    pub batch_ms: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

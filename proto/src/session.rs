@@ -6,6 +6,7 @@
 
 pub mod cloud;
 pub mod edge;
+mod holds;
 pub mod patches;
 pub mod timers;
 
@@ -14,6 +15,7 @@ mod tests;
 
 pub use cloud::{CloudEvent, CloudSession, Freshness, View};
 pub use edge::{EdgeEvent, EdgeSession};
+pub use holds::CLASSES;
 pub use patches::Patches;
 
 /// The peer broke the protocol; the link is to be closed.

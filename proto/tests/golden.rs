@@ -65,8 +65,20 @@ fn messages() -> Vec<(&'static str, Body)> {
         own: None,
         kept: None,
     };
-    let down = DownSettings { full: Some(true), compression: Some(false), bandwidth: Some(8000) };
+    let down = DownSettings {
+        full: Some(true),
+        compression: Some(false),
+        bandwidth: Some(8000),
+        ..DownSettings::default()
+    };
     let settled = Hello { own: Some(down), kept: Some(DownSettings::default()), ..hello.clone() };
+    let classes = DownSettings {
+        critical_ms: Some(0),
+        standard_ms: Some(3_600_000),
+        batch_ms: Some(31_622_400_000),
+        ..DownSettings::default()
+    };
+    let classed = Hello { own: Some(classes), ..hello.clone() };
     let changes = vec![
         change(pod, Action::Put(Put { resource_version: 7, object })),
         change(
@@ -115,6 +127,7 @@ fn messages() -> Vec<(&'static str, Body)> {
     vec![
         ("hello", Body::Hello(hello)),
         ("hello-with-settings", Body::Hello(settled)),
+        ("hello-with-classes", Body::Hello(classed)),
         ("welcome", Body::Welcome(welcome)),
         ("welcome-with-sync-config", Body::Welcome(elsewhere)),
         (

@@ -34,6 +34,11 @@ const LIFTED: Duration = Duration::from_secs(10);
 /// The heartbeat of these nodes is 2 s: two of them, less what is lost between two looks.
 const BEAT: Duration = Duration::from_millis(4500);
 
+/// Of the pods: one that the cap holds back, and two of which one has a class.
+const MAPS: [&str; 3] = ["large", "slow", "quick"];
+/// Of the class of the slow one: long beside what a change takes that nothing holds back.
+const INTERVAL: Duration = Duration::from_secs(8);
+
 /// A node, and a pod on it that is ready as long as it has a file.
 struct Node {
     transport: &'static str,
@@ -64,6 +69,8 @@ async fn a_config_map_changes_the_links_of_the_nodes() -> Result<()> {
             until_ready_is(&scene, node, "False").await.context("with a shorter interval")?;
         }
         invalid(&scene, &nodes).await.context("invalid")?;
+        batched(&scene, &nodes).await.context("batched")?;
+        at_any_time(&scene, &mut nodes).await.context("other intervals at any time")?;
         capped(&scene, &nodes).await.context("capped")
     })
     .await
@@ -91,9 +98,9 @@ async fn join(bench: &Bench, scene: &Scene, site: Site, transport: &'static str)
                 "readinessProbe": {
                     "exec": { "command": ["cat", "/tmp/ready"] }, "periodSeconds": 1, "failureThreshold": 1,
                 },
-                "volumeMounts": [{ "name": "large", "mountPath": "/etc/large" }],
+                "volumeMounts": MAPS.map(|name| json!({ "name": name, "mountPath": format!("/etc/{name}") })),
             }],
-            "volumes": [{ "name": "large", "configMap": { "name": "large", "optional": true } }],
+            "volumes": MAPS.map(|name| json!({ "name": name, "configMap": { "name": name, "optional": true } })),
         }),
     );
     let made = scene.pods(SPACE).create(&PostParams::default(), &pod).await?;
@@ -159,6 +166,133 @@ async fn invalid(scene: &Scene, nodes: &[Node]) -> Result<()> {
         let state = state(&node.edge).await?;
         ensure!(state["sync"]["syncIntervals"]["critical"] == 1.0, "{state}");
     }
+    Ok(())
+}
+
+/// Changes of an object that has a class come as one at the end of its interval, those of another one at once meanwhile.
+async fn batched(scene: &Scene, nodes: &[Node]) -> Result<()> {
+    set_batch(scene, nodes, INTERVAL).await?;
+    for name in ["slow", "quick"] {
+        put_small(scene, name, 0).await?;
+    }
+    // They are new, and wait for nothing.
+    wait::until("both ConfigMaps", SOON, async || {
+        for node in nodes {
+            have(node, ["0", "0"]).await?;
+        }
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    let begun = Instant::now();
+    for (name, number) in [("slow", 1), ("quick", 1), ("slow", 2), ("slow", 3)] {
+        put_small(scene, name, number).await?;
+    }
+    for node in nodes {
+        wait::until("a change that waits", SOON, async || is_held_down(scene, node, 1).await).await?;
+    }
+    let mut seen = vec![Vec::new(); nodes.len()];
+    wait::until("the changes of both", SOON, async || {
+        for (node, seen) in nodes.iter().zip(&mut seen) {
+            let now = small(node).await?;
+            if seen.last().map(|(last, _)| last) != Some(&now) {
+                seen.push((now, begun.elapsed()));
+            }
+        }
+        let at_end = seen.iter().all(|seen| seen.last().is_some_and(|(last, _)| last == "3 1"));
+        ensure!(at_end, "{seen:?}");
+        Ok(())
+    })
+    .await?;
+    for seen in &seen {
+        let values: Vec<&str> =
+            seen.iter().map(|(now, _)| now.as_str()).filter(|now| *now != "0 0").collect();
+        ensure!(values == ["0 1", "3 1"], "{seen:?}");
+        let took = seen.last().map(|(_, took)| *took).unwrap_or_default();
+        ensure!(took + Duration::from_secs(1) > INTERVAL && took < 2 * INTERVAL, "{seen:?}");
+    }
+    eprintln!("with an interval of {INTERVAL:?}: {seen:?}");
+    Ok(())
+}
+
+/// A document that is changed counts in the same session, for what waits already, too; and a new session has it all.
+async fn at_any_time(scene: &Scene, nodes: &mut [Node]) -> Result<()> {
+    let hour = Duration::from_hours(1);
+    set_batch(scene, nodes, hour).await?;
+    let mut sessions = Vec::new();
+    for node in &*nodes {
+        sessions.push(state(&node.edge).await?["sessions"].clone());
+    }
+    put_small(scene, "slow", 4).await?;
+    for node in &*nodes {
+        wait::until("a change that waits", SOON, async || is_held_down(scene, node, 1).await).await?;
+        wait::holds("the one before", HELD, async || have(node, ["3", "1"]).await).await?;
+    }
+    set(scene, "priorityClasses: [{name: batch, syncInterval: 0}]").await?;
+    for (node, sessions) in nodes.iter().zip(sessions) {
+        wait::until("what has waited", SOON, async || have(node, ["4", "1"]).await).await?;
+        is_held_down(scene, node, 0).await?;
+        let state = state(&node.edge).await?;
+        ensure!(sessions.is_u64() && state["sessions"] == sessions, "another session: {state}");
+    }
+
+    set_batch(scene, nodes, hour).await?;
+    put_small(scene, "slow", 5).await?;
+    for node in nodes {
+        wait::until("a change that waits", SOON, async || is_held_down(scene, node, 1).await).await?;
+        node.site.cut(LineCut::Silent)?;
+        wait::until("the line lost", SOON, async || {
+            let state = state(&node.edge).await?;
+            ensure!(state["connected"] == false, "{state}");
+            Ok(())
+        })
+        .await?;
+        node.site.restore()?;
+        wait::until("what has waited, in a new session", SOON, async || have(node, ["5", "1"]).await).await?;
+    }
+    Ok(())
+}
+
+async fn set_batch(scene: &Scene, nodes: &[Node], interval: Duration) -> Result<()> {
+    let seconds = interval.as_secs();
+    set(scene, &format!("priorityClasses: [{{name: batch, syncInterval: {seconds}s}}]")).await?;
+    for node in nodes {
+        wait::until("the interval", SOON, async || {
+            let state = state(&node.edge).await?;
+            ensure!(state["sync"]["syncIntervals"]["batch"] == interval.as_secs_f64(), "{state}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn put_small(scene: &Scene, name: &str, number: u32) -> Result<()> {
+    let maps: Api<ConfigMap> = Api::namespaced(scene.cluster.client(), SPACE);
+    let annotations = if name == "slow" { json!({ "skerry.io/priority-class": "batch" }) } else { json!({}) };
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name, "annotations": annotations },
+        "data": { "is": number.to_string() },
+    });
+    maps.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(map)).await?;
+    Ok(())
+}
+
+/// The slow one and the quick one, as the pod has them.
+async fn small(node: &Node) -> Result<String> {
+    let both = node.site.shell(&node.uid, "echo $(cat /etc/slow/is) $(cat /etc/quick/is)").await?;
+    Ok(both.trim().to_owned())
+}
+
+async fn have(node: &Node, wanted: [&str; 2]) -> Result<()> {
+    let is = small(node).await?;
+    ensure!(is == wanted.join(" "), "{}: {is:?}", node.transport);
+    Ok(())
+}
+
+/// What cloudcore holds back for a node.
+async fn is_held_down(scene: &Scene, node: &Node, wanted: u64) -> Result<()> {
+    let held = traffic(scene, node, "/heldObjects/batch").await?;
+    ensure!(held == wanted, "{}: {held} are held", node.transport);
     Ok(())
 }
 

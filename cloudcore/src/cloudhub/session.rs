@@ -384,6 +384,7 @@ impl Driver<'_> {
         if self.view.dirty().has_overflowed() {
             return Err(End::Behind);
         }
+        self.session.set_time(Instant::now().into_std());
         let mut settings = false;
         while let Some((key, at)) = self.view.dirty().pop_with_since() {
             if key.kind() == "Node" {
@@ -434,6 +435,7 @@ impl Driver<'_> {
                 }
             }
         }
+        self.traffic.holds(self.session.held());
         // Building a frame may have led to an event.
         while let Some(event) = self.session.poll_event() {
             self.handle(event)?;
@@ -525,6 +527,7 @@ impl Driver<'_> {
     fn settle(&mut self) {
         let settings = self.settings.look(self.view.sync_config());
         self.session.send_whole(settings.full);
+        self.session.hold(settings.intervals);
         self.frames.set_rate(settings.down);
         self.in_use = settings;
     }

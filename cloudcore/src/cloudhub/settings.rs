@@ -5,7 +5,11 @@
 //! passed over. So both ends agree, but for the time that the ConfigMap takes, and a cap that is lifted
 //! holds back no more of what is on its way already.
 
-use crds::componentconfig::sync::{Bandwidth, LinkSettings, SYNC_DOCUMENT, Strategy, SyncStrategy};
+use std::time::Duration;
+
+use crds::componentconfig::sync::{
+    Bandwidth, ClassName, Interval, LinkSettings, PriorityClass, SYNC_DOCUMENT, Strategy, SyncStrategy,
+};
 use proto::message::{DownSettings, Hello};
 use tracing::debug;
 
@@ -45,10 +49,20 @@ impl Settings {
 }
 
 fn document(settings: DownSettings) -> SyncStrategy {
-    let DownSettings { full, compression, bandwidth } = settings;
+    let DownSettings { full, compression, bandwidth, critical_ms, standard_ms, batch_ms } = settings;
+    let classes = [
+        (ClassName::Critical, critical_ms),
+        (ClassName::Standard, standard_ms),
+        (ClassName::Batch, batch_ms),
+    ];
+    let class = |(name, millis): (_, Option<u64>)| {
+        let sync_interval = Interval::of(Duration::from_millis(millis?));
+        Some(PriorityClass { name, sync_interval })
+    };
     SyncStrategy {
         strategy: full.map(|full| if full { Strategy::Full } else { Strategy::Differential }),
         compression,
+        priority_classes: classes.into_iter().filter_map(class).collect(),
         bandwidth: Bandwidth { up: None, down: bandwidth },
         ..SyncStrategy::default()
     }
@@ -68,13 +82,24 @@ mod tests {
 
     #[test]
     fn the_last_good_document_counts_before_what_the_edge_has_itself() {
-        let own = DownSettings { full: None, compression: Some(false), bandwidth: Some(5000) };
-        let kept = DownSettings { bandwidth: Some(7000), ..DownSettings::default() };
+        let own = DownSettings {
+            compression: Some(false),
+            bandwidth: Some(5000),
+            standard_ms: Some(1500),
+            batch_ms: Some(u64::MAX),
+            ..DownSettings::default()
+        };
+        let kept = DownSettings { bandwidth: Some(7000), batch_ms: Some(0), ..DownSettings::default() };
         let mut settings = Settings::told_by(&Hello { own: Some(own), kept: Some(kept), ..Hello::default() });
         let caps = |settings: &mut Settings, config| settings.look(config).down;
         // Wrong from the beginning: the edge knows what was good before.
         assert_eq!(caps(&mut settings, map("bandwidth: {down: 1}")), Some(7000));
         assert_eq!(caps(&mut settings, SyncConfig::Unknown), Some(7000));
+        let intervals = |critical, standard, batch| [critical, standard, batch].map(Duration::from_millis);
+        assert_eq!(settings.look(SyncConfig::Unknown).intervals, intervals(0, 1500, 0));
+        let config = map("priorityClasses: [{name: critical, syncInterval: 2s}]");
+        // A year of what the edge's own configuration cannot have.
+        assert_eq!(settings.look(config).intervals, intervals(2000, 1500, 366 * 86_400_000));
         let full = settings.look(map("strategy: full\nbandwidth: {down: 9000}"));
         assert!(full.full && full.plain && full.down == Some(9000), "{full:?}");
         assert!(settings.look(map("strategy: ful")).full);

@@ -9,10 +9,11 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
-use proto::Lane;
+use proto::{Lane, session::CLASSES};
 use runtime::link::Link;
 use serde_json::{Value, json};
 
+use super::held::Held;
 use crate::metrics::{BytesLabels, Metrics};
 
 /// Shared by a session and whoever looks at it.
@@ -22,6 +23,7 @@ pub struct Traffic {
     transport: &'static str,
     sent: Bytes,
     received: Bytes,
+    held: Held,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,7 @@ impl Traffic {
             transport,
             sent: Bytes::new(metrics, "sent"),
             received: Bytes::new(metrics, "received"),
+            held: Held::new(metrics),
         })
     }
 
@@ -77,6 +80,11 @@ impl Traffic {
         self.received.add(lane, bytes);
     }
 
+    /// So many objects of each class wait.
+    pub fn holds(&self, held: [usize; CLASSES]) {
+        self.held.set(held);
+    }
+
     /// For people: `peer` is the address from which the link was opened.
     pub fn page(&self) -> Value {
         json!({
@@ -84,6 +92,7 @@ impl Traffic {
             "transport": self.transport,
             "sentBytes": self.sent.page(),
             "receivedBytes": self.received.page(),
+            "heldObjects": self.held.page(),
         })
     }
 }

@@ -19,6 +19,7 @@ use proto::{
 use tracing::warn;
 
 use super::{
+    class,
     key_set::KeySet,
     objects::{Cached, Facts, KINDS, Kind, NodeFacts, PodFacts},
     protection::{Eviction, Guard},
@@ -715,6 +716,14 @@ impl View for NodeSubscription {
 
     fn newest_change(&self, kind: &str) -> u64 {
         self.index.read().kinds.get(kind).map_or(0, |kind| kind.changed)
+    }
+
+    fn class(&self, key: &ResourceKey, bytes: &[u8], gone: bool) -> Option<usize> {
+        let class = class::of(key, bytes, gone)?;
+        // It is obeyed at both ends at once, or at neither.
+        let state = self.index.read();
+        let settings = state.nodes.get(&self.node).and_then(|view| view.sync_config.as_ref());
+        (settings != Some(key)).then_some(class)
     }
 }
 

@@ -43,11 +43,12 @@ pub struct SyncStrategy {
     /// and back. Left out: true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deduplication: Option<bool>,
-    /// How often reports go up at most, by class, each with a name (critical, standard, batch) and a syncInterval, as in 5m
-    /// or 1h30m. critical: what kubectl get shows of pods and the node; standard: events, and the rest of their status;
+    /// How often reports go up at most, and objects down, by class, each with a name (critical, standard, batch) and a syncInterval, as
+    /// in 5m or 1h30m. Of reports, critical: what kubectl get shows of pods and the node; standard: events, and the rest of their status;
     /// batch: what chooses it by the annotation skerry.io/priority-class. In an interval what has not been said in it goes up
-    /// at once, what has been is held back to its end, and then goes up as it is by then. A class that is not listed waits
-    /// for nothing.
+    /// at once, what has been is held back to its end, and then goes up as it is by then. Objects have the class that their own
+    /// annotation of that name chooses, or none: a change of one waits for its class's interval at most, with all others of the class.
+    /// What the node does not have yet, and a pod that is deleted, wait for nothing. Nor does a class that is not listed.
     pub priority_classes: Vec<PriorityClass>,
     #[serde(deserialize_with = "null_is_default")]
     pub bandwidth: Bandwidth,
@@ -78,7 +79,7 @@ pub enum Strategy {
     Full,
 }
 
-/// Which reports wait for each other.
+/// Which reports wait for each other, and which objects do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClassName {
@@ -171,7 +172,8 @@ impl SyncStrategy {
         }
     }
 
-    fn interval(&self, name: ClassName) -> Option<Duration> {
+    /// That of a class, if it is listed.
+    pub fn interval(&self, name: ClassName) -> Option<Duration> {
         let class = self.priority_classes.iter().find(|class| class.name == name)?;
         Some(class.sync_interval.duration)
     }
@@ -182,6 +184,15 @@ impl SyncStrategy {
 pub struct Interval {
     text: String,
     duration: Duration,
+}
+
+impl Interval {
+    /// To the millisecond, and a year at most.
+    pub fn of(duration: Duration) -> Self {
+        let duration = duration.min(LONGEST_INTERVAL);
+        let millis = u64::try_from(duration.as_millis()).expect("a year of milliseconds");
+        Self { text: format!("{millis}ms"), duration: Duration::from_millis(millis) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -329,6 +340,20 @@ mod tests {
         for none in [0, LEAST_BANDWIDTH] {
             assert_eq!(read(&format!("bandwidth: {{up: {none}}}")).validate(), Ok(()));
         }
+    }
+
+    #[test]
+    fn an_interval_that_somebody_counted_is_none_that_nobody_could_write() {
+        for (duration, text) in [
+            (Duration::from_micros(1_500_500), "1500ms"),
+            (Duration::ZERO, "0ms"),
+            (Duration::MAX, "31622400000ms"),
+        ] {
+            let interval = Interval::of(duration);
+            assert_eq!(interval.text, text);
+            assert_eq!(interval.duration, duration.min(interval.duration));
+        }
+        assert_eq!("1500ms".parse::<Interval>().unwrap(), Interval::of(Duration::from_millis(1500)));
     }
 
     #[test]

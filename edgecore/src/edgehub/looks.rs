@@ -76,16 +76,34 @@ fn of_pod(pod: Option<Object>) -> (Class, Option<String>) {
     if pod.metadata.deletion_timestamp.is_some() {
         return (Class::AtOnce, None);
     }
-    let annotations = pod.metadata.annotations.unwrap_or_default();
-    let Some(named) = annotations.get(PRIORITY_CLASS_ANNOTATION) else { return (Class::Usual, None) };
+    match chosen(&pod) {
+        Ok(Some(name)) => (Class::Chosen(name), None),
+        Ok(None) => (Class::Usual, None),
+        Err(wrong) => (Class::Usual, Some(wrong)),
+    }
+}
+
+/// The class that an object names, and what is wrong with one that is none.
+fn chosen(object: &Pod) -> Result<Option<ClassName>, String> {
+    let annotations = object.metadata.annotations.as_ref();
+    let Some(named) = annotations.and_then(|annotations| annotations.get(PRIORITY_CLASS_ANNOTATION)) else {
+        return Ok(None);
+    };
     if let Some(name) = ClassName::ALL.into_iter().find(|name| name.as_str() == named) {
-        return (Class::Chosen(name), None);
+        return Ok(Some(name));
     }
     let names = ClassName::ALL.map(ClassName::as_str).join(", ");
     let named: String = named.chars().take(100).collect();
-    let wrong =
-        format!("annotation {PRIORITY_CLASS_ANNOTATION}: {named:?} is not one of {names}; it is passed over");
-    (Class::Usual, Some(wrong))
+    Err(format!("annotation {PRIORITY_CLASS_ANNOTATION}: {named:?} is not one of {names}; it is passed over"))
+}
+
+/// What is wrong with the class that an object names for its way down. That of a pod is told with its reports.
+pub(super) fn wrong_class(object: &Object) -> Option<String> {
+    let wanted = PRIORITY_CLASS_ANNOTATION.as_bytes();
+    if object.key.kind() == "Pod" || !object.bytes.windows(wanted.len()).any(|window| window == wanted) {
+        return None;
+    }
+    chosen(&serde_json::from_slice(&object.bytes).ok()?).err()
 }
 
 /// What `kubectl get` and `kubectl describe` show first: of pods the phase, what is ready, and what containers wait for; of a
@@ -159,6 +177,17 @@ mod tests {
             json!({"ready": ready, "restartCount": restarts, "state": {"waiting": {"reason": waiting}}});
         let status = json!({"phase": "Running", "containerStatuses": [container]});
         subject_of(ReportKind::PodStatus, "Pod/a/web", &json!({"uid": "u", "status": status}), pod)
+    }
+
+    #[test]
+    fn an_object_that_names_a_class_that_there_is_not_is_told() {
+        let wrong = |key: &str, class: &str| {
+            let object = json!({"metadata": {"annotations": {PRIORITY_CLASS_ANNOTATION: class}}});
+            wrong_class(&Object::new(key.parse().unwrap(), 1, object.to_string().into()))
+        };
+        assert!(wrong("ConfigMap/a/b", "urgent").unwrap().contains("\"urgent\" is not one of critical,"));
+        assert_eq!(wrong("ConfigMap/a/b", "batch"), None);
+        assert_eq!(wrong("Pod/a/b", "urgent"), None);
     }
 
     #[test]

@@ -120,6 +120,8 @@ struct Work {
     outbox_changed: bool,
     /// What the settings come from may have changed.
     resettle: bool,
+    /// Objects that were committed and name a class that there is not, and what is wrong with it.
+    misnamed: Vec<(String, String)>,
     /// Synced came; true once what it covers is stored.
     synced_after: Option<u64>,
     received: u64,
@@ -209,6 +211,7 @@ impl<S: HubStore> Driver<'_, S> {
             node_report: None,
             outbox_changed: true,
             resettle: false,
+            misnamed: Vec::new(),
             synced_after: None,
             received: 0,
             progress,
@@ -406,6 +409,11 @@ impl<S: HubStore> Driver<'_, S> {
             info!(objects = self.store.digest().count, "synced with the cloud");
             self.state.send_modify(|state| state.synced = true);
         }
+        for (object, fault) in std::mem::take(&mut work.misnamed) {
+            if let Err(error) = self.settings.complain(&object, &fault, self.store).await {
+                debug!(error = %runtime::chain(&error), "an event was not kept");
+            }
+        }
         if std::mem::take(&mut work.resettle) {
             self.settle().await;
             work.outbox_changed = true;
@@ -558,6 +566,11 @@ impl<S: HubStore> Driver<'_, S> {
                 DesiredChange::Seen(_) => continue,
             };
             work.resettle |= matches!(key.kind(), "Node" | "ConfigMap");
+            if let DesiredChange::Put(object) = change
+                && let Some(fault) = looks::wrong_class(object)
+            {
+                work.misnamed.push((key.to_string(), fault));
+            }
             if ends && let Some(from) = self.throttle.held_from() {
                 work.look_again(from);
                 work.outbox_changed = true;

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use crds::{
     SYNC_CONFIG_ANNOTATION,
     componentconfig::sync::{
-        Bandwidth, LinkSettings, SYNC_DOCUMENT, Strategy, SyncStrategy, USUAL_CONFIG_MAP, config_map_name,
+        Bandwidth, ClassName, LinkSettings, SYNC_DOCUMENT, Strategy, SyncStrategy, USUAL_CONFIG_MAP,
+        config_map_name,
     },
 };
 use jiff::Timestamp;
@@ -228,7 +229,17 @@ fn down(document: &SyncStrategy) -> Option<DownSettings> {
     let SyncStrategy { strategy, compression, deduplication: _, priority_classes: _, bandwidth } = document;
     let Bandwidth { up: _, down } = *bandwidth;
     let full = strategy.map(|strategy| strategy == Strategy::Full);
-    let settings = DownSettings { full, compression: *compression, bandwidth: down };
+    let millis = |name| {
+        document.interval(name).map(|interval| u64::try_from(interval.as_millis()).unwrap_or(u64::MAX))
+    };
+    let settings = DownSettings {
+        full,
+        compression: *compression,
+        bandwidth: down,
+        critical_ms: millis(ClassName::Critical),
+        standard_ms: millis(ClassName::Standard),
+        batch_ms: millis(ClassName::Batch),
+    };
     (settings != DownSettings::default()).then_some(settings)
 }
 
@@ -302,10 +313,13 @@ mod tests {
         let mut settings = load();
         settings.look(&store).await.unwrap();
         assert_eq!(settings.in_force().up, Some(2000));
-        map(&store, USUAL, "bandwidth: {up: 3000, down: 8000}").await;
+        let classes = "priorityClasses: [{name: batch, syncInterval: 2s}, {name: critical, syncInterval: 0}]";
+        map(&store, USUAL, &format!("bandwidth: {{up: 3000, down: 8000}}\n{classes}")).await;
         settings.look(&store).await.unwrap();
         assert_eq!(settings.in_force().up, Some(3000));
-        assert_eq!(settings.down().1.unwrap().bandwidth, Some(8000));
+        let told = settings.down().1.unwrap();
+        assert_eq!(told.bandwidth, Some(8000));
+        assert_eq!((told.critical_ms, told.standard_ms, told.batch_ms), (Some(0), None, Some(2000)));
         assert!(events(&store).is_empty());
 
         for _ in 0..2 {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::{
     Dead, Violation,
+    holds::{CLASSES, Holds},
     patches::{self, Patches},
     timers::{HANDSHAKE, Timers},
 };
@@ -41,6 +42,11 @@ pub trait View {
     fn knows(&self, key: &ResourceKey) -> bool;
     /// The newest change of a kind that has been looked at.
     fn newest_change(&self, kind: &str) -> u64;
+    /// The class whose interval a change of this object waits for, of [`CLASSES`]; `None` where it waits for nothing. `bytes` are the
+    /// newest ones, of an object that is `gone` those that the edge has.
+    fn class(&self, _key: &ResourceKey, _bytes: &[u8], _gone: bool) -> Option<usize> {
+        None
+    }
 }
 
 /// See [`View::freshness`].
@@ -91,7 +97,7 @@ enum Phase {
 }
 
 /// Call order: [`handle_frame`](Self::handle_frame) for each frame, [`mark_dirty`](Self::mark_dirty) for each change of the
-/// view, then [`poll_event`](Self::poll_event) and [`poll_frame`](Self::poll_frame) until both return `None`.
+/// view, then [`set_time`](Self::set_time), [`poll_event`](Self::poll_event) and [`poll_frame`](Self::poll_frame) until both return `None`.
 pub struct CloudSession {
     node: String,
     software: String,
@@ -108,6 +114,7 @@ pub struct CloudSession {
     events: VecDeque<CloudEvent>,
     /// With the moment when it was first heard that the object is another one, for those that have changed since the last one was sent.
     dirty: BTreeMap<ResourceKey, Option<Instant>>,
+    holds: Holds,
     /// What the edge holds, or will once the batches under way have arrived. The bytes, where known, are the base of the
     /// next patch; they are shared with the cache as long as they are current.
     sent: HashMap<ResourceKey, Sent>,
@@ -127,6 +134,15 @@ pub struct CloudSession {
     /// How often the edge was called, and whether it has answered the last time.
     calls: u64,
     called: bool,
+}
+
+/// When what is dirty goes down.
+enum Turn {
+    /// The edge has nothing of it.
+    New,
+    Now,
+    /// With all else of this class.
+    After(usize),
 }
 
 struct Sent {
@@ -149,6 +165,7 @@ impl CloudSession {
             queues: Queues::default(),
             events: VecDeque::new(),
             dirty: BTreeMap::new(),
+            holds: Holds::new(now),
             sent: HashMap::new(),
             patches: None,
             next_seq: 1,
@@ -187,6 +204,22 @@ impl CloudSession {
     /// From now on, whether objects go whole even where a patch would do.
     pub fn send_whole(&mut self, whole: bool) {
         self.whole = whole;
+    }
+
+    /// From now on, how long changes of the objects of each class may wait for others, once the edge is in sync. What waits already is
+    /// held to it, too.
+    pub fn hold(&mut self, intervals: [Duration; CLASSES]) {
+        self.holds.set(intervals);
+    }
+
+    /// To be told before [`poll_frame`](Self::poll_frame), whenever something may have happened: what waits is due at a time.
+    pub fn set_time(&mut self, now: Instant) {
+        self.holds.set_time(now);
+    }
+
+    /// By class, how many objects have a change that waits.
+    pub fn held(&self) -> [usize; CLASSES] {
+        self.holds.held()
     }
 
     /// # Errors
@@ -423,7 +456,7 @@ impl CloudSession {
         let (mut size, mut objects) = (0, 0);
         // With one object more than these it is within BATCH_OBJECTS.
         while size < BATCH_BYTES && objects < MAX_FRAME && changes.len() < BATCH_CHANGES {
-            let Some((key, at)) = self.dirty.pop_first() else { break };
+            let Some((key, at)) = self.next_key(view) else { break };
             if let Some((change, length, object)) = self.change(&key, view) {
                 size += length;
                 objects += object;
@@ -438,6 +471,44 @@ impl CloudSession {
         self.next_seq += 1;
         self.heard = heard;
         Some(Batch { seq, changes })
+    }
+
+    /// The next one that does not wait, with when it was heard of; `None` for that of one that has waited on purpose.
+    fn next_key(&mut self, view: &dyn View) -> Option<(ResourceKey, Option<Instant>)> {
+        loop {
+            if let Some(key) = self.holds.pop_due() {
+                return Some((key, None));
+            }
+            let (key, at) = self.dirty.pop_first()?;
+            // The difference that a session begins with goes down at once.
+            if self.holds.is_idle() || !matches!(self.phase, Phase::Live) {
+                return Some((key, at));
+            }
+            match self.turn(&key, view) {
+                Turn::After(class) => self.holds.hold(class, key),
+                // Before it: a new pod is to find what it names as that is now.
+                Turn::New if self.holds.end_all() => {
+                    self.dirty.insert(key, at);
+                }
+                Turn::New | Turn::Now => {
+                    self.holds.forget(&key);
+                    return Some((key, at));
+                }
+            }
+        }
+    }
+
+    fn turn(&self, key: &ResourceKey, view: &dyn View) -> Turn {
+        let object = view.get(key);
+        let class = match (self.sent.get(key), &object) {
+            (None, Some(_)) => return Turn::New,
+            (Some(held), Some(object)) if held.hash != object.version.hash => {
+                view.class(key, &object.bytes, false)
+            }
+            (Some(Sent { bytes: Some(bytes), .. }), None) if view.knows(key) => view.class(key, bytes, true),
+            _ => None,
+        };
+        class.filter(|class| self.holds.is_held(*class)).map_or(Turn::Now, Turn::After)
     }
 
     /// What has to be sent for one key, with its size and that of the object at the edge; `None` when the edge has it right.
@@ -515,6 +586,7 @@ impl CloudSession {
     /// Queues a goodbye; nothing is to be sent after it.
     pub fn close(&mut self, reason: GoodbyeReason, detail: String) {
         self.dirty.clear();
+        self.holds.clear();
         self.phase = Phase::Closed;
         self.queues.close(Body::Goodbye(Goodbye { reason: reason.into(), detail }));
     }
@@ -530,7 +602,8 @@ impl CloudSession {
     }
 
     pub fn deadline(&self) -> Instant {
-        self.timers.deadline()
+        let timers = self.timers.deadline();
+        self.holds.deadline().map_or(timers, |end| end.min(timers))
     }
 
     /// Bytes came last at `at`, even if they are no whole frame yet: the peer was not silent then. To be told before

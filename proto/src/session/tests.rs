@@ -66,6 +66,11 @@ impl View for TestView {
     fn newest_change(&self, _: &str) -> u64 {
         self.seen
     }
+    /// As its content says, whether it is gone or not.
+    fn class(&self, _: &ResourceKey, bytes: &[u8], _: bool) -> Option<usize> {
+        let names = ["critical", "standard", "batch"];
+        names.iter().position(|name| String::from_utf8_lossy(bytes).contains(name))
+    }
 }
 
 /// The edge's store: what is committed survives a cut.
@@ -95,6 +100,7 @@ struct Pair {
     done: Vec<u64>,
     bytes_down: usize,
     synced: bool,
+    batches: u64,
     apply: VecDeque<(u64, Vec<Desired>, Seen)>,
 }
 
@@ -111,6 +117,7 @@ impl Pair {
             done: Vec::new(),
             bytes_down: 0,
             synced: false,
+            batches: 0,
             apply: VecDeque::new(),
         }
     }
@@ -173,6 +180,7 @@ impl Pair {
     fn commit(&mut self, store: &TestStore) -> bool {
         let Some((seq, changes, seen)) = self.apply.pop_front() else { return false };
         *store.seen.borrow_mut() = seen;
+        self.batches += 1;
         let mut objects = store.objects.borrow_mut();
         for change in changes {
             match change {
@@ -265,10 +273,142 @@ fn whole_means_that_nothing_is_patched() {
     }
 }
 
+const SECOND: Duration = Duration::from_secs(1);
+
+/// With five seconds for batch, and a thousand for critical.
+fn holding(view: &TestView, store: &TestStore) -> Pair {
+    let mut pair = Pair::new(store);
+    pair.cloud.hold([1000 * SECOND, Duration::ZERO, 5 * SECOND]);
+    pair.settle(view, store);
+    assert!(pair.synced);
+    pair
+}
+
+impl Pair {
+    fn wait(&mut self, time: Duration, view: &TestView, store: &TestStore) {
+        self.now += time;
+        self.cloud.set_time(self.now);
+        self.settle(view, store);
+    }
+
+    fn change(&mut self, view: &mut TestView, key: &str, content: &str) {
+        let key = view.put(key, content);
+        self.cloud.mark_dirty(key);
+    }
+}
+
+#[test]
+fn changes_of_a_class_go_down_together_at_the_end_of_its_interval() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    for name in ["a", "b", "c"] {
+        view.put(&format!("ConfigMap/a/{name}"), "batch 0");
+    }
+    view.put("ConfigMap/a/d", "standard 0");
+    let mut pair = holding(&view, &store);
+    let before = store.digest();
+    for number in 1..=3 {
+        pair.change(&mut view, "ConfigMap/a/a", &format!("batch {number}"));
+        pair.settle(&view, &store);
+        pair.wait(SECOND, &view, &store);
+    }
+    pair.change(&mut view, "ConfigMap/a/b", "batch 1");
+    pair.cloud.mark_dirty(view.delete("ConfigMap/a/c"));
+    pair.wait(SECOND, &view, &store);
+    assert_eq!((store.digest(), pair.cloud.held()), (before, [0, 0, 3]));
+    // Another class meanwhile.
+    pair.change(&mut view, "ConfigMap/a/d", "standard 1");
+    pair.settle(&view, &store);
+    assert_ne!(store.digest(), before);
+    assert_eq!(pair.cloud.deadline(), pair.now + SECOND);
+    let batches = pair.batches;
+    pair.wait(SECOND, &view, &store);
+    assert_eq!((store.digest(), pair.cloud.held()), (view.digest(), [0, 0, 0]));
+    assert_eq!(pair.batches, batches + 1);
+    // The next interval begins with the next change.
+    pair.wait(100 * SECOND, &view, &store);
+    pair.change(&mut view, "ConfigMap/a/a", "batch 4");
+    pair.settle(&view, &store);
+    pair.wait(4 * SECOND, &view, &store);
+    assert_ne!(store.digest(), view.digest());
+    pair.wait(SECOND, &view, &store);
+    assert_eq!(store.digest(), view.digest());
+}
+
+#[test]
+fn what_the_edge_does_not_have_goes_at_once_and_takes_along_what_waits() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    view.put("ConfigMap/a/a", "batch 0");
+    let mut pair = holding(&view, &store);
+    pair.change(&mut view, "ConfigMap/a/a", "batch 1");
+    pair.settle(&view, &store);
+    assert_ne!(store.digest(), view.digest());
+    pair.change(&mut view, "Pod/a/a", "batch");
+    pair.settle(&view, &store);
+    assert_eq!((store.digest(), pair.cloud.held()), (view.digest(), [0; 3]));
+}
+
+#[test]
+fn other_intervals_count_for_what_waits_already() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    view.put("ConfigMap/a/a", "critical 0");
+    view.put("ConfigMap/a/b", "batch 0");
+    let mut pair = holding(&view, &store);
+    pair.change(&mut view, "ConfigMap/a/a", "critical 1");
+    pair.change(&mut view, "ConfigMap/a/b", "batch 1");
+    pair.wait(2 * SECOND, &view, &store);
+    assert_eq!(pair.cloud.held(), [1, 0, 1]);
+    pair.cloud.hold([3 * SECOND, Duration::ZERO, Duration::ZERO]);
+    pair.settle(&view, &store);
+    assert_eq!(pair.cloud.held(), [1, 0, 0]);
+    // A class that it has no more; and one that it gets.
+    pair.change(&mut view, "ConfigMap/a/b", "critical 2");
+    pair.change(&mut view, "ConfigMap/a/a", "standard 2");
+    pair.settle(&view, &store);
+    assert_eq!(pair.cloud.held(), [1, 0, 0]);
+    assert_ne!(store.digest(), view.digest());
+    pair.cloud.hold([Duration::MAX, Duration::MAX, Duration::MAX]);
+    assert!(pair.cloud.deadline() < pair.now + 3 * HEARTBEAT);
+    pair.cloud.hold([Duration::ZERO; 3]);
+    pair.settle(&view, &store);
+    assert_eq!(store.digest(), view.digest());
+}
+
+#[test]
+fn what_waits_is_found_by_the_next_session() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    view.put("ConfigMap/a/a", "batch 0");
+    view.put("ConfigMap/a/b", "batch 0");
+    let mut pair = holding(&view, &store);
+    pair.change(&mut view, "ConfigMap/a/a", "batch 1");
+    pair.cloud.mark_dirty(view.delete("ConfigMap/a/b"));
+    pair.settle(&view, &store);
+    assert_eq!(pair.cloud.held(), [0, 0, 2]);
+    let pair = holding(&view, &store);
+    assert_eq!((store.digest(), pair.cloud.held()), (view.digest(), [0; 3]));
+}
+
+#[test]
+fn what_changed_and_changed_back_costs_nothing() {
+    let (mut view, store) = (TestView::default(), TestStore::default());
+    view.put("ConfigMap/a/a", "batch 0");
+    let mut pair = holding(&view, &store);
+    pair.change(&mut view, "ConfigMap/a/a", "batch 1");
+    pair.settle(&view, &store);
+    let bytes = pair.bytes_down;
+    pair.change(&mut view, "ConfigMap/a/a", "batch 0");
+    pair.wait(10 * SECOND, &view, &store);
+    assert_eq!((pair.cloud.held(), pair.bytes_down), ([0; 3], bytes));
+}
+
 #[test]
 fn the_hello_tells_the_settings() {
     let now = Instant::now();
-    let own = DownSettings { full: Some(true), compression: None, bandwidth: Some(2000) };
+    let own = DownSettings {
+        full: Some(true),
+        bandwidth: Some(2000),
+        batch_ms: Some(5),
+        ..DownSettings::default()
+    };
     let kept = DownSettings { compression: Some(false), ..DownSettings::default() };
     let edge = EdgeSession::new("n1", "test", Default::default(), HEARTBEAT, now);
     let mut edge = edge.with_settings(Some(own), Some(kept));

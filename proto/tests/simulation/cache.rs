@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{
     Digest, Object, ResourceKey, Seen,
-    session::{Freshness, View},
+    session::{CLASSES, Freshness, View},
 };
 
 use super::{
@@ -165,5 +165,10 @@ impl View for NodeView<'_> {
     fn newest_change(&self, kind: &str) -> u64 {
         let kind = KINDS.iter().position(|known| *known == kind).expect("a kind of the simulation");
         if self.cache.fault == Some(Fault::DeletionsUntold) { 0 } else { self.cache.kinds[kind].changed }
+    }
+
+    fn class(&self, key: &ResourceKey, _: &[u8], gone: bool) -> Option<usize> {
+        let class = key.name().bytes().last().map(|last| usize::from(last) % (CLASSES + 1));
+        class.filter(|class| *class < CLASSES && !(gone && key.kind() == KINDS[POD]))
     }
 }

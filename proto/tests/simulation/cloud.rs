@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use proto::{
     Digest, Lane, Report, ResourceKey, codec,
     limits::{WINDOW_BATCHES, WINDOW_REPORTS},
     message::{Action, Answer, Body, GoodbyeReason, ReportAck, Response, Synced},
-    session::{CloudEvent, CloudSession, Patches, View},
+    session::{CLASSES, CloudEvent, CloudSession, Patches, View},
 };
 
 use super::{
@@ -20,6 +21,7 @@ use super::{
     claim::{Claim, check_own},
     faults::{Fault, Invariant},
     link::{Connection, Side, WRITE_QUEUE},
+    rng::Rng,
     world::{Event, Failure, MILLISECOND, Outcome, SECOND, Stop, World, violation},
 };
 
@@ -146,6 +148,12 @@ pub(crate) enum End {
 }
 
 type Step = Result<(), Stop<End>>;
+
+/// What a document of link settings may say of the classes; mostly nothing.
+fn intervals(rng: &mut Rng) -> [Duration; CLASSES] {
+    let millis = [0, 0, 0, 300, 5_000, 40_000];
+    std::array::from_fn(|_| Duration::from_millis(rng.pick(&millis)))
+}
 
 impl World {
     pub(crate) fn replica_start(&mut self, replica: usize) {
@@ -289,10 +297,12 @@ impl World {
         let Connection { node, replica, .. } = self.connections[connection];
         let unix_ms = self.now / MILLISECOND;
         let now = self.instant(self.now);
+        let mut session = CloudSession::new(format!("n{node}"), "cloud".into(), unix_ms, now)
+            .sharing(Arc::clone(&self.replicas[replica].patches));
+        session.hold(intervals(&mut self.settings));
         let hub = Hub {
             connection,
-            session: CloudSession::new(format!("n{node}"), "cloud".into(), unix_ms, now)
-                .sharing(Arc::clone(&self.replicas[replica].patches)),
+            session,
             node,
             dirty: BTreeSet::new(),
             backlog: VecDeque::new(),
@@ -352,12 +362,11 @@ impl World {
     }
 
     pub(crate) fn cloud_deadline(&mut self, connection: usize) -> Outcome {
-        if self.has(Fault::CloudNeverGivesUp) {
-            return Ok(());
-        }
+        let patient = self.has(Fault::CloudNeverGivesUp);
         self.cloud_step(connection, |world, hub| {
             hub.armed = 0;
             let heard = world.connections[connection].last_byte(Side::Edge, world.now);
+            let heard = if patient { world.now } else { heard };
             hub.session.handle_progress(world.instant(heard));
             let now = world.instant(world.now);
             hub.session.handle_deadline(now).map_err(|_| Stop::End(End::Dead))
@@ -408,8 +417,15 @@ impl World {
         if hub.session.under_way() == 0 && hub.greeted {
             hub.dirty.extend(hub.backlog.pop_front());
         }
+        if self.settings.percent(2) {
+            hub.session.hold(intervals(&mut self.settings));
+        }
+        hub.session.set_time(self.instant(self.now));
+        let holds = hub.session.held().iter().any(|held| *held > 0);
         while let Some(key) = hub.dirty.pop_first() {
-            if !(hub.resume == Resume::AwaitsInventory && self.has(Fault::ResumeMarksLost)) {
+            let lost = (hub.resume == Resume::AwaitsInventory && self.has(Fault::ResumeMarksLost))
+                || (holds && self.has(Fault::MarksLostWhileHeld));
+            if !lost {
                 hub.session.mark_dirty(key);
             }
         }
@@ -580,6 +596,7 @@ impl World {
             ("reports under way", reports, WINDOW_REPORTS),
             ("frames for one lane", queued.max().unwrap_or_default(), WRITE_QUEUE),
             ("keys to look at", hub.dirty.len() + hub.backlog.len(), KEYS),
+            ("keys that wait", hub.session.held().iter().sum(), KEYS),
         ] {
             // A session that was acked too early has room for more.
             if is > bound && !self.has(Fault::AckedBeforeTaken) {

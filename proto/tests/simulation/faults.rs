@@ -111,6 +111,8 @@ faults! {
     OldConnectionFrames: NoViolation;
     /// Each change of a key waits for its turn, not each key.
     BacklogUncoalesced: Bounded;
+    /// What changes while something of the node waits for the end of its interval is not looked at.
+    MarksLostWhileHeld: Converges;
     /// The cloud says that all has been sent after it said goodbye.
     SyncedAfterGoodbye: LastWord;
     /// Frames queue up before a slow line.

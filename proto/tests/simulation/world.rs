@@ -275,6 +275,8 @@ struct Profile {
 pub(crate) struct World {
     pub(crate) options: Options,
     pub(crate) rng: Rng,
+    /// Of the intervals of the classes, so that they leave all else as it is.
+    pub(crate) settings: Rng,
     pub(crate) now: u64,
     base: Instant,
     queue: BTreeMap<(u64, u64), Event>,
@@ -337,6 +339,7 @@ impl World {
         let mut world = Self {
             options,
             rng,
+            settings: Rng::new(!options.seed),
             now: 0,
             base: Instant::now(),
             queue: BTreeMap::new(),
