@@ -138,6 +138,57 @@ async fn a_proxy_within_tls_is_told_the_same_over_either_ip() {
     }
 }
 
+/// More than all buffers on the way hold.
+const MUCH: usize = 8 << 20;
+
+#[tokio::test]
+async fn our_tls_within_the_proxys_carries_much_both_ways() {
+    tls::install_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = CertificateAuthority::generate().unwrap();
+    let config = |names: &str| {
+        let (chain, key) = ca.issue_server(&[names.to_owned()]).unwrap();
+        let builder = rustls::ServerConfig::builder().with_no_client_auth();
+        TlsAcceptor::from(Arc::new(builder.with_single_cert(chain, key).unwrap()))
+    };
+    // Both ends of a TLS connection within another.
+    let (outer, inner) = (config("127.0.0.1"), config("cloud.example"));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let file = dir.path().join("ca.pem");
+    fs::write(&file, tls::pem("CERTIFICATE", ca.certificate())).unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let proxy = Proxy { ca_file: Some(file), ..url.parse().unwrap() };
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        let mut io = outer.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(io.read_u8().await.unwrap());
+        }
+        io.write_all(ESTABLISHED.as_bytes()).await.unwrap();
+        io.flush().await.unwrap();
+        let (mut read, mut write) = tokio::io::split(inner.accept(io).await.unwrap());
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+        write.shutdown().await.unwrap();
+    });
+    let line = tunnel(&proxy).await.unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.certificate().clone()).unwrap();
+    let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from("cloud.example").unwrap();
+    let cloud = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, line).await.unwrap();
+    let (mut read, mut write) = tokio::io::split(cloud);
+    let sent: Vec<u8> = (0..MUCH).map(|number| u8::try_from(((number * 7919) >> 3) % 256).unwrap()).collect();
+    let send = async {
+        write.write_all(&sent).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let mut received = Vec::new();
+    let ((), read) = tokio::join!(send, read.read_to_end(&mut received));
+    read.unwrap();
+    assert!(received == sent, "{} bytes of {MUCH}", received.len());
+}
+
 #[tokio::test]
 async fn a_proxy_that_cannot_be_verified_is_told_nothing() {
     let ip = IpAddr::from(Ipv4Addr::LOCALHOST);
