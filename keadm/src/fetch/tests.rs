@@ -67,3 +67,27 @@ async fn another_ca_and_another_name_are_told_apart() {
     assert!(matches!(ask("localhost", [7; 32]).await, Err(HubError::OtherCa(_))));
     assert!(matches!(ask("127.0.0.1", hash).await, Err(HubError::OtherName(name)) if name == "127.0.0.1"));
 }
+
+#[tokio::test]
+async fn a_proxy_that_is_wrong_is_told_and_not_cloudcore() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let proxy = format!("http://joe:s3cret@{address}").parse().unwrap();
+    let refuse = async {
+        let (mut io, _) = listener.accept().await.unwrap();
+        let mut request = [0; 4096];
+        assert!(io.read(&mut request).await.unwrap() > 0);
+        io.write_all(b"HTTP/1.0 401 Unauthorized\r\n\r\n").await.unwrap();
+        io
+    };
+    let (found, _io) = tokio::join!(hub("cloud.example:10000", Some(&proxy), [0; 32]), refuse);
+    let error = found.unwrap_err();
+    let told = format!("proxy http://{address} answers 401 Unauthorized to CONNECT cloud.example:10000");
+    assert_eq!(runtime::chain(&error).to_string(), told);
+    assert!(error.fix().starts_with("check user and password in its URL"), "{}", error.fix());
+    drop(listener);
+    let error = hub("cloud.example:10000", Some(&proxy), [0; 32]).await.unwrap_err();
+    let told = runtime::chain(&error).to_string();
+    assert!(told.starts_with(&format!("proxy http://{address} cannot be reached: ")), "{told}");
+    assert!(error.fix().starts_with("check its host and port"), "{}", error.fix());
+}
