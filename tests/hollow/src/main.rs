@@ -329,3 +329,29 @@ fn tell(line: &str) {
     // Nobody is left to be told.
     drop(writeln!(io::stderr().lock(), "{line}"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_and_their_times_go_together() {
+        let checked = |flags: &[&str]| {
+            let always = ["hollow", "--server=a:1", "--kubeconfig=k", "--pods=1"];
+            let args = Args::try_parse_from(always.iter().chain(flags)).unwrap();
+            check(&args).map(|()| args).map_err(|error| error.to_string())
+        };
+        let args = checked(&["--changes=100,250.5", "--changing=10,20"]).ok().unwrap();
+        assert_eq!((args.changes, args.changing), (vec![100.0, 250.5], vec![10.0, 20.0]));
+        assert!(checked(&["--changes=100,250", "--changing=10"]).is_ok());
+        for (flags, told) in [
+            (["--changes=0", "--changing=1"], "--changes 0 is no rate"),
+            (["--changes=1,NaN", "--changing=1"], "--changes NaN is no rate"),
+            (["--changes=1,2", "--changing=1,2,3"], "--changing has 3 times for 2 rates"),
+            (["--changes=1,2", "--returning=5"], "--returning goes with one rate"),
+        ] {
+            let error = checked(&flags).err().unwrap();
+            assert!(error.starts_with(told), "{error}");
+        }
+    }
+}
