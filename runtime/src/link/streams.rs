@@ -1,5 +1,5 @@
 //! Byte streams beside the frames: bulk, such as logs and the terminals of `kubectl exec`. cloudcore opens them, the edge accepts
-//! them, and all that the lanes carry goes first. Each has a bound on what is on its way (see [`super::window`]), so one that nobody
+//! them, and all that the lanes carry goes first. Each has a bound on what is on its way (see `link::window`), so one that nobody
 //! reads holds up itself alone.
 
 use std::{
