@@ -25,7 +25,7 @@ pub struct Violation(pub String);
 
 /// Nothing came from the peer for two heartbeats; the link is to be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("nothing heard from the peer for {silence:?}")]
+#[error("nothing heard from the peer for {:.1} s", silence.as_secs_f64())]
 pub struct Dead {
     pub silence: std::time::Duration,
 }

@@ -358,13 +358,18 @@ impl State {
 
     /// Returns the sessions in which the object's key is to be marked.
     #[must_use]
-    fn put(&mut self, cached: Cached, unguarded: &KeySet) -> Vec<Arc<KeySet>> {
+    fn put(&mut self, mut cached: Cached, unguarded: &KeySet) -> Vec<Arc<KeySet>> {
         let mut sessions = Vec::new();
         let key = cached.object.key.clone();
         self.unreadable.remove(&key);
         let hash = cached.object.version.hash;
+        let previous = self.objects.get(&key);
+        let changed = previous.is_none_or(|previous| previous.object.version.hash != hash);
+        if let Some(previous) = previous.filter(|_| !changed) {
+            // Each session has them as what its node holds: another copy would stay beside theirs.
+            cached.object.bytes = previous.object.bytes.clone();
+        }
         let previous = self.objects.insert(key.clone(), cached);
-        let changed = previous.as_ref().map(|previous| previous.object.version.hash) != Some(hash);
         if changed {
             self.mark_followed(&key);
             // The same for each node.

@@ -35,7 +35,9 @@ mod node;
 
 /// Requests under way at once for all nodes together: what one API server takes from one client without its priority and
 /// fairness queues filling up, and what cloudcore holds of its answers. Nobody holds a slot while waiting to try again.
-const SLOTS: usize = 64;
+const SLOTS: usize = 32;
+/// The same for the nodes' own statuses: a fleet that comes back is Ready before all of its pods have been told of again.
+const NODE_SLOTS: usize = 32;
 
 /// A namespaced object's uid and reason are short; more of a refusal than this is not sent to the edge.
 const MAX_REASON: usize = 300;
@@ -49,6 +51,7 @@ pub struct Upstream {
     client: Client,
     index: Arc<Index>,
     slots: Semaphore,
+    node_slots: Semaphore,
     metrics: Metrics,
     kubelet: Endpoint,
     claims: Arc<Claims>,
@@ -98,7 +101,8 @@ impl Upstream {
         kubelet: Endpoint,
     ) -> Result<Self, NoRandomness> {
         let claims = Arc::new(Claims::new()?);
-        Ok(Self { client, index, slots: Semaphore::new(SLOTS), metrics, kubelet, claims })
+        let (slots, node_slots) = (Semaphore::new(SLOTS), Semaphore::new(NODE_SLOTS));
+        Ok(Self { client, index, slots, node_slots, metrics, kubelet, claims })
     }
 
     /// For a session that begins.
@@ -148,13 +152,14 @@ impl Upstream {
         attempts: &Semaphore,
     ) -> Verdict {
         let node = &*reporter.node;
+        let slots = if matches!(parsed, Parsed::NodeStatus { .. }) { &self.node_slots } else { &self.slots };
         let mut anew = false;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         loop {
             let attempt = {
                 // The semaphores are never closed; without a permit the bound is all that is lost.
                 let _own = attempts.acquire().await;
-                let _slot = self.slots.acquire().await;
+                let _slot = slots.acquire().await;
                 self.attempt(reporter, parsed, claim, anew).await
             };
             match attempt {
