@@ -177,9 +177,9 @@ pub struct EdgeHubWebSocket {
     /// cloudcore's HOST:PORT; of several cloudcores each one's, with commas: when one fails, or has answered nothing for two seconds,
     /// the next is tried.
     pub server: String,
-    /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128, or https://USER:PASSWORD@proxy.example:3129
-    /// for one that is spoken to within TLS; enrolment uses it, too. QUIC does not: where a proxy is the only way out, the link is a
-    /// WebSocket. Empty: none; the environment (HTTPS_PROXY and the like) is not asked.
+    /// The HTTP proxy that leads to cloudcore, as in http://USER:PASSWORD@192.0.2.1:3128, or the same with https:// for one that is
+    /// spoken to within TLS; enrolment uses it, too. QUIC does not: where a proxy is the only way out, the link is a WebSocket.
+    /// Empty: none; the environment (HTTPS_PROXY and the like) is not asked.
     pub proxy: Secret,
     /// The CAs of which the certificate of an https:// proxy has to be, PEM. Empty: those that the system trusts.
     pub proxy_ca_file: String,
