@@ -52,24 +52,26 @@ pub(crate) async fn run(stage: &Stage<'_>) -> Result<()> {
         let pod = json!({"metadata": {"name": node}, "spec": {"nodeName": node, "containers": [
             {"name": "c", "image": "registry.invalid/x", "envFrom": env}]}});
         pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
-        // One that comes before there is anything for it is not asked what it has.
-        wait::until("cloudcore knowing of the pod", super::super::SOON, async || {
-            let page = stage.cloud.admin("/digestz").await?.body;
-            ensure!(page.contains(&node), "{page}");
-            anyhow::Ok(())
-        })
-        .await?;
         let mut peer = Peer::greeted(stage, transport, &node).await?;
-        peer.until(|body| matches!(body, Body::InventoryRequest(_)).then_some(())).await?;
-        peer.say(Body::Inventory(Inventory { entries: Vec::new(), last: true }))?;
-        peers.push((transport, peer));
+        // One that comes before cloudcore has heard of its pod is not asked what it has: it is told at once.
+        let told = peer
+            .until(|body| match body {
+                Body::InventoryRequest(_) => Some(0),
+                Body::Batch(batch) => Some(batch.changes.len()),
+                _ => None,
+            })
+            .await?;
+        if told == 0 {
+            peer.say(Body::Inventory(Inventory { entries: Vec::new(), last: true }))?;
+        }
+        peers.push((transport, told, peer));
     }
     // It goes on asking, and from now on reads nothing of what it is told.
     let refused = "cloudcore_session_ends_total{reason=\"violation\"}";
     let violations = stage.metric(refused).await?;
     let stuck = "cloudcore_session_ends_total{reason=\"write timeout\"}";
     wait::until("the end of the one over TCP", GIVEN_UP, async || {
-        for (_, peer) in &peers {
+        for (_, _, peer) in &peers {
             if peer.frames.has_room(proto::Lane::Status) {
                 peer.say(Body::Request(Request { id: 1, question: None }))?;
             }
@@ -82,10 +84,10 @@ pub(crate) async fn run(stage: &Stage<'_>) -> Result<()> {
         anyhow::Ok(())
     })
     .await?;
-    let (_, mut other) = peers.remove(0);
+    let (_, told, mut other) = peers.remove(0);
     drop(peers);
     // Once it listens again, it is told all there was, or why it is not.
-    let mut batches = 0;
+    let mut batches = told;
     loop {
         match other.hear().await {
             Ok(Some(Body::Batch(batch))) => {
