@@ -129,12 +129,7 @@ async fn once(scene: &Scene, [here, away]: &mut [[Node; 2]; 2]) -> Result<()> {
     for node in away.iter() {
         wait::until("a node that was away is back", SOON, async || node.is_in().await).await?;
     }
-    wait::until("all nodes with the new CA", SOON, async || {
-        let report = status(scene).await?;
-        ensure!(report["waiting"].as_array().is_some_and(Vec::is_empty), "{report}");
-        Ok(())
-    })
-    .await?;
+    wait::until("all nodes with the new CA", SOON, async || nobody_is_waited_for(scene).await).await?;
 
     keadm(scene, &["rotate-ca", "drop"]).await?;
     ensure!(status(scene).await?["phase"] == "steady");
@@ -320,6 +315,12 @@ pub(crate) async fn refused(scene: &Scene, args: &[&str], words: &[&str]) -> Res
     let error = keadm(scene, args).await.err().context("it was done")?;
     let error = format!("{error:#}");
     ensure!(words.iter().all(|word| error.contains(word)), "{error}");
+    Ok(())
+}
+
+pub(crate) async fn nobody_is_waited_for(scene: &Scene) -> Result<()> {
+    let report = status(scene).await?;
+    ensure!(report["waiting"].as_array().is_some_and(Vec::is_empty), "{report}");
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use runtime::tls;
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
-use crate::{Node, SOON, keadm, refused, status};
+use crate::{Node, SOON, keadm, nobody_is_waited_for, refused, status};
 
 /// Four nodes trust one CA, and do so in the end.
 pub(crate) async fn story(bench: &Bench, scene: &Scene, nodes: &mut [[Node; 2]; 2]) -> Result<()> {
@@ -86,12 +86,7 @@ async fn issued(bench: &Bench, scene: &Scene, nodes: &mut [[Node; 2]; 2]) -> Res
         wait::until("a node that was away", SOON, async || node.is_in().await).await?;
         wait::until("a node that has gone back", SOON, async || has_gone_back(node, &[&old, &new])).await?;
     }
-    wait::until("no node that is waited for", SOON, async || {
-        let report = status(scene).await?;
-        ensure!(report["waiting"].as_array().is_some_and(Vec::is_empty), "{report}");
-        Ok(())
-    })
-    .await?;
+    wait::until("no node that is waited for", SOON, async || nobody_is_waited_for(scene).await).await?;
     keadm(scene, &["rotate-ca", "drop"]).await?;
     ensure!(status(scene).await?["phase"] == "steady");
     for node in here.iter().chain([&*ahead, &*absent]) {
