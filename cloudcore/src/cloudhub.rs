@@ -2,7 +2,7 @@
 //!
 //! [`listener`] accepts, `guests` says who of the strangers may stay, `authorities` tells edges of the CAs, `roll_call` calls those that
 //! were connected before a restart, [`enrollment`] signs certificates for holders of a join token, [`session`] drives one node's
-//! session, [`traffic`] counts its bytes, [`registry`] sees to it that a node has one session, [`holder`] says which machine a
+//! session, `told` keeps what it was told of statuses, [`traffic`] counts its bytes, [`registry`] sees to it that a node has one session, [`holder`] says which machine a
 //! node's name belongs to, [`authz`] what a node may see and write.
 
 mod authorities;
@@ -16,4 +16,5 @@ pub mod registry;
 mod roll_call;
 pub mod session;
 mod settings;
+mod told;
 pub mod traffic;

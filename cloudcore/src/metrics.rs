@@ -75,6 +75,8 @@ pub struct ReportLabels {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum ReportOutcome {
     Taken,
+    /// The API server had the same already.
+    Unchanged,
     Refused,
 }
 

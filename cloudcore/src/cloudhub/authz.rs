@@ -118,6 +118,7 @@ mod tests {
             opted_out: false,
             eviction: Eviction::Never,
             references: Vec::new(),
+            status: None,
         }
     }
 

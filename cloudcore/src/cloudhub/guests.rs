@@ -5,6 +5,10 @@
 //! who opens a connection and says nothing takes none. Turns go round by address. When there is no room left, the oldest
 //! connection of the address that has the most goes: of a site behind one address that is nobody as long as there is room, and
 //! its connections, which get through their handshakes, are not the oldest for long.
+//!
+//! A fleet that comes back all at once wants more than there is. So of those that wait at an address the newest is the next: an edge
+//! gives up after a while, and the oldest would be those that have. And until cloudcore has heard of all that there is in the
+//! cluster, turns are given out one by one: what a session asks of the API server is asked while that is listing everything.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -43,6 +47,8 @@ pub(super) struct Guests {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Whether turns are taken as they are free.
+    open: bool,
     next: u64,
     /// The oldest first.
     present: HashMap<Source, VecDeque<(u64, CancellationToken)>>,
@@ -50,6 +56,7 @@ struct State {
     taken: usize,
     /// Those with somebody waiting, the next one first.
     round: VecDeque<Source>,
+    /// The oldest first.
     waiting: HashMap<Source, VecDeque<oneshot::Sender<Turn>>>,
 }
 
@@ -86,7 +93,33 @@ impl Guests {
     }
 
     pub(super) fn has_free_turn(&self) -> bool {
-        self.lock().taken < TURNS
+        let state = self.lock();
+        state.taken < TURNS && state.round.is_empty()
+    }
+
+    /// Turns are given out one by one until [`open`](Self::open).
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().open
+    }
+
+    /// From now on turns are taken as they are free.
+    pub(super) fn open(self: &Arc<Self>) {
+        self.lock().open = true;
+        while self.admit_one() {}
+    }
+
+    /// Gives a turn to the next that waits; `false` if nobody does, or there is none.
+    pub(super) fn admit_one(self: &Arc<Self>) -> bool {
+        let mut state = self.lock();
+        if state.taken == TURNS {
+            return false;
+        }
+        state.taken += 1;
+        let given = state.give(self);
+        if !given {
+            state.taken -= 1;
+        }
+        given
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -97,22 +130,31 @@ impl Guests {
     /// Gives a turn back, or on to the next that waits.
     fn pass_on(self: &Arc<Self>) {
         let mut state = self.lock();
-        while let Some(source) = state.round.pop_front() {
-            let Some(queue) = state.waiting.get_mut(&source) else { continue };
-            let next = queue.pop_front();
+        if !state.open || !state.give(self) {
+            state.taken -= 1;
+        }
+    }
+}
+
+impl State {
+    /// Gives a turn that is taken to the next that waits; `false` if nobody does.
+    fn give(&mut self, guests: &Arc<Guests>) -> bool {
+        while let Some(source) = self.round.pop_front() {
+            let Some(queue) = self.waiting.get_mut(&source) else { continue };
+            let next = queue.pop_back();
             if queue.is_empty() {
-                state.waiting.remove(&source);
+                self.waiting.remove(&source);
             } else {
-                state.round.push_back(source);
+                self.round.push_back(source);
             }
-            match next.map(|next| next.send(Turn(Some(Arc::clone(self))))) {
-                Some(Ok(())) => return,
+            match next.map(|next| next.send(Turn(Some(Arc::clone(guests))))) {
+                Some(Ok(())) => return true,
                 // Who has stopped waiting does not take it.
                 Some(Err(mut unwanted)) => unwanted.0 = None,
                 None => {}
             }
         }
-        state.taken -= 1;
+        false
     }
 }
 
@@ -126,7 +168,7 @@ impl Guest {
     pub(super) async fn turn(&self) -> Turn {
         let waiting = {
             let mut state = self.guests.lock();
-            if state.taken < TURNS {
+            if state.open && state.taken < TURNS {
                 state.taken += 1;
                 return Turn(Some(Arc::clone(&self.guests)));
             }
@@ -185,6 +227,12 @@ mod tests {
         [192, 0, 2, last].into()
     }
 
+    fn open() -> Arc<Guests> {
+        let guests = Arc::new(Guests::default());
+        guests.open();
+        guests
+    }
+
     #[test]
     fn what_one_customer_has_counts_as_one() {
         let of = |text: &str| Source::of(text.parse().unwrap());
@@ -208,7 +256,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn turns_go_round_by_address_and_end() {
-        let guests = Arc::new(Guests::default());
+        let guests = open();
         let crowd: Vec<_> = (0..2 * TURNS + 10).map(|_| guests.enter(address(1))).collect();
         let held = join_all(crowd.iter().take(TURNS).map(Guest::turn)).await;
         assert!(!guests.has_free_turn());
@@ -227,5 +275,32 @@ mod tests {
         let turn = turn.now_or_never().expect("the second to be given back is for the other address");
         assert_eq!(waiting.iter_mut().filter_map(FutureExt::now_or_never).map(std::mem::forget).count(), 1);
         drop((turn, spent, waiting));
+    }
+
+    #[test]
+    fn before_it_is_open_turns_are_given_out_one_by_one_and_the_newest_is_the_next() {
+        let guests = Arc::new(Guests::default());
+        let crowd: Vec<_> = (0..4).map(|_| guests.enter(address(1))).collect();
+        assert!(guests.has_free_turn() && !guests.admit_one());
+        let mut waiting: Vec<_> = crowd.iter().map(|guest| Some(Box::pin(guest.turn()))).collect();
+        let mut given = || -> Vec<usize> {
+            let mut given = Vec::new();
+            for (number, turn) in waiting.iter_mut().enumerate() {
+                if turn.as_mut().and_then(FutureExt::now_or_never).is_some() {
+                    *turn = None;
+                    given.push(number);
+                }
+            }
+            given
+        };
+        assert!(given().is_empty() && !guests.has_free_turn());
+        assert!(guests.admit_one());
+        assert_eq!(given(), [3], "and nobody has it from who gives it back");
+        assert!(given().is_empty());
+        assert!(guests.admit_one());
+        assert_eq!(given(), [2]);
+        guests.open();
+        assert_eq!(given(), [0, 1]);
+        assert!(crowd[0].turn().now_or_never().is_some(), "all have been given back");
     }
 }

@@ -99,7 +99,7 @@ async fn held(client: &Client, node: &str) -> Result<Option<Held>, Failure> {
         opted_out: false,
         ready: None,
         key_hash: text(&metadata["annotations"][KEY_ANNOTATION]),
-        kubelet: None,
+        status: None,
         authorities: None,
         sync_config: None,
     };
@@ -202,7 +202,7 @@ mod tests {
             opted_out: false,
             ready: None,
             key_hash: key_hash.map(Into::into),
-            kubelet: None,
+            status: None,
             authorities: None,
             sync_config: None,
         }

@@ -31,7 +31,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time,
+    time::{self, MissedTickBehavior},
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -65,6 +65,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const REISSUE: Duration = Duration::from_hours(7 * 24);
 /// How long the end of a QUIC connection may take to reach the edge.
 const LINGER: Duration = Duration::from_secs(1);
+/// Between two strangers that are let in while cloudcore has not heard yet of all that there is in the cluster.
+const EARLY: Duration = Duration::from_millis(50);
 /// After the process has run out of file handles.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -130,6 +132,8 @@ impl CloudHub {
         }
         let endpoint =
             udp.map(|udp| quic::listen(udp, config, &reset_key)).transpose().map_err(HubError::Listen)?;
+        let mut early = time::interval(EARLY);
+        early.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reissue = time::interval(REISSUE);
         reissue.reset();
         let limit = hub.context.hub.node_limit.saturating_add(GUESTS);
@@ -161,6 +165,13 @@ impl CloudHub {
                 Some(ended) = connections.join_next() => {
                     if let Err(error) = ended && error.is_panic() {
                         warn!(error = %runtime::chain(&error), "a connection's task panicked");
+                    }
+                }
+                _ = early.tick(), if !hub.guests.is_open() => {
+                    if hub.context.index.is_complete() {
+                        hub.guests.open();
+                    } else {
+                        hub.guests.admit_one();
                     }
                 }
                 _ = reissue.tick() => tls = hub.reconfigure(endpoint.as_ref())?,

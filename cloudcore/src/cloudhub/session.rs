@@ -18,8 +18,8 @@ use proto::{
     codec::{self, DecodeError, EncodeError, Encoder},
     limits::{MAX_TEXT, WINDOW_REPORTS},
     message::{
-        Action, Answer, Batch, Body, GoodbyeReason, Question, Report, ReportAck, ReportKind, Reports,
-        Request, Response,
+        Action, Answer, Batch, Body, GoodbyeReason, Question, Report, ReportAck, ReportKind, Request,
+        Response,
     },
     session::{CloudEvent, CloudSession, Dead, Patches, Violation},
 };
@@ -43,6 +43,7 @@ use super::{
     holder::{self, NotYours},
     registry::{Registration, Registry},
     settings::Settings,
+    told::{StatusesTold, Told},
     traffic::Traffic,
 };
 use crate::{
@@ -52,7 +53,7 @@ use crate::{
         index::{Index, NodeSubscription},
         lanes::Lanes,
         lease::{Keeper, LeaseConfig},
-        upstream::{Reporter, Upstream},
+        upstream::{Delivery, Reporter, Upstream},
     },
     metrics::{EndLabels, Metrics, TransportLabels},
 };
@@ -120,8 +121,6 @@ enum End {
     Behind,
     #[error(transparent)]
     ShutOut(NotYours),
-    #[error("the control plane had given the node up meanwhile; all is to be reported again")]
-    Lapsed,
     #[error("the edge does not answer; another session of it may have begun elsewhere")]
     Elsewhere,
     #[error("a task of the session failed")]
@@ -137,7 +136,6 @@ impl End {
             Self::Stopping
             | Self::CrowdedOut
             | Self::Behind
-            | Self::Lapsed
             | Self::Elsewhere
             | Self::Task
             | Self::Encode(_) => GoodbyeReason::ShuttingDown,
@@ -162,7 +160,6 @@ impl End {
             Self::Superseded => "superseded",
             Self::Stopping => "stopping",
             Self::Behind => "behind",
-            Self::Lapsed => "lapsed",
             Self::Elsewhere => "elsewhere",
             Self::ShutOut(_) => "shut out",
         }
@@ -172,7 +169,7 @@ impl End {
 /// One thing to do for the node at the API server.
 enum Work {
     Report(Report),
-    /// The Node is not what this session last reported: report it again.
+    /// The status is not what the edge last reported: write it again.
     Heal,
 }
 
@@ -181,6 +178,8 @@ enum Done {
     Work {
         lane: String,
         ack: Option<ReportAck>,
+        kind: ReportKind,
+        told: Option<Told>,
     },
     Answer(Response),
     Noted,
@@ -213,11 +212,7 @@ struct Driver<'a> {
     traffic: Arc<Traffic>,
     streams: Streams,
     lanes: Lanes<Work>,
-    healing: bool,
-    /// The control plane has called the node Unknown while it was connected, and its pods not ready.
-    lapsed: bool,
-    /// The newest, as a frame: it is needed once in a long while, and a fifth as long.
-    node_status: Option<Bytes>,
+    told: StatusesTold,
     questions: VecDeque<Request>,
     answering: usize,
     holding: Option<Holding>,
@@ -289,9 +284,7 @@ async fn drive(
         traffic,
         streams: streams.clone(),
         lanes: Lanes::new(WINDOW_REPORTS),
-        healing: false,
-        lapsed: false,
-        node_status: None,
+        told: StatusesTold::default(),
         questions: VecDeque::new(),
         answering: 0,
         holding: None,
@@ -489,12 +482,6 @@ impl Driver<'_> {
             }
             CloudEvent::Present => self.claim.edge_answered(),
             CloudEvent::Report(report) => {
-                if report.kind() == ReportKind::NodeStatus {
-                    let reports = Reports { reports: vec![report.clone()] };
-                    let frame = codec::encode(Body::Reports(reports)).map_err(End::Encode)?;
-                    // As much room as it takes.
-                    self.node_status = Some(Bytes::copy_from_slice(&frame));
-                }
                 let lane = report.key.clone();
                 self.lanes.push(&lane, Work::Report(report));
             }
@@ -590,10 +577,7 @@ impl Driver<'_> {
         {
             let (report, ack) = match work {
                 Work::Report(report) => (Some(report), true),
-                Work::Heal => {
-                    self.healing = false;
-                    (self.node_status.as_ref().and_then(only_report), false)
-                }
+                Work::Heal => (self.told.report(&lane), false),
             };
             let Some(report) = report else {
                 self.lanes.done(&lane);
@@ -601,9 +585,12 @@ impl Driver<'_> {
             };
             let (upstream, peer) = (Arc::clone(&self.context.upstream), self.peer.clone());
             let (attempts, claim) = (Arc::clone(&self.attempts), Arc::clone(&self.claim));
+            let kind = report.kind();
             self.tasks.spawn(async move {
-                let done = upstream.deliver(&peer, &report, &claim, &attempts).await;
-                Done::Work { lane, ack: ack.then_some(done) }
+                let Delivery { ack: done, status } =
+                    upstream.deliver(&peer, &report, &claim, &attempts).await;
+                let told = status.and_then(|print| Told::new(report, print));
+                Done::Work { lane, ack: ack.then_some(done), kind, told }
             });
         }
         while self.answering < QUESTIONS_AT_ONCE
@@ -617,13 +604,13 @@ impl Driver<'_> {
 
     fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), End> {
         match done {
-            Ok(Done::Work { lane, ack }) => {
+            Ok(Done::Work { lane, ack, kind, told }) => {
                 self.lanes.done(&lane);
-                match ack {
-                    Some(ack) => self.session.finish_reports(vec![ack]),
-                    // The node is as it was. Its pods are, once the edge has reported them anew: in a session of its own.
-                    None if self.lapsed => return Err(End::Lapsed),
-                    None => {}
+                if let Some(ack) = ack {
+                    self.session.finish_reports(vec![ack]);
+                }
+                if kind.is_status() {
+                    self.told.note(lane, told);
                 }
                 Ok(())
             }
@@ -643,28 +630,16 @@ impl Driver<'_> {
         }
     }
 
-    /// While the node was away, the control plane has called its conditions Unknown; whoever deleted the Node has it back as
-    /// long as it is connected.
+    /// Writes what is not as the edge has said any more: while the node was away, the control plane has called it Unknown and its
+    /// pods not ready; and whoever deleted the Node has it back as long as it is connected.
     fn heal(&mut self) {
-        if self.node_status.is_none() {
+        if !self.context.index.is_complete() {
             return;
         }
-        let node = self.context.index.node(&self.peer.node);
-        let unknown = node.as_ref().is_some_and(|node| node.ready.as_deref() == Some("Unknown"));
-        // As it was written by a cloudcore that the node was connected to before. If nothing is heard of the node here, it may be
-        // the other one that it is connected to now.
+        // If nothing is heard of the node here, it may be another cloudcore that it is connected to now.
         let is_here = self.progress.last().elapsed() < self.context.lease.renew_every;
-        let elsewhere = is_here
-            && self
-                .context
-                .upstream
-                .kubelet()
-                .is_some_and(|endpoint| node.as_ref().is_some_and(|node| node.kubelet != Some(endpoint)));
-        let astray = unknown || elsewhere || node.is_none_or(|node| node.ready.is_none());
-        if astray && !self.healing && self.context.index.is_complete() {
-            self.healing = true;
-            self.lapsed = unknown;
-            self.lanes.push(&format!("Node//{}", self.peer.node), Work::Heal);
+        for lane in self.told.astray(&self.context.index, &self.claim, is_here) {
+            self.lanes.push(&lane, Work::Heal);
         }
     }
 
@@ -687,14 +662,6 @@ impl Driver<'_> {
         drop(frames);
         // What it came to does not matter any more.
         drop(time::timeout_at(end, writer.join_next()).await);
-    }
-}
-
-/// The report of a frame that has one.
-fn only_report(frame: &Bytes) -> Option<Report> {
-    match codec::decode(frame.clone()) {
-        Ok(Body::Reports(reports)) => reports.reports.into_iter().next(),
-        _ => None,
     }
 }
 

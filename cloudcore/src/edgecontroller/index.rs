@@ -222,6 +222,18 @@ impl Index {
         }
     }
 
+    /// The [`print`](super::print) of a pod's or a Node's status, and the object's version.
+    pub fn status(&self, key: &ResourceKey) -> Option<(Option<u64>, u64)> {
+        let state = self.read();
+        let Cached { object, facts, .. } = state.objects.get(key)?;
+        let status = match facts {
+            Facts::Pod(pod) => pod.status,
+            Facts::Node(node) => node.status,
+            Facts::Plain | Facts::Claim(_) => return None,
+        };
+        Some((status, object.version.resource_version))
+    }
+
     /// Up to which version all changes of a kind have been looked at.
     pub fn newest(&self, kind: &str) -> u64 {
         self.read().kinds.get(kind).map_or(0, |kind| kind.newest)

@@ -5,7 +5,7 @@
 //! Pods (but see `pod::KeptStatus`), of claims and volumes, and all but the identity, labels, annotations and spec of
 //! Nodes.
 
-use std::{collections::BTreeMap, fmt, marker::PhantomData, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use bytes::Bytes;
 pub use crds::{AUTHORITIES_ANNOTATION, EDGE_LABEL, KEY_ANNOTATION, SYNC_CONFIG_ANNOTATION};
@@ -16,7 +16,10 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::protection::{EVICT_ANNOTATION, Eviction};
+use super::{
+    print,
+    protection::{EVICT_ANNOTATION, Eviction},
+};
 use pod::PodSpec;
 
 mod pod;
@@ -141,6 +144,8 @@ pub struct PodFacts {
     pub opted_out: bool,
     pub eviction: Eviction,
     pub references: Vec<ResourceKey>,
+    /// The [`print`](super::print) of its status; none of one that cannot be read.
+    pub status: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,8 +158,8 @@ pub struct NodeFacts {
     pub ready: Option<Box<str>>,
     /// [`KEY_ANNOTATION`].
     pub key_hash: Option<Box<str>>,
-    /// Where the API server finds the kubelet's API of the node.
-    pub kubelet: Option<SocketAddr>,
+    /// The [`print`](super::print) of its status; none of one that cannot be read.
+    pub status: Option<u64>,
     /// What [`AUTHORITIES_ANNOTATION`] says.
     pub authorities: Option<Box<str>>,
     /// [`SYNC_CONFIG_ANNOTATION`].
@@ -182,7 +187,7 @@ pub enum ObjectError {
 }
 
 /// A JSON object whose values are left alone, in its order.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
+pub(super) struct Fields<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -207,6 +212,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    pub(super) fn each(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.0.iter().map(|(field, value)| (field.as_str(), *value))
+    }
+
     fn get(&self, name: &str) -> Option<&'a RawValue> {
         self.0.iter().find(|(field, _)| field == name).map(|(_, value)| *value)
     }
@@ -297,7 +306,8 @@ impl Kind {
                     serde_json::to_writer(&mut bytes, &kept).map_err(parse)?;
                     bytes.push(b'}');
                 }
-                (bytes, Facts::Pod(spec.facts(&metadata, kept.has_ended())))
+                let status = fields.get("status").and_then(|status| spec.print(status.get()));
+                (bytes, Facts::Pod(spec.facts(&metadata, kept.has_ended(), status)))
             }
             Shape::Node => {
                 let facts = NodeFacts {
@@ -306,7 +316,7 @@ impl Kind {
                     opted_out: evicts(metadata.annotations.as_ref()),
                     ready: fields.get("status").and_then(|status| ready(status.get())),
                     key_hash: annotation(metadata.annotations.as_ref(), KEY_ANNOTATION).map(Into::into),
-                    kubelet: fields.get("status").and_then(|status| kubelet(status.get())),
+                    status: fields.get("status").and_then(|status| print::of_node(status.get()).ok()),
                     authorities: annotation(metadata.annotations.as_ref(), AUTHORITIES_ANNOTATION)
                         .map(Into::into),
                     sync_config: annotation(metadata.annotations.as_ref(), SYNC_CONFIG_ANNOTATION)
@@ -388,34 +398,6 @@ fn ready(status: &str) -> Option<Box<str>> {
     let status: Status = serde_json::from_str(status).ok()?;
     let ready = status.conditions.into_iter().find(|condition| &*condition.r#type == "Ready")?;
     Some(ready.status)
-}
-
-/// As the API server reads it, if it prefers internal addresses: the first of them, and the port.
-fn kubelet(status: &str) -> Option<SocketAddr> {
-    #[derive(Deserialize)]
-    struct Address {
-        r#type: String,
-        address: String,
-    }
-    #[derive(Deserialize)]
-    struct Endpoint {
-        #[serde(rename = "Port")]
-        port: u16,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Endpoints {
-        kubelet_endpoint: Endpoint,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Status {
-        addresses: Vec<Address>,
-        daemon_endpoints: Endpoints,
-    }
-    let status: Status = serde_json::from_str(status).ok()?;
-    let first = status.addresses.into_iter().find(|address| address.r#type == "InternalIP")?;
-    Some(SocketAddr::new(first.address.parse().ok()?, status.daemon_endpoints.kubelet_endpoint.port))
 }
 
 fn volume(spec: &str) -> Option<ResourceKey> {

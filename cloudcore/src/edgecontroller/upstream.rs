@@ -23,7 +23,7 @@ use super::{
     claim::{Claim, Claims, NoRandomness},
     index::Index,
     objects::{Cached, Facts, KINDS, PodFacts},
-    tokens,
+    print, tokens,
 };
 use crate::{
     cloudhub::authz::{self, Denied},
@@ -61,6 +61,8 @@ pub struct Upstream {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Taken,
+    /// The API server has it so already.
+    Unchanged,
     Refused(String),
 }
 
@@ -70,10 +72,18 @@ impl From<Denied> for Verdict {
     }
 }
 
+/// What became of a report.
+#[derive(Debug)]
+pub struct Delivery {
+    pub ack: ReportAck,
+    /// The [`print`] of the status that the API server has now.
+    pub status: Option<u64>,
+}
+
 /// A report, checked as far as it can be without asking anyone.
 enum Parsed {
-    NodeStatus { key: ResourceKey, report: Box<Value> },
-    PodStatus { key: ResourceKey, uid: String, status: Value },
+    NodeStatus { key: ResourceKey, report: Box<Value>, print: u64 },
+    PodStatus { key: ResourceKey, uid: String, status: Value, print: u64 },
     PodTerminated { key: ResourceKey, uid: String },
     Event { key: ResourceKey, event: Value },
 }
@@ -125,22 +135,27 @@ impl Upstream {
         report: &Report,
         claim: &Claim,
         attempts: &Semaphore,
-    ) -> ReportAck {
+    ) -> Delivery {
         let node = &*reporter.node;
         let kind = kind_name(report.kind());
-        let verdict = match parse(node, report) {
-            Ok(parsed) => self.settle(reporter, &parsed, (kind, &report.key), claim, attempts).await,
-            Err(reason) => Verdict::Refused(reason),
+        let (verdict, status) = match parse(node, report, self.kubelet()) {
+            Ok(parsed) => {
+                let print = parsed.print();
+                (self.settle(reporter, &parsed, (kind, &report.key), claim, attempts).await, print)
+            }
+            Err(reason) => (Verdict::Refused(reason), None),
         };
         let (outcome, refused) = match verdict {
             Verdict::Taken => (ReportOutcome::Taken, String::new()),
+            Verdict::Unchanged => (ReportOutcome::Unchanged, String::new()),
             Verdict::Refused(reason) => {
                 info!(node, kind, key = report.key, reason, "report refused");
                 (ReportOutcome::Refused, reason.chars().take(MAX_REASON).collect())
             }
         };
         self.metrics.reports.get_or_create(&ReportLabels { kind, outcome }).inc();
-        ReportAck { id: report.id, refused }
+        let status = status.filter(|_| refused.is_empty());
+        Delivery { ack: ReportAck { id: report.id, refused }, status }
     }
 
     async fn settle(
@@ -202,12 +217,15 @@ impl Upstream {
     ) -> Result<Verdict, Failure> {
         let node = &*reporter.node;
         match parsed {
-            Parsed::NodeStatus { key, report } => {
+            Parsed::NodeStatus { key, report, print } => {
+                if !anew && self.has_node_status(reporter, key, report, *print) {
+                    return Ok(Verdict::Unchanged);
+                }
                 let written = self.node_status(reporter, key, report, claim).await?;
                 Ok(written.map_or_else(Verdict::from, |()| Verdict::Taken))
             }
-            Parsed::PodStatus { key, uid, status } => {
-                self.pod_status(node, key, (uid, status), claim, anew).await
+            Parsed::PodStatus { key, uid, status, print } => {
+                self.pod_status(node, key, (uid, status, *print), claim, anew).await
             }
             Parsed::PodTerminated { key, uid } => self.pod_terminated(node, key, uid).await,
             Parsed::Event { key, event } => self.event(node, key, event).await,
@@ -218,7 +236,7 @@ impl Upstream {
         &self,
         node: &str,
         key: &ResourceKey,
-        (uid, status): (&str, &Value),
+        (uid, status, print): (&str, &Value, u64),
         claim: &Claim,
         anew: bool,
     ) -> Result<Verdict, Failure> {
@@ -228,6 +246,14 @@ impl Upstream {
             Ok(version) => claim.newest(key, version),
             Err(denied) => return Ok(denied.into()),
         };
+        // In the cache is what this session has written last, if it has written anything.
+        if !anew
+            && let Some((Some(held), cached)) = self.index.status(key)
+            && held == print
+            && cached >= version
+        {
+            return Ok(Verdict::Unchanged);
+        }
         claim.confirm(&self.client, &self.index, node, key, version).await?;
         let patch = json!({
             "apiVersion": "v1",
@@ -382,8 +408,17 @@ fn kind_name(kind: ReportKind) -> &'static str {
     }
 }
 
-/// The error is the reason for which the report is refused for good.
-fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
+impl Parsed {
+    fn print(&self) -> Option<u64> {
+        match self {
+            Self::NodeStatus { print, .. } | Self::PodStatus { print, .. } => Some(*print),
+            Self::PodTerminated { .. } | Self::Event { .. } => None,
+        }
+    }
+}
+
+/// The error is the reason for which the report is refused for good. `kubelet` answers for the node.
+fn parse(node: &str, report: &Report, kubelet: Option<SocketAddr>) -> Result<Parsed, String> {
     let key: ResourceKey = report.key.parse().map_err(|error| format!("report has no valid key: {error}"))?;
     let names = [key.namespace(), key.name()];
     if !names.iter().all(|name| name.is_empty() || authz::is_name(name)) {
@@ -410,7 +445,16 @@ fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
                 return Err(Denied::ForeignNode.to_string());
             }
             drop_nulls(&mut value);
-            Ok(Parsed::NodeStatus { key, report: Box::new(value) })
+            let Some(fields) = value.as_object_mut() else { return Err("report is no Node".to_owned()) };
+            let status = fields.entry("status").or_insert_with(|| json!({}));
+            if !status.is_object() {
+                return Err("report has a status that is none".to_owned());
+            }
+            if let Some(kubelet) = kubelet {
+                node::lead_to(kubelet, status);
+            }
+            let print = print::of_node(&status.to_string()).map_err(malformed)?;
+            Ok(Parsed::NodeStatus { key, report: Box::new(value), print })
         }
         ReportKind::PodStatus => {
             expect("Pod")?;
@@ -419,7 +463,8 @@ fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
             let Some(fields) = status.as_object_mut() else { return Err("report has no status".to_owned()) };
             // Set by the API server when the pod was created, and unchangeable since.
             fields.remove("qosClass");
-            Ok(Parsed::PodStatus { key, uid, status })
+            let print = print::of_reported_pod(&status.to_string()).map_err(malformed)?;
+            Ok(Parsed::PodStatus { key, uid, status, print })
         }
         ReportKind::PodTerminated => {
             expect("Pod")?;
@@ -443,7 +488,7 @@ fn parse(node: &str, report: &Report) -> Result<Parsed, String> {
 /// A report of a node as far as it can be taken apart, for the fuzz targets.
 #[cfg(feature = "fuzz")]
 pub fn take_apart(reporter: &Reporter, report: &Report) -> Result<(), String> {
-    match parse(&reporter.node, report)? {
+    match parse(&reporter.node, report, None)? {
         Parsed::NodeStatus { report, .. } => node::take_apart(reporter, &report),
         Parsed::PodStatus { key, .. } | Parsed::PodTerminated { key, .. } | Parsed::Event { key, .. } => {
             assert!(authz::is_name(key.name()), "{key}");
@@ -476,14 +521,14 @@ mod tests {
     fn a_report_is_about_what_it_says() {
         let status =
             json!({"uid": "u", "status": {"phase": "Running", "qosClass": "Burstable", "reason": null}});
-        let parsed = parse("n", &report(ReportKind::PodStatus, "Pod/a/web", &status));
+        let parsed = parse("n", &report(ReportKind::PodStatus, "Pod/a/web", &status), None);
         let Ok(Parsed::PodStatus { uid, status, .. }) = parsed else { panic!("not taken") };
         assert_eq!((uid.as_str(), status), ("u", json!({"phase": "Running"})));
 
         let event = json!({"metadata": {"name": "x.1"}, "source": {}});
-        assert!(parse("n", &report(ReportKind::Event, "Pod/a/x", &event)).is_ok());
+        assert!(parse("n", &report(ReportKind::Event, "Pod/a/x", &event), None).is_ok());
         let node = json!({"metadata": {"name": "n"}, "status": {}});
-        assert!(parse("n", &report(ReportKind::NodeStatus, "Node//n", &node)).is_ok());
+        assert!(parse("n", &report(ReportKind::NodeStatus, "Node//n", &node), None).is_ok());
         for (kind, key, payload) in [
             (ReportKind::NodeStatus, "Node//other", json!({"status": {}})),
             (ReportKind::NodeStatus, "Node//n", json!({"metadata": {"name": "other"}})),
@@ -503,7 +548,10 @@ mod tests {
             (ReportKind::Event, "Pod/a/x", json!({"metadata": {"name": "x.1"}, "source": "y"})),
             (ReportKind::Unspecified, "Pod/a/x", json!({})),
         ] {
-            assert!(parse("n", &report(kind, key, &payload)).is_err(), "{kind:?} {key} {payload} was taken");
+            assert!(
+                parse("n", &report(kind, key, &payload), None).is_err(),
+                "{kind:?} {key} {payload} was taken"
+            );
         }
     }
 }

@@ -15,6 +15,7 @@ mod outage;
 mod path;
 mod renewal;
 mod rotation;
+mod told;
 
 async fn over(transport: Transport, scenario: impl AsyncFnOnce(&Bench) -> Result<()>) -> Result<()> {
     TRANSPORT.scope(transport, bench::run_without_product(scenario)).await
@@ -47,6 +48,7 @@ scenarios! {
     a_ca_takes_the_place_of_another: rotation::rotation,
     pods_of_a_node_that_is_cut_off_are_not_evicted: eviction::eviction,
     an_api_server_out_of_reach_is_waited_for: outage::outage,
+    what_was_told_is_kept_and_not_written_twice: told::told,
     an_older_session_writes_nothing_over_a_newer_one: fence::fence,
     a_replica_that_lags_takes_nothing_away: outage::lag,
 }

@@ -244,11 +244,16 @@ pub(crate) async fn whole_path(bench: &Bench) -> Result<()> {
     cluster.kubectl(&["delete", "node", "edge-1"]).await?;
     let id = edge.report(ReportKind::NodeStatus, "Node//edge-1", &node_report("edge-1"));
     ensure!(edge.ack(id).await?.is_empty());
-    cluster.kubectl(&["delete", "node", "edge-1"]).await?;
-    let uid = node["metadata"]["uid"].clone();
-    edge.until("the new Node", |edge| {
-        edge.json("Node//edge-1").is_some_and(|node| node["metadata"]["uid"] != uid)
-    })
-    .await?;
+    let mut uid = node["metadata"]["uid"].clone();
+    for last in [false, true] {
+        edge.until("the new Node", |edge| {
+            edge.json("Node//edge-1").is_some_and(|node| node["metadata"]["uid"] != uid)
+        })
+        .await?;
+        if !last {
+            uid = edge.json("Node//edge-1").unwrap_or_default()["metadata"]["uid"].clone();
+            cluster.kubectl(&["delete", "node", "edge-1"]).await?;
+        }
+    }
     cloud.stop().await
 }

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use super::{Condition, Metadata, PodFacts, Status, annotation, evicts};
 use crate::{
     cloudhub::authz,
-    edgecontroller::protection::{Eviction, RECORD_ANNOTATION, Toleration},
+    edgecontroller::{
+        print,
+        protection::{Eviction, RECORD_ANNOTATION, Toleration},
+    },
 };
 
 #[derive(Deserialize, Default)]
@@ -142,7 +145,13 @@ impl PodSpec {
         KeptStatus { phase: ended.then_some(status.phase), conditions: status.conditions }
     }
 
-    pub(super) fn facts(self, metadata: &Metadata, ended: bool) -> PodFacts {
+    /// Of the status of such a pod.
+    pub(super) fn print(&self, status: &str) -> Option<u64> {
+        let gates = self.readiness_gates.iter().map(|gate| &*gate.condition_type);
+        print::of_pod(status, gates).ok()
+    }
+
+    pub(super) fn facts(self, metadata: &Metadata, ended: bool, status: Option<u64>) -> PodFacts {
         let references = self.references(&metadata.namespace);
         let sources = self.volumes.iter().filter_map(|volume| volume.projected.as_ref());
         let tokens = sources
@@ -165,6 +174,7 @@ impl PodSpec {
                 annotation(metadata.annotations.as_ref(), RECORD_ANNOTATION).is_some(),
             ),
             references,
+            status,
         }
     }
 

@@ -50,6 +50,24 @@ struct Status {
 }
 
 impl Upstream {
+    /// Whether nothing of the report is to be written, as far as the cache knows. If it lags, that is found later: what was
+    /// reported last is compared again as long as the node is connected.
+    pub(super) fn has_node_status(
+        &self,
+        reporter: &Reporter,
+        key: &ResourceKey,
+        report: &Value,
+        print: u64,
+    ) -> bool {
+        let Some((facts, object)) = self.index.node(key.name()).zip(self.index.get(key)) else {
+            return false;
+        };
+        let Ok(current) = serde_json::from_slice::<Current>(&object.bytes) else { return false };
+        facts.status == Some(print)
+            && facts.key_hash.as_deref() == Some(&*reporter.key_hash)
+            && missing_metadata(&current, reporter, report).is_none()
+    }
+
     /// Registers the node and writes its status. A conflict means that somebody wrote in between: to be tried again.
     pub(super) async fn node_status(
         &self,
@@ -85,10 +103,7 @@ impl Upstream {
         }
         let version = resource_version(&current.metadata.resource_version);
         claim.confirm(client, &self.index, node, key, version).await?;
-        let mut patch = status_patch(&current, report, Timestamp::now());
-        if let Some(kubelet) = self.kubelet() {
-            lead_to(kubelet, &mut patch["status"]);
-        }
+        let patch = status_patch(&current, report, Timestamp::now());
         let written = api::patch(client, &format!("{path}/status"), Patch::Merge, &patch).await?;
         claim.wrote(key, written.resource_version()?);
         Ok(Ok(()))
@@ -187,7 +202,7 @@ fn status_patch(current: &Current, report: &Value, now: Timestamp) -> Value {
 
 /// The API server takes the first address of the type that it prefers: the node's own are behind the one that answers for it.
 /// A Hostname is not among them: most API servers that are not told otherwise prefer one, and that of an edge node leads nowhere.
-fn lead_to(kubelet: SocketAddr, status: &mut Value) {
+pub(super) fn lead_to(kubelet: SocketAddr, status: &mut Value) {
     let address = kubelet.ip().to_string();
     let own = status["addresses"].as_array().cloned().unwrap_or_default();
     let own = own.into_iter().filter(|own| own["type"] != "Hostname" && own["address"] != *address);
