@@ -261,6 +261,9 @@ impl Turn<'_> {
         let name = self.name("cloudcore killed: went NotReady");
         let lost = self.stage.given_up().await? - lost;
         self.figures.push(Figure::whole(&name, "times", lost).goal(Goal::AtMost(0.0)));
+        let name = self.name("pods evicted in all this");
+        let gone = (self.nodes * self.pods) as f64 - self.stage.pods().await?;
+        self.figures.push(Figure::whole(&name, "pods", gone).goal(Goal::AtMost(0.0)));
         Ok(())
     }
 

@@ -83,6 +83,7 @@ impl Stage {
             // As it is by default elsewhere, where a Lease is renewed every 10 s.
             node_monitor_grace_period: 5 * renewal,
             node_monitor_period: Duration::from_secs(5),
+            eviction_after: Duration::from_mins(5),
             reachable_from_sites: true,
             addresses: vec![IpAddr::from(site.host_address())],
             ..ClusterOptions::default()
@@ -204,6 +205,14 @@ impl Stage {
         let events: Value = serde_json::from_str(&self.cluster.kubectl(&args).await?)?;
         let events = events["items"].as_array().context("kubectl answers with no list of events")?;
         Ok(events.iter().map(|event| event["count"].as_f64().unwrap_or(1.0)).sum())
+    }
+
+    /// Pods that there are: the nodes' own, without those that were evicted.
+    pub(crate) async fn pods(&self) -> Result<f64> {
+        let path = "--raw=/api/v1/pods?limit=1";
+        let page: Value = serde_json::from_str(&self.cluster.kubectl(&["get", path]).await?)?;
+        let here = page["items"].as_array().context("kubectl answers with no list of pods")?.len();
+        Ok(here as f64 + page["metadata"]["remainingItemCount"].as_f64().unwrap_or_default())
     }
 
     /// What the nodes' links have carried until now.
