@@ -136,7 +136,7 @@ impl CloudHub {
         early.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reissue = time::interval(REISSUE);
         reissue.reset();
-        let limit = hub.limit();
+        let limit = hub.context.hub.node_limit.saturating_add(GUESTS);
         let mut connections = JoinSet::new();
         let secret = hub.context.index.follow(secrets::authorities_key());
         loop {
@@ -219,11 +219,6 @@ async fn incoming(endpoint: Option<&Endpoint>) -> Option<quinn::Incoming> {
 }
 
 impl Hub {
-    /// Of connections: sessions and others.
-    fn limit(&self) -> usize {
-        self.context.hub.node_limit.saturating_add(GUESTS)
-    }
-
     /// For the connections to come.
     fn reconfigure(&self, endpoint: Option<&Endpoint>) -> Result<Arc<ServerConfig>, HubError> {
         let (tls, config) = self.configurations()?;
@@ -240,9 +235,7 @@ impl Hub {
         let grace = self.context.hub.certificate_grace;
         let config = tls::server_config(chain, key, &authorities.trusted(), grace)?;
         let mut config = tls::resumable(config, &authorities.ticket_secret());
-        let mut quic = quic::server_config(config.clone())?;
-        // Who may stay is for the guests to say.
-        quic::allow_waiting(&mut quic, self.limit().saturating_add(LEAVING));
+        let quic = quic::server_config(config.clone())?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok((Arc::new(config), quic))
     }

@@ -61,7 +61,7 @@ pub const HEARTBEAT: Duration = Duration::from_secs(44);
 const CLOUD_NAME: usize = 8;
 /// Between stateless resets. A whole fleet may have lost the same cloudcore, and a reset is shorter than what it answers.
 const RESET_INTERVAL: Duration = Duration::from_micros(50);
-/// Connections that nobody has accepted yet, where nothing else is said, and what is kept for each meanwhile: its first flight.
+/// Connections that nobody has accepted yet, and what is kept for each meanwhile: its first flight.
 const WAITING: usize = 1024;
 const WAITING_BYTES: u64 = 16 << 10;
 /// Of the cloud's socket, each way: a whole fleet speaks to it. The kernel gives no more than net.core.rmem_max and wmem_max.
@@ -97,14 +97,12 @@ fn transport(streams: u32) -> TransportConfig {
 pub fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, NoSuite> {
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    config.transport_config(Arc::new(transport(0))).incoming_buffer_size(WAITING_BYTES);
-    allow_waiting(&mut config, WAITING);
+    config
+        .transport_config(Arc::new(transport(0)))
+        .max_incoming(WAITING)
+        .incoming_buffer_size(WAITING_BYTES)
+        .incoming_buffer_size_total(WAITING as u64 * WAITING_BYTES / 4);
     Ok(config)
-}
-
-/// So many connections may wait to be accepted; more are refused.
-pub fn allow_waiting(config: &mut quinn::ServerConfig, connections: usize) {
-    config.max_incoming(connections).incoming_buffer_size_total(connections as u64 * WAITING_BYTES / 4);
 }
 
 /// The key of stateless resets that goes with a secret.
