@@ -83,6 +83,11 @@ impl Guests {
         Guest { guests: Arc::clone(self), source, id, leave }
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.lock().present.values().map(VecDeque::len).sum()
+    }
+
     /// Somebody has to go. `false` when nobody is here.
     pub(super) fn make_room(&self) -> bool {
         let mut state = self.lock();

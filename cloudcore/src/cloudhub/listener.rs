@@ -128,7 +128,7 @@ impl CloudHub {
         if let Some(socket) = &udp {
             let (client, registry) = (hub.context.client.clone(), Arc::clone(&hub.context.registry));
             let socket = socket.try_clone().map_err(HubError::Listen)?;
-            roll_call.spawn(roll_call::run(client, registry, socket));
+            roll_call.spawn(roll_call::run(client, registry, Arc::clone(&hub.guests), socket));
         }
         let endpoint =
             udp.map(|udp| quic::listen(udp, config, &reset_key)).transpose().map_err(HubError::Listen)?;

@@ -1,6 +1,8 @@
 //! After a start: edges whose QUIC connection ended with the process before this one learn of it when they send something, and
 //! a quiet one may not for most of a minute. So each is asked to, at the address that its Lease names; what it then sends is
 //! answered with a reset, and it connects anew.
+//!
+//! They are asked at the pace at which they get in: who waits for its handshake sends again and again, and gives up in the end.
 
 use std::{
     net::UdpSocket,
@@ -13,7 +15,7 @@ use runtime::{backoff::Backoff, link};
 use tokio::time;
 use tracing::{debug, info};
 
-use super::registry::Registry;
+use super::{guests::Guests, registry::Registry};
 use crate::edgecontroller::lease;
 
 /// Later they have found out by themselves.
@@ -24,9 +26,12 @@ const AGAIN: Duration = Duration::from_secs(3);
 /// So many, and a pause: each answer makes a handshake.
 const AT_ONCE: usize = 20;
 const PAUSE: Duration = Duration::from_millis(10);
+/// Strangers at the door while nobody else is asked to come, for so long: it need not be nodes who stand there.
+const CROWD: usize = 64;
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Asks all, as soon as the API server says who they are.
-pub(super) async fn run(client: Client, registry: Arc<Registry>, socket: UdpSocket) {
+/// Asks all, as soon as the API server says who they are and strangers are let in as they come.
+pub(super) async fn run(client: Client, registry: Arc<Registry>, guests: Arc<Guests>, socket: UdpSocket) {
     let begun = Instant::now();
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let addresses = loop {
@@ -39,6 +44,12 @@ pub(super) async fn run(client: Client, registry: Arc<Registry>, socket: UdpSock
             return;
         }
     };
+    while !guests.is_open() {
+        time::sleep(PAUSE).await;
+        if begun.elapsed() > WORTHWHILE {
+            return;
+        }
+    }
     for round in 0..ROUNDS {
         let mut asked = 0;
         for some in addresses.chunks(AT_ONCE) {
@@ -49,7 +60,14 @@ pub(super) async fn run(client: Client, registry: Arc<Registry>, socket: UdpSock
                     Err(error) => debug!(node, %address, %error, "node cannot be asked to connect anew"),
                 }
             }
-            time::sleep(PAUSE).await;
+            let door = async {
+                time::sleep(PAUSE).await;
+                while guests.count() > CROWD {
+                    time::sleep(PAUSE).await;
+                }
+            };
+            // All the same then.
+            drop(time::timeout(LONGEST_PAUSE, door).await);
         }
         if asked > 0 && round == 0 {
             info!(nodes = asked, "asked the nodes of the process before this one to connect anew");

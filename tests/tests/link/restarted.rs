@@ -50,9 +50,11 @@ pub(crate) async fn run(bench: &Bench, scene: &Scene, site: &Site) -> Result<()>
                 let same = format!("kind=\"{kind}\",outcome=\"Unchanged\"}}");
                 ensure!(told.iter().any(|line| line.contains(&same)), "{told:?}");
             }
-            Ok(told.iter().all(|line| line.contains("Unchanged")).then_some(()).with_context(|| {
-                format!("what had not changed was written again: {told:?}")
-            }))
+            Ok(told
+                .iter()
+                .all(|line| line.contains("Unchanged"))
+                .then_some(())
+                .with_context(|| format!("what had not changed was written again: {told:?}")))
         })
         .await??;
     }

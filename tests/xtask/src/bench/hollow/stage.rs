@@ -27,8 +27,9 @@ use super::super::{
 };
 
 const SOON: Duration = Duration::from_mins(2);
-/// Nodes that start in a second: more than a control plane on this machine takes in.
-const RAMP: usize = 1000;
+/// Nodes that start in a second: about what this machine takes in, which has two cores for both ends of each handshake. Of more
+/// some only wait, and are tried again.
+const RAMP: usize = 200;
 
 /// In the order in which it is to go.
 pub(crate) struct Stage {
