@@ -167,13 +167,19 @@ impl Upstream {
         attempts: &Semaphore,
     ) -> Verdict {
         let node = &*reporter.node;
-        let slots = if matches!(parsed, Parsed::NodeStatus { .. }) { &self.node_slots } else { &self.slots };
+        // A node has one status, which is not to wait for those of its pods, neither for all nodes' nor for its own.
+        let is_node = matches!(parsed, Parsed::NodeStatus { .. });
+        let (slots, attempts) =
+            if is_node { (&self.node_slots, None) } else { (&self.slots, Some(attempts)) };
         let mut anew = false;
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         loop {
             let attempt = {
                 // The semaphores are never closed; without a permit the bound is all that is lost.
-                let _own = attempts.acquire().await;
+                let _own = match attempts {
+                    Some(attempts) => attempts.acquire().await.ok(),
+                    None => None,
+                };
                 let _slot = slots.acquire().await;
                 self.attempt(reporter, parsed, claim, anew).await
             };
