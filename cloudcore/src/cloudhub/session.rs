@@ -572,7 +572,9 @@ impl Driver<'_> {
     }
 
     fn start_work(&mut self) {
+        // Before the caches are complete each report would have to be asked for, and written though it is there already.
         while self.claim.stands()
+            && self.context.index.is_complete()
             && let Some((lane, work)) = self.lanes.start()
         {
             let (report, ack) = match work {

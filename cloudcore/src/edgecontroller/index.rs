@@ -340,8 +340,11 @@ impl State {
     fn saw(&mut self, kind: &Kind, resource_version: u64) {
         let entry = self.kinds.entry(kind.key).or_default();
         entry.newest = entry.newest.max(resource_version);
-        for (_, dirty) in self.waiting.drain() {
-            dirty.wake();
+        // Before, all would look for nothing, at each change.
+        if self.is_complete() {
+            for (_, dirty) in self.waiting.drain() {
+                dirty.wake();
+            }
         }
     }
 
