@@ -52,6 +52,8 @@ use crate::{
 
 /// For the client's first message, and for the rest of the handshake from its turn on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For its turn at a handshake over QUIC. Who is still there sends again and waits anew, and who has given up says so to nobody.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// From the handshake to the answer of an enrollment, or to the upgrade.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -284,7 +286,10 @@ impl Hub {
         incoming: quinn::Incoming,
         place: &Guest,
     ) -> Result<quinn::Connection, String> {
-        let turn = place.turn().await;
+        let Ok(turn) = time::timeout(LONGEST_WAIT, place.turn()).await else {
+            incoming.ignore();
+            return Err("there was no turn for it in time".to_owned());
+        };
         let shaken = match incoming.accept() {
             Ok(connecting) => turn.spent_on(time::timeout(HANDSHAKE_TIMEOUT, connecting)).await,
             Err(error) => Ok(Err(error)),
