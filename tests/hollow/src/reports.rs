@@ -22,6 +22,7 @@ pub(crate) struct Pod {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Metadata {
     pub(crate) uid: String,
+    creation_timestamp: Option<String>,
     pub(crate) deletion_timestamp: Option<String>,
 }
 
@@ -89,10 +90,11 @@ pub(crate) fn node(name: &str, prefix: &str) -> Bytes {
     .into()
 }
 
-/// That the pod runs. Without an address: behind it there is nobody whom a Service could send anything to.
+/// That the pod runs, since it was made: however often that is told, it is the same. Without an address: behind it there is
+/// nobody whom a Service could send anything to.
 pub(crate) fn running(pod: &Pod) -> Bytes {
-    let now = now();
-    let condition = |type_: &str| json!({ "type": type_, "status": "True", "lastTransitionTime": now });
+    let since = &pod.metadata.creation_timestamp;
+    let condition = |type_: &str| json!({ "type": type_, "status": "True", "lastTransitionTime": since });
     let containers: Vec<Value> = pod
         .spec
         .containers
@@ -101,16 +103,15 @@ pub(crate) fn running(pod: &Pod) -> Bytes {
             json!({
                 "name": name, "image": image, "imageID": image, "ready": true, "started": true, "restartCount": 0,
                 "containerID": format!("hollow://{}-{name}", pod.metadata.uid),
-                "state": { "running": { "startedAt": now } },
+                "state": { "running": { "startedAt": since } },
             })
         })
         .collect();
-    let conditions = ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready", "PodScheduled"]
-        .map(condition);
+    let conditions = ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"].map(condition);
     json!({
         "uid": pod.metadata.uid,
         "status": {
-            "phase": "Running", "startTime": now, "conditions": conditions, "containerStatuses": containers,
+            "phase": "Running", "startTime": since, "conditions": conditions, "containerStatuses": containers,
         },
     })
     .to_string()

@@ -39,6 +39,8 @@ impl Cloud {
         // Not 10000, which another test of this machine may have.
         let free = || anyhow::Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port());
         let port = free().context("the kernel has no free port")?;
+        // The same after a restart, as 10003 would be: it is in each Node's status.
+        let stream = free().context("the kernel has no free port")?;
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, free().context("the kernel has no free port")?));
         let cloud = Self {
             keadm: bin.join("keadm"),
@@ -59,7 +61,7 @@ impl Cloud {
                 format!("--bin-dir={}", bin.display()),
                 format!("--cloudhub-port={port}"),
                 format!("--admin-address={admin}"),
-                "--set=modules.cloudStream.streamPort=0".to_owned(),
+                format!("--set=modules.cloudStream.streamPort={stream}"),
             ])
             .await?;
         Ok(cloud)

@@ -151,7 +151,7 @@ impl Turn<'_> {
         let running =
             fleet.until("all pods Running", limit(self.nodes * self.pods), |now| now["pods"] == all);
         during("pods start", running).await?;
-        during("letting it come to rest", sleep(SETTLE)).await;
+        during("letting it come to rest", self.stage.calm(limit(self.nodes * self.pods))).await?;
         fleet.end()
     }
 
@@ -163,7 +163,7 @@ impl Turn<'_> {
     }
 
     async fn idle(&mut self, empty: &Memory, fleet: &Fleet) -> Result<()> {
-        workload::settle(SETTLE).await;
+        during("letting it come to rest", self.stage.calm(limit(self.nodes * self.pods))).await?;
         let fleet_calls = self.stage.calls().await?;
         let (lost, ended) = (self.stage.given_up().await?, fleet.now()?);
         let before = self.stage.usage()?;

@@ -19,7 +19,7 @@ use harness::{
     setup, wait,
 };
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::super::{
     line::{self, Line},
@@ -27,6 +27,9 @@ use super::super::{
 };
 
 const SOON: Duration = Duration::from_mins(2);
+/// Calls a second of the API server that are made at rest, but for renewals of Leases: the control plane's own.
+const CALM: f64 = 25.0;
+const WINDOW: Duration = Duration::from_secs(5);
 /// Nodes that start in a second: about what this machine takes in, which has two cores for both ends of each handshake. Of more
 /// some only wait, and are tried again.
 const RAMP: usize = 200;
@@ -197,6 +200,22 @@ impl Stage {
             }
         }
         Ok(calls)
+    }
+
+    /// Waits until little is asked of the API server but the renewal of Leases: that all nodes are Ready does not say that
+    /// all has been written.
+    pub(crate) async fn calm(&self, limit: Duration) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let before = self.calls().await?;
+            sleep(WINDOW).await;
+            let called = self.calls().await?.since(&before);
+            if (called.all - called.leases) / WINDOW.as_secs_f64() < CALM {
+                return Ok(());
+            }
+            let others = called.all - called.leases;
+            ensure!(begun.elapsed() < limit, "{others} API calls in {WINDOW:?} after {limit:?}");
+        }
     }
 
     /// How often kube-controller-manager has given a node up until now.
