@@ -35,11 +35,8 @@ pub fn of_reported_pod(status: &str) -> Result<u64, serde_json::Error> {
 /// # Errors
 ///
 /// As [`of_reported_pod`].
-pub fn of_pod<'g>(
-    status: &str,
-    gates: impl Iterator<Item = &'g str> + Clone,
-) -> Result<u64, serde_json::Error> {
-    let is_the_edges = |kind: &str| !OTHERS.contains(&kind) && !gates.clone().any(|gate| gate == kind);
+pub fn of_pod(status: &str, gates: &[&str]) -> Result<u64, serde_json::Error> {
+    let is_the_edges = |kind: &str| !OTHERS.contains(&kind) && !gates.contains(&kind);
     of(status, &[QOS], is_the_edges, &[])
 }
 
@@ -167,7 +164,7 @@ mod tests {
     }
 
     fn held(status: &Value) -> u64 {
-        of_pod(&status.to_string(), ["example.com/gate"].into_iter()).unwrap()
+        of_pod(&status.to_string(), &["example.com/gate"]).unwrap()
     }
 
     fn pod() -> Value {

@@ -32,7 +32,7 @@ pub(crate) async fn run(bench: &Bench, scene: &Scene, site: &Site) -> Result<()>
         }],
     });
     scene.run(SPACE, &pod("told", NODE, &spec)).await?;
-    for _ in 0..2 {
+    for round in 0..2 {
         let sessions = edge.metric("edgecore_sessions").await?;
         let old = scene.cloud.pid()?;
         kill9(old)?;

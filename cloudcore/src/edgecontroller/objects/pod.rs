@@ -147,8 +147,8 @@ impl PodSpec {
 
     /// Of the status of such a pod.
     pub(super) fn print(&self, status: &str) -> Option<u64> {
-        let gates = self.readiness_gates.iter().map(|gate| &*gate.condition_type);
-        print::of_pod(status, gates).ok()
+        let gates: Vec<&str> = self.readiness_gates.iter().map(|gate| &*gate.condition_type).collect();
+        print::of_pod(status, &gates).ok()
     }
 
     pub(super) fn facts(self, metadata: &Metadata, ended: bool, status: Option<u64>) -> PodFacts {
