@@ -2,7 +2,7 @@
 //!
 //! [`cache`] watches the API server and hands every object, as bytes ([`objects`]), to the [`index`], which knows what
 //! each connected node needs. [`upstream`] writes what nodes report, through [`lanes`] that keep the order a key.
-//! [`print`] tells whether
+//! [`mod@print`] tells whether
 //! a status is there already. [`lease`] keeps a connected node's Lease with the session's [`claim`], [`protection`] keeps its pods from being evicted,
 //! [`tokens`] answers its questions for service account tokens. Nothing here survives a restart: it is all listed again.
 

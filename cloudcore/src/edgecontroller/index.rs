@@ -222,7 +222,7 @@ impl Index {
         }
     }
 
-    /// The [`print`](super::print) of a pod's or a Node's status, and the object's version.
+    /// The [`mod@print`](super::print) of a pod's or a Node's status, and the object's version.
     pub fn status(&self, key: &ResourceKey) -> Option<(Option<u64>, u64)> {
         let state = self.read();
         let Cached { object, facts, .. } = state.objects.get(key)?;

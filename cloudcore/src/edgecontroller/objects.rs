@@ -144,7 +144,7 @@ pub struct PodFacts {
     pub opted_out: bool,
     pub eviction: Eviction,
     pub references: Vec<ResourceKey>,
-    /// The [`print`](super::print) of its status; none of one that cannot be read.
+    /// The [`mod@print`](super::print) of its status; none of one that cannot be read.
     pub status: Option<u64>,
 }
 
@@ -158,7 +158,7 @@ pub struct NodeFacts {
     pub ready: Option<Box<str>>,
     /// [`KEY_ANNOTATION`].
     pub key_hash: Option<Box<str>>,
-    /// The [`print`](super::print) of its status; none of one that cannot be read.
+    /// The [`mod@print`](super::print) of its status; none of one that cannot be read.
     pub status: Option<u64>,
     /// What [`AUTHORITIES_ANNOTATION`] says.
     pub authorities: Option<Box<str>>,

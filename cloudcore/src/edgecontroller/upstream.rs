@@ -76,7 +76,7 @@ impl From<Denied> for Verdict {
 #[derive(Debug)]
 pub struct Delivery {
     pub ack: ReportAck,
-    /// The [`print`] of the status that the API server has now.
+    /// The [`mod@print`] of the status that the API server has now.
     pub status: Option<u64>,
 }
 
@@ -138,13 +138,7 @@ impl Upstream {
     ) -> Delivery {
         let node = &*reporter.node;
         let kind = kind_name(report.kind());
-        let (verdict, status) = match parse(node, report, self.kubelet()) {
-            Ok(parsed) => {
-                let print = parsed.print();
-                (self.settle(reporter, &parsed, (kind, &report.key), claim, attempts).await, print)
-            }
-            Err(reason) => (Verdict::Refused(reason), None),
-        };
+        let (verdict, status) = self.settle(reporter, report, kind, claim, attempts).await;
         let (outcome, refused) = match verdict {
             Verdict::Taken => (ReportOutcome::Taken, String::new()),
             Verdict::Unchanged => (ReportOutcome::Unchanged, String::new()),
@@ -158,17 +152,18 @@ impl Upstream {
         Delivery { ack: ReportAck { id: report.id, refused }, status }
     }
 
+    /// With the print of the status that was reported.
     async fn settle(
         &self,
         reporter: &Reporter,
-        parsed: &Parsed,
-        (kind, key): (&'static str, &str),
+        report: &Report,
+        kind: &'static str,
         claim: &Claim,
         attempts: &Semaphore,
-    ) -> Verdict {
-        let node = &*reporter.node;
+    ) -> (Verdict, Option<u64>) {
+        let (node, key) = (&*reporter.node, &report.key);
         // A node has one status, which is not to wait for those of its pods, neither for all nodes' nor for its own.
-        let is_node = matches!(parsed, Parsed::NodeStatus { .. });
+        let is_node = report.kind() == ReportKind::NodeStatus;
         let (slots, attempts) =
             if is_node { (&self.node_slots, None) } else { (&self.slots, Some(attempts)) };
         let mut anew = false;
@@ -181,17 +176,18 @@ impl Upstream {
                     None => None,
                 };
                 let _slot = slots.acquire().await;
-                self.attempt(reporter, parsed, claim, anew).await
+                // On the heap: thousands wait for their slot.
+                Box::pin(self.attempt(reporter, report, claim, anew)).await
             };
             match attempt {
-                Ok(verdict) => return verdict,
+                Ok(settled) => return settled,
                 // A quota or a policy, not a right that is late: the status says what the event would.
                 Err(failure)
-                    if matches!(parsed, Parsed::Event { .. })
+                    if report.kind() == ReportKind::Event
                         && failure.code() == Some(403)
                         && backoff.attempts() >= EVENT_ATTEMPTS =>
                 {
-                    return Verdict::Refused(runtime::chain(&failure).to_string());
+                    return (Verdict::Refused(runtime::chain(&failure).to_string()), None);
                 }
                 // Somebody else wrote: what is there now is not in the cache yet.
                 Err(failure) if failure.is_conflict() && !anew => {
@@ -208,7 +204,7 @@ impl Upstream {
                     }
                     time::sleep(delay).await;
                 }
-                Err(failure) => return Verdict::Refused(runtime::chain(&failure).to_string()),
+                Err(failure) => return (Verdict::Refused(runtime::chain(&failure).to_string()), None),
             }
         }
     }
@@ -217,25 +213,31 @@ impl Upstream {
     async fn attempt(
         &self,
         reporter: &Reporter,
-        parsed: &Parsed,
+        report: &Report,
         claim: &Claim,
         anew: bool,
-    ) -> Result<Verdict, Failure> {
+    ) -> Result<(Verdict, Option<u64>), Failure> {
         let node = &*reporter.node;
-        match parsed {
+        let parsed = match parse(node, report, self.kubelet()) {
+            Ok(parsed) => parsed,
+            Err(reason) => return Ok((Verdict::Refused(reason), None)),
+        };
+        let verdict = match &parsed {
             Parsed::NodeStatus { key, report, print } => {
                 if !anew && self.has_node_status(reporter, key, report, *print) {
-                    return Ok(Verdict::Unchanged);
+                    Verdict::Unchanged
+                } else {
+                    let written = self.node_status(reporter, key, report, claim).await?;
+                    written.map_or_else(Verdict::from, |()| Verdict::Taken)
                 }
-                let written = self.node_status(reporter, key, report, claim).await?;
-                Ok(written.map_or_else(Verdict::from, |()| Verdict::Taken))
             }
             Parsed::PodStatus { key, uid, status, print } => {
-                self.pod_status(node, key, (uid, status, *print), claim, anew).await
+                self.pod_status(node, key, (uid, status, *print), claim, anew).await?
             }
-            Parsed::PodTerminated { key, uid } => self.pod_terminated(node, key, uid).await,
-            Parsed::Event { key, event } => self.event(node, key, event).await,
-        }
+            Parsed::PodTerminated { key, uid } => self.pod_terminated(node, key, uid).await?,
+            Parsed::Event { key, event } => self.event(node, key, event).await?,
+        };
+        Ok((verdict, parsed.print()))
     }
 
     async fn pod_status(
