@@ -1,3 +1,4 @@
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use super::*;
@@ -160,9 +161,14 @@ async fn a_session_waits_for_caches_as_new_as_what_its_edge_was_told() {
     let view = index.subscribe("n");
     for kind in &KINDS {
         assert_eq!(view.freshness(&Seen::default()), Freshness::Behind);
+        assert!(
+            view.dirty().marked().now_or_never().is_none(),
+            "woken with {:?} to be listed",
+            index.missing_kinds()
+        );
         index.replace(kind, Vec::new(), vec![], 10);
-        view.dirty().marked().await;
     }
+    view.dirty().marked().await;
     assert_eq!(view.freshness(&Seen::default()), Freshness::Current);
     assert_eq!(view.freshness(&told(&[("Pod", 10), ("Widget.example.com", 99)])), Freshness::Current);
     let seen = told(&[("ConfigMap", 11), ("Pod", 12)]);
