@@ -19,6 +19,9 @@ pub(super) struct Told {
     print: u64,
     /// It is to be written again, and that has not ended yet.
     healing: bool,
+    /// The print that was written over last. Where it is there again, others add to the status, or the API server writes it in another
+    /// way: it is left so until it changes.
+    tried: Option<u64>,
 }
 
 /// By the key of what it is about, the newest of each.
@@ -30,7 +33,7 @@ impl Told {
     pub(super) fn new(report: Report, print: u64) -> Option<Self> {
         let frame = codec::encode(Body::Reports(Reports { reports: vec![report] })).ok()?;
         // As much room as it takes.
-        Some(Self { frame: Bytes::copy_from_slice(&frame), print, healing: false })
+        Some(Self { frame: Bytes::copy_from_slice(&frame), print, healing: false, tried: None })
     }
 }
 
@@ -38,7 +41,14 @@ impl StatusesTold {
     /// What has come of the newest report of a status: `None`, if it was refused.
     pub(super) fn note(&mut self, key: String, told: Option<Told>) {
         match told {
-            Some(told) => drop(self.0.insert(key, told)),
+            Some(mut told) => {
+                told.tried = self
+                    .0
+                    .get(&key)
+                    .filter(|before| before.print == told.print)
+                    .and_then(|before| before.tried);
+                self.0.insert(key, told);
+            }
             None => drop(self.0.remove(&key)),
         }
     }
@@ -68,8 +78,13 @@ impl StatusesTold {
             } else {
                 is_node && index.node(key.name()).is_none_or(|node| node.ready.as_deref() == Some("Unknown"))
             };
-            if differs && !told.healing {
+            let held = print.unwrap_or_default();
+            if held == told.print {
+                told.tried = None;
+            }
+            if differs && !told.healing && told.tried != Some(held) {
                 told.healing = true;
+                told.tried = Some(held);
                 astray.push(text.clone());
             }
             true
