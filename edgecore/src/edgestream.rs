@@ -18,7 +18,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proto::{ResourceKey, cri::v1};
 use runtime::{link::streams::Stream, passage::Passage};
-use tokio::{io, net::TcpStream, sync::mpsc, task::JoinSet, time};
+use tokio::{io, sync::mpsc, task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -30,10 +30,12 @@ use crate::{
     metamanager::Store,
 };
 use containers::Containers;
+use server::ServerStream;
 
 mod containers;
 mod logs;
 mod query;
+mod server;
 
 /// Streams that have come and that nobody serves yet.
 pub const WAITING: usize = 8;
@@ -226,7 +228,7 @@ async fn lead(
     let (Some(authority), Some(path)) = (uri.authority(), uri.path_and_query()) else {
         return Err(failed(format!("{url:?} is not of the form http://HOST:PORT/PATH")));
     };
-    let tcp = match time::timeout(CONNECT, TcpStream::connect(authority.as_str())).await {
+    let tcp = match time::timeout(CONNECT, ServerStream::connect(authority.as_str())).await {
         Ok(Ok(tcp)) => tcp,
         Ok(Err(error)) => return Err(failed(format!("{authority}: {error}"))),
         Err(_) => return Err(failed(format!("{authority}: no answer within {CONNECT:?}"))),
