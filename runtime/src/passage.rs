@@ -89,7 +89,7 @@ impl Passage {
             // on what such a client sends would reset its connection, and the output with it (RFC 9112, 9.6).
             io::copy(&mut from_client, &mut io::sink()).await
         };
-        let (_, drained) = tokio::join!(one_way(&mut from_server, to_client), up);
+        let ((), drained) = tokio::join!(one_way(&mut from_server, to_client), up);
         if let Err(error) = drained {
             debug!(%error, "a client ended early");
         }

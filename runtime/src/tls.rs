@@ -5,8 +5,9 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    CipherSuite, ClientConfig, RootCertStore, ServerConfig,
     client::Resumption,
+    crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
@@ -60,7 +61,15 @@ pub enum TlsError {
 /// Makes ring the process's cryptography. To be called first in each `main`; a second call does nothing.
 pub fn install_provider() {
     // It fails only when a provider is installed already.
-    drop(rustls::crypto::ring::default_provider().install_default());
+    drop(provider().install_default());
+}
+
+/// ring, with AES-128 and SHA-256 first (RFC 8446, 9.1: what everybody has): SHA-384, which comes with AES-256, is all that a
+/// resumed handshake spends on its keys beside the exchange, and few CPUs have instructions for it.
+fn provider() -> CryptoProvider {
+    let mut provider = ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
 }
 
 /// cloudcore's side: a client certificate is asked for and, if one comes, verified against the CA. Enrolment has none yet,
@@ -103,7 +112,7 @@ pub fn client_config(
     key: PrivateKeyDer<'static>,
     clock: Arc<Clock>,
 ) -> Result<ClientConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(provider());
     let config = ClientConfig::builder_with_details(provider, clock).with_safe_default_protocol_versions()?;
     let mut config = config.with_root_certificates(roots(ca)?).with_client_auth_cert(chain, key)?;
     config.resumption = Resumption::in_memory_sessions(SESSIONS);

@@ -47,6 +47,9 @@ impl<T> Lanes<T> {
         self.running.remove(lane);
         if self.waiting.contains_key(lane) {
             self.ready.push_back(lane.to_owned());
+        } else if self.waiting.is_empty() && self.running.is_empty() {
+            // A node has much to tell once, and then little for days.
+            *self = Self::new(self.limit);
         }
     }
 }

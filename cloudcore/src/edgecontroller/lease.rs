@@ -92,7 +92,7 @@ impl<A: Fn() -> Option<SocketAddr>> Keeper<A> {
             drop(turn);
             match written {
                 Ok(version) => return (number, version),
-                Err(failure) => wait_after(&failure, &mut backoff).await,
+                Err(failure) => time::sleep(warned(&failure, &mut backoff)).await,
             }
         }
     }
@@ -105,30 +105,40 @@ impl<A: Fn() -> Option<SocketAddr>> Keeper<A> {
         let mut delay = self.next_renewal();
         loop {
             time::sleep(delay).await;
-            delay = Duration::ZERO;
-            let turn = self.turn().await;
+            // On the heap: it is much larger than what waits for the next time.
+            match Box::pin(self.renew_once(number, &mut version)).await {
+                Ok(true) => {
+                    backoff.reset();
+                    delay = self.next_renewal();
+                }
+                Ok(false) => return,
+                Err(failure) => delay = warned(&failure, &mut backoff),
+            }
+        }
+    }
+
+    /// False, if the claim is not there any more.
+    async fn renew_once(&self, number: u64, version: &mut String) -> Result<bool, Failure> {
+        let _turn = self.turn().await;
+        loop {
             let seen = Horizon::of(&self.index);
             let mut lease = self.lease();
             lease["metadata"]["resourceVersion"] = version.as_str().into();
             let path = path(&self.node);
-            let written = Box::pin(api::patch(&self.client, &path, Patch::Merge, &lease)).await;
-            drop(turn);
+            let written = api::patch(&self.client, &path, Patch::Merge, &lease).await;
             match written.and_then(|answer| version_of(&answer)) {
                 Ok(renewed) => {
-                    version = renewed;
+                    *version = renewed;
                     self.claim.found(number, seen);
-                    backoff.reset();
-                    delay = self.next_renewal();
+                    return Ok(true);
                 }
                 // Whoever touched it need not have claimed the node.
-                Err(failure) if failure.is_conflict() => match Box::pin(read(&self.client, &self.node)).await
-                {
-                    Ok((now, Some(claim))) if claim == self.claim.text(number) => version = now,
-                    Ok(_) => return,
-                    Err(failure) => wait_after(&failure, &mut backoff).await,
+                Err(failure) if failure.is_conflict() => match read(&self.client, &self.node).await? {
+                    (now, Some(claim)) if claim == self.claim.text(number) => *version = now,
+                    _ => return Ok(false),
                 },
-                Err(Failure::Refused { code: 404, .. }) => return,
-                Err(failure) => wait_after(&failure, &mut backoff).await,
+                Err(Failure::Refused { code: 404, .. }) => return Ok(false),
+                Err(failure) => return Err(failure),
             }
         }
     }
@@ -153,10 +163,11 @@ impl<A: Fn() -> Option<SocketAddr>> Keeper<A> {
     }
 }
 
-async fn wait_after(failure: &Failure, backoff: &mut Backoff) {
+/// When to try again.
+fn warned(failure: &Failure, backoff: &mut Backoff) -> Duration {
     let delay = backoff.next_delay();
     warn!(error = %runtime::chain(failure), ?delay, "failed to write the node's lease; trying again");
-    time::sleep(delay).await;
+    delay
 }
 
 /// Writes the Lease whatever it was, and says its version.

@@ -74,6 +74,23 @@ pub(crate) async fn told(bench: &Bench) -> Result<()> {
         healed = healed => healed?,
         lost = edge.until("never", |_| false) => return lost.context("the session is to live on"),
     }
+
+    // What others add stays, as the node problem detector's conditions do: it is written over once in vain, not at each look.
+    for path in ["/api/v1/nodes/edge-1".to_owned(), format!("{PODS}/web")] {
+        let mut conditions = get(&client, &path).await?["status"]["conditions"].take();
+        conditions.as_array_mut().context("conditions")?.push(json!({"type": "Added", "status": "False"}));
+        let added = json!({"status": {"conditions": conditions}});
+        request(&client, "PATCH", &format!("{path}/status"), Some(&added)).await?;
+    }
+    let before = (writes(&cluster, "pods").await?, writes(&cluster, "nodes").await?);
+    edge.idle_for_heartbeats(3).await?;
+    let after = (writes(&cluster, "pods").await?, writes(&cluster, "nodes").await?);
+    ensure!(after.0 <= before.0 + 1 && after.1 <= before.1 + 1, "{before:?} became {after:?}");
+    for path in ["/api/v1/nodes/edge-1".to_owned(), format!("{PODS}/web")] {
+        let object = get(&client, &path).await?;
+        let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+        ensure!(conditions.any(|condition| condition["type"] == "Added"), "{object}");
+    }
     cloud.stop().await
 }
 

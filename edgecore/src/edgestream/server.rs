@@ -75,7 +75,7 @@ impl AsyncWrite for ServerStream {
                 Ok(false) => {}
                 Ok(true) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
                 Err(error) => {
-                    debug!(%error, "whether the runtime's streaming server has closed is not known")
+                    debug!(%error, "whether the runtime's streaming server has closed is not known");
                 }
             }
         }

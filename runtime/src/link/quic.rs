@@ -326,24 +326,8 @@ async fn write(
     let mut sum = 0;
     while let Some(frame) = queue.next(lane).await {
         let bytes = frame.len();
-        let length = u32::try_from(bytes).map_err(|_| LinkError::TooLong(bytes))?;
-        let mut head = Bytes::copy_from_slice(&length.to_be_bytes());
-        let mut rest = frame;
-        loop {
-            // What the stream has taken waits for nothing any more.
-            let piece = if queue.is_open() { rest.len() } else { rest.len().min(PIECE) };
-            let piece = rest.split_to(piece);
-            queue.admitted(lane, head.len() + piece.len()).await;
-            let mut parts = [std::mem::take(&mut head), piece];
-            let writing = stream.write_all_chunks(&mut parts).map_err(|error| match error {
-                WriteError::ConnectionLost(error) => lost(address, error),
-                error => LinkError::broken(error),
-            });
-            patiently(patience, bytes, writing).await?;
-            if rest.is_empty() {
-                break;
-            }
-        }
+        // On the heap: most of the time nothing is written on most lanes.
+        Box::pin(write_frame(lane, &mut stream, frame, queue, patience, address)).await?;
         sum += bytes;
         if sum >= narrow::WORTH {
             sum = 0;
@@ -355,6 +339,35 @@ async fn write(
         drop(stream.stopped().await);
     }
     Ok(())
+}
+
+async fn write_frame(
+    lane: Lane,
+    stream: &mut SendStream,
+    frame: Bytes,
+    queue: &FrameQueue,
+    patience: Duration,
+    address: &str,
+) -> Result<(), LinkError> {
+    let bytes = frame.len();
+    let length = u32::try_from(bytes).map_err(|_| LinkError::TooLong(bytes))?;
+    let mut head = Bytes::copy_from_slice(&length.to_be_bytes());
+    let mut rest = frame;
+    loop {
+        // What the stream has taken waits for nothing any more.
+        let piece = if queue.is_open() { rest.len() } else { rest.len().min(PIECE) };
+        let piece = rest.split_to(piece);
+        queue.admitted(lane, head.len() + piece.len()).await;
+        let mut parts = [std::mem::take(&mut head), piece];
+        let writing = stream.write_all_chunks(&mut parts).map_err(|error| match error {
+            WriteError::ConnectionLost(error) => lost(address, error),
+            error => LinkError::broken(error),
+        });
+        patiently(patience, bytes, writing).await?;
+        if rest.is_empty() {
+            return Ok(());
+        }
+    }
 }
 
 /// Tells the peer what it may send of streams, as long as there is a connection: that there is none any more, the lanes say.

@@ -46,7 +46,7 @@ impl PinError {
 /// A client configuration that trusts just the CA with this hash, and hands that CA's certificate out once it has been seen
 /// and verified.
 pub fn pinned_client_config(ca_hash: [u8; 32]) -> Result<(ClientConfig, PinnedCa), Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(super::provider());
     let found = PinnedCa::default();
     let verifier = Verifier { ca_hash, provider: Arc::clone(&provider), found: found.clone() };
     let config = ClientConfig::builder_with_provider(provider)

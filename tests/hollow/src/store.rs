@@ -50,7 +50,11 @@ impl NodeStore {
     /// Adds what was committed here, by kind.
     pub(crate) fn add_deltas(&self, sum: &mut BTreeMap<String, u64>) {
         for (kind, count) in &*self.deltas() {
-            *sum.entry(kind.to_string()).or_default() += count;
+            // Ten thousand stores are asked ten times a second.
+            match sum.get_mut(&**kind) {
+                Some(sum) => *sum += count,
+                None => drop(sum.insert(kind.to_string(), *count)),
+            }
         }
     }
 
