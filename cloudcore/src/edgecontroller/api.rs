@@ -146,6 +146,12 @@ pub async fn create(client: &Client, path: &str, object: &Value) -> Result<Answe
     send(client, Method::POST, &path, "application/json", encode(object)?).await
 }
 
+/// Writes the whole object.
+pub async fn replace(client: &Client, path: &str, object: &Value) -> Result<Answer, Failure> {
+    let path = format!("{path}?fieldManager={FIELD_MANAGER}");
+    send(client, Method::PUT, &path, "application/json", encode(object)?).await
+}
+
 pub async fn delete(client: &Client, path: &str, options: &Value) -> Result<Answer, Failure> {
     send(client, Method::DELETE, path, "application/json", encode(options)?).await
 }

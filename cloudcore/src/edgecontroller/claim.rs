@@ -218,7 +218,7 @@ impl Claim {
         let Some(number) = self.held().number else { return Err(Failure::Unclaimed) };
         let mut seen = Horizon::of(index);
         *seen.at(key) = version.max(*seen.at(key));
-        let (_, claim) = lease::read(client, node).await?;
+        let claim = lease::read(client, node).await?.and_then(|(_, claim)| claim);
         if claim.is_none_or(|claim| claim != self.text(number)) {
             return Err(Failure::Unclaimed);
         }

@@ -56,6 +56,16 @@ pub(crate) async fn fence(bench: &Bench) -> Result<()> {
     let touched = request(&client, "PATCH", LEASE, Some(&touched)).await?["spec"]["renewTime"].clone();
     let same = claim_where(&client, |lease| lease["spec"]["renewTime"] != touched);
     ensure!(meanwhile(&mut old, same).await? == first, "another claim, and nobody else has claimed");
+    // What is not ours stays, over one renewal and the next, until whoever put it there takes it away.
+    let renewed = get(&client, LEASE).await?["spec"]["renewTime"].clone();
+    let same = claim_where(&client, |lease| lease["spec"]["renewTime"] != renewed);
+    ensure!(meanwhile(&mut old, same).await? == first);
+    let lease = get(&client, LEASE).await?;
+    ensure!(lease["metadata"]["annotations"]["touched"] == "true", "{lease}");
+    let untouched = json!({"metadata": {"annotations": {"touched": null}}});
+    let untouched = request(&client, "PATCH", LEASE, Some(&untouched)).await?["spec"]["renewTime"].clone();
+    let same = claim_where(&client, |lease| lease["spec"]["renewTime"] != untouched);
+    ensure!(meanwhile(&mut old, same).await? == first, "another claim, and nobody else has claimed");
     request(&client, "DELETE", LEASE, None).await?;
     ensure!(meanwhile(&mut old, claim_where(&client, |_| true)).await? != first);
     let id = old.report(ReportKind::PodStatus, key, &at("10.1.1.2", uid));

@@ -51,7 +51,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: cloudcore, namespace: kube-node-lease}
 rules:
-- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, patch]}
+- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update, patch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
