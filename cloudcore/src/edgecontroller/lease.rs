@@ -1,14 +1,14 @@
 //! The heartbeat of a connected node: its Lease in `kube-node-lease`, renewed for as long as its session lives.
 //!
-//! It holds the session's claim ([`super::claim`]). It says, too, where a node is that speaks QUIC: [`addresses`] is how a cloudcore that has just started finds those of the
-//! process before it.
+//! It holds the session's claim ([`super::claim`]). It says, too, where a node is that speaks QUIC: [`addresses`] is how a
+//! cloudcore that has just started finds those of the process before it.
 
 use std::{collections::HashMap, convert::Infallible, future, net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use runtime::backoff::{Backoff, jitter};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -145,7 +145,8 @@ impl<A: Fn() -> Option<SocketAddr>> Keeper<A> {
         let path = path(&self.node);
         let metadata = &mut lease["metadata"];
         metadata["resourceVersion"] = (*seen.version).into();
-        if seen.is_ours {
+        // Without its owner it would stay when the Node has gone.
+        if seen.is_ours && metadata["ownerReferences"].is_array() {
             // A patch costs the API server a quarter more, and a Lease is most of what it has to do for a quiet node.
             // The uid keeps it from making a Lease that is not there (it creates on update).
             metadata["uid"] = (*seen.uid).into();
@@ -223,7 +224,7 @@ fn path(node: &str) -> String {
 pub(super) struct Seen {
     version: Box<str>,
     uid: Box<str>,
-    /// Nothing is in it that is not written with each renewal.
+    /// Nothing is in it that others have put there.
     is_ours: bool,
 }
 
@@ -249,17 +250,14 @@ struct Metadata {
     labels: HashMap<String, String>,
     #[serde(default)]
     finalizers: Vec<String>,
-    #[serde(default)]
-    owner_references: Vec<IgnoredAny>,
 }
 
 impl Metadata {
     fn seen(self) -> Seen {
-        let Self { resource_version: version, uid, annotations, labels, finalizers, owner_references } = self;
+        let Self { resource_version: version, uid, annotations, labels, finalizers } = self;
         let is_ours = annotations.keys().all(|key| key == ADDRESS || key == CLAIM)
             && labels.is_empty()
-            && finalizers.is_empty()
-            && owner_references.len() <= 1;
+            && finalizers.is_empty();
         Seen { version, uid, is_ours }
     }
 }
