@@ -147,7 +147,7 @@ impl<A: Fn() -> Option<SocketAddr>> Keeper<A> {
         metadata["resourceVersion"] = (*seen.version).into();
         // Without its owner it would stay when the Node has gone.
         if seen.is_ours && metadata["ownerReferences"].is_array() {
-            // A patch costs the API server a quarter more, and a Lease is most of what it has to do for a quiet node.
+            // A patch costs the API server a fifth more, and a Lease is most of what it has to do for a quiet node.
             // The uid keeps it from making a Lease that is not there (it creates on update).
             metadata["uid"] = (*seen.uid).into();
             let annotations = &mut metadata["annotations"];

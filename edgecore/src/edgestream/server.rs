@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -35,25 +35,25 @@ impl ServerStream {
 
     /// Whether the other end's socket belongs to no process any more. One that is not found is not known to.
     fn is_closed(&self) -> io::Result<bool> {
-        let (local, server) = (self.tcp.local_addr()?, self.tcp.peer_addr()?);
-        let table = match server {
-            SocketAddr::V4(_) => procfs::net::tcp(),
-            SocketAddr::V6(_) => procfs::net::tcp6(),
+        let ends = (canonical(self.tcp.peer_addr()?), canonical(self.tcp.local_addr()?));
+        let find = |table: ProcResult<Vec<TcpNetEntry>>| {
+            let is_far =
+                |end: &TcpNetEntry| (canonical(end.local_address), canonical(end.remote_address)) == ends;
+            table.map(|table| table.into_iter().find(is_far)).map_err(io::Error::other)
         };
-        is_closed(table, server, local).map_err(io::Error::other)
+        let far = match find(procfs::net::tcp())? {
+            Some(far) => Some(far),
+            // Who listens on all addresses has connections over IPv4 here, too.
+            None => find(procfs::net::tcp6())?,
+        };
+        let closing = |state| matches!(state, TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing);
+        // Half-closed is still somebody's.
+        Ok(far.is_some_and(|far| closing(far.state) && far.inode == 0))
     }
 }
 
-fn is_closed(
-    table: ProcResult<Vec<TcpNetEntry>>,
-    server: SocketAddr,
-    client: SocketAddr,
-) -> ProcResult<bool> {
-    let far =
-        table?.into_iter().find(|entry| (entry.local_address, entry.remote_address) == (server, client));
-    let closing = |state| matches!(state, TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing);
-    // Half-closed is still somebody's.
-    Ok(far.is_some_and(|far| closing(far.state) && far.inode == 0))
+fn canonical(address: SocketAddr) -> (IpAddr, u16) {
+    (address.ip().to_canonical(), address.port())
 }
 
 impl AsyncRead for ServerStream {
@@ -102,17 +102,18 @@ mod tests {
 
     const OUTPUT: usize = 1_000_001;
 
-    async fn pair(address: &str) -> (ServerStream, TcpStream) {
-        let listener = TcpListener::bind(address).await.expect("a port");
-        let at = listener.local_addr().expect("bound").to_string();
+    /// The server listens on the one, and is connected to at the other.
+    async fn pair(on: &str, at: &str) -> (ServerStream, TcpStream) {
+        let listener = TcpListener::bind((on, 0)).await.expect("a port");
+        let at = format!("{at}:{}", listener.local_addr().expect("bound").port());
         let (client, accepted) = tokio::join!(ServerStream::connect(&at), listener.accept());
         (client.expect("connected"), accepted.expect("accepted").0)
     }
 
     #[tokio::test]
     async fn the_output_of_a_server_that_has_closed_outlives_what_its_client_sends() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let (mut client, mut server) = pair(address).await;
+        for (on, at) in [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("::", "127.0.0.1")] {
+            let (mut client, mut server) = pair(on, at).await;
             server.write_all(&vec![b'o'; OUTPUT]).await.expect("it fits into the sockets");
             drop(server);
             let refused = client.write_all(b"ping").await.expect_err("it has closed");
@@ -125,7 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_reads_on_gets_what_its_client_sends() {
-        let (mut client, mut server) = pair("127.0.0.1:0").await;
+        let (mut client, mut server) = pair("127.0.0.1", "127.0.0.1").await;
         // It has something to be read, and then has no more to say.
         server.write_all(b"o").await.expect("written");
         client.write_all(b"1").await.expect("written");
