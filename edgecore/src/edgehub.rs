@@ -9,7 +9,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use crds::componentconfig::sync::SyncStrategy;
 use proto::message::{Answer, GoodbyeReason, Question};
 use runtime::{
-    backoff::Backoff,
+    backoff::{Backoff, jitter},
     chain,
     link::{
         Link, LinkError,
@@ -67,6 +67,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// After a session this long the line is taken for good, and the next attempt is made at once.
 const STABLE: Duration = Duration::from_secs(5);
+
+/// A cloudcore that is busy says so, and each attempt costs bytes. Of several, another one may not be.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// Another process with this node's identity took the session over; at the pace of [`RETRY`] the two would take it from
 /// each other for ever.
@@ -277,6 +280,7 @@ impl<S: HubStore> EdgeHub<S> {
             });
             let delay = match error {
                 HubError::Goodbye { reason: GoodbyeReason::Superseded, .. } => SUPERSEDED,
+                HubError::Link(error) => delay_after(&error, self.places.len(), &mut backoff),
                 _ => backoff.next_delay(),
             };
             if !self.wait(delay, &stop).await {
@@ -453,16 +457,26 @@ async fn beside(
 ) -> (usize, Link) {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     loop {
-        if let Some(tls) = tls() {
-            match places::dial(places, at, &tls, Manner::InDoubt).await {
+        let delay = match tls() {
+            None => backoff.next_delay(),
+            Some(tls) => match places::dial(places, at, &tls, Manner::InDoubt).await {
                 Ok(dialed) => return dialed,
                 Err((failed, error)) => {
                     debug!(error = %chain(&error), "no link beside the session in doubt");
                     at = (failed + 1) % places.len();
+                    delay_after(&error, places.len(), &mut backoff)
                 }
-            }
-        }
-        time::sleep(backoff.next_delay()).await;
+            },
+        };
+        time::sleep(delay).await;
+    }
+}
+
+/// Until so many cloudcores are dialed anew.
+fn delay_after(error: &LinkError, places: usize, backoff: &mut Backoff) -> Duration {
+    match error {
+        LinkError::Busy { .. } => jitter(BUSY / u32::try_from(places).unwrap_or(u32::MAX)),
+        _ => backoff.next_delay(),
     }
 }
 

@@ -225,6 +225,9 @@ pub enum LinkError {
     /// Over QUIC, too, `status` is that of HTTP.
     #[error("{address} refused the connection: HTTP {status}: {reason}")]
     Refused { address: String, status: u16, reason: String },
+    /// It does not take part in a handshake that would have to wait for long.
+    #[error("{address} is busy: too many nodes come to it at once")]
+    Busy { address: String },
     #[error("QUIC with {address} failed")]
     Quic {
         address: String,

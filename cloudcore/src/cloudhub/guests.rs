@@ -6,7 +6,8 @@
 //! connection of the address that has the most goes: of a site behind one address that is nobody as long as there is room, and
 //! its connections, which get through their handshakes, are not the oldest for long.
 //!
-//! A fleet that comes back all at once wants more than there is. So of those that wait at an address the newest is the next: an edge
+//! A fleet that comes back all at once wants more than there is. Over QUIC, where who waits repeats himself, only as many wait as get
+//! a turn soon; the others are told that it is busy, and come back later by themselves. Of those that wait at an address the newest is the next: an edge
 //! gives up after a while, and the oldest would be those that have. And until cloudcore has heard of all that there is in the
 //! cluster, turns are given out one by one: what a session asks of the API server is asked while that is listing everything.
 
@@ -24,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 /// Handshakes under way at once: each costs signatures, and a core makes a few thousand a second. More at once would only
 /// have all of them late.
 const TURNS: usize = 128;
+/// Connections that wait for a turn before others are told to come back later: about as many as get one within two seconds.
+const WAITING: usize = 512;
 /// What a handshake may keep its turn for: on a slow line it goes on without.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -57,7 +60,7 @@ struct State {
     /// Those with somebody waiting, the next one first.
     round: VecDeque<Source>,
     /// The oldest first.
-    waiting: HashMap<Source, VecDeque<oneshot::Sender<Turn>>>,
+    waiting: HashMap<Source, VecDeque<(u64, oneshot::Sender<Turn>)>>,
 }
 
 /// A connection's place among the guests; dropping it gives it up.
@@ -100,6 +103,20 @@ impl Guests {
     pub(super) fn has_free_turn(&self) -> bool {
         let state = self.lock();
         state.taken < TURNS && state.round.is_empty()
+    }
+
+    /// Whether one more from this address would wait for long. An address with less than its share of those that wait is always
+    /// let in.
+    pub(super) fn is_crowded(&self, address: IpAddr) -> bool {
+        let state = self.lock();
+        let waiting: usize = state.waiting.values().map(VecDeque::len).sum();
+        if waiting < WAITING {
+            return false;
+        }
+        let source = Source::of(address);
+        let own = state.waiting.get(&source).map_or(0, VecDeque::len);
+        let sources = state.waiting.len() + usize::from(own == 0);
+        own >= waiting / sources
     }
 
     /// Turns are given out one by one until [`open`](Self::open).
@@ -152,7 +169,7 @@ impl State {
             } else {
                 self.round.push_back(source);
             }
-            match next.map(|next| next.send(Turn(Some(Arc::clone(guests))))) {
+            match next.map(|(_, next)| next.send(Turn(Some(Arc::clone(guests))))) {
                 Some(Ok(())) => return true,
                 // Who has stopped waiting does not take it.
                 Some(Err(mut unwanted)) => unwanted.0 = None,
@@ -179,7 +196,7 @@ impl Guest {
             }
             let (turn, waiting) = oneshot::channel();
             let queue = state.waiting.entry(self.source).or_default();
-            queue.push_back(turn);
+            queue.push_back((self.id, turn));
             if queue.len() == 1 {
                 state.round.push_back(self.source);
             }
@@ -197,6 +214,13 @@ impl Drop for Guest {
             guests.retain(|(id, _)| *id != self.id);
             if guests.is_empty() {
                 state.present.remove(&self.source);
+            }
+        }
+        if let Some(queue) = state.waiting.get_mut(&self.source) {
+            queue.retain(|(id, _)| *id != self.id);
+            if queue.is_empty() {
+                state.waiting.remove(&self.source);
+                state.round.retain(|source| *source != self.source);
             }
         }
     }
@@ -280,6 +304,29 @@ mod tests {
         let turn = turn.now_or_never().expect("the second to be given back is for the other address");
         assert_eq!(waiting.iter_mut().filter_map(FutureExt::now_or_never).map(std::mem::forget).count(), 1);
         drop((turn, spent, waiting));
+    }
+
+    #[test]
+    fn only_so_many_wait_and_no_address_keeps_another_from_it() {
+        let guests = Arc::new(Guests::default());
+        let wait = |crowd: &[Guest]| {
+            let mut turns: Vec<_> = crowd.iter().map(|guest| Box::pin(guest.turn())).collect();
+            let (last, first) = turns.split_last_mut().unwrap();
+            assert!(first.iter_mut().all(|turn| turn.now_or_never().is_none()));
+            let before = guests.is_crowded(address(1));
+            assert!(last.now_or_never().is_none());
+            (before, guests.is_crowded(address(1)), guests.is_crowded(address(2)))
+        };
+        let crowd: Vec<_> = (0..WAITING).map(|_| guests.enter(address(1))).collect();
+        assert_eq!(wait(&crowd), (false, true, false), "the other has its share");
+        drop(crowd);
+        assert!(
+            !guests.is_crowded(address(1)) && guests.lock().round.is_empty(),
+            "who has left does not wait"
+        );
+        let some = 1..=u32::try_from(WAITING).unwrap();
+        let fleet: Vec<_> = some.map(|number| guests.enter(number.to_be_bytes().into())).collect();
+        assert_eq!(wait(&fleet), (false, true, true), "one an address, and as many as can be");
     }
 
     #[test]

@@ -244,6 +244,12 @@ impl Hub {
 
     async fn serve_quic(self: Arc<Self>, incoming: quinn::Incoming, place: Guest, stop: CancellationToken) {
         let peer = incoming.remote_address();
+        // It would send its first flight again and again.
+        if self.guests.is_crowded(peer.ip()) {
+            self.note_handshake_as("busy");
+            incoming.refuse();
+            return;
+        }
         // Whoever forges addresses is not to use the turns up.
         if !incoming.remote_address_validated() && !self.guests.has_free_turn() {
             if let Err(error) = incoming.retry() {
@@ -308,12 +314,16 @@ impl Hub {
             Ok(Err(_)) => "failed",
             Err(_) => "timed out",
         };
-        self.context.metrics.handshakes.get_or_create(&HandshakeLabels { outcome }).inc();
+        self.note_handshake_as(outcome);
     }
 
     fn note_crowded_out(&self, peer: SocketAddr) {
         debug!(%peer, "there was no room for the connection any more");
-        self.context.metrics.handshakes.get_or_create(&HandshakeLabels { outcome: "crowded out" }).inc();
+        self.note_handshake_as("crowded out");
+    }
+
+    fn note_handshake_as(&self, outcome: &'static str) {
+        self.context.metrics.handshakes.get_or_create(&HandshakeLabels { outcome }).inc();
     }
 
     async fn serve(

@@ -113,6 +113,8 @@ impl Transports {
         let mut over_websocket = over_websocket(websocket, self.proxy.as_ref(), tls, heard);
         let link = match early {
             Ok(Ok(link)) => Ok(link),
+            // UDP gets through, and over TCP it is the same cloudcore.
+            Ok(Err(busy @ LinkError::Busy { .. })) => Err(busy),
             Ok(Err(error)) => {
                 debug!(error = %chain(&error), "no link over QUIC");
                 over_websocket.await

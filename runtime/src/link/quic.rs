@@ -513,6 +513,11 @@ fn lost(address: &str, error: ConnectionError) -> LinkError {
         ConnectionError::ConnectionClosed(close) if close.error_code == unknown_ca() => {
             LinkError::NodeNotTrusted { address: address.to_owned() }
         }
+        ConnectionError::ConnectionClosed(close)
+            if close.error_code == TransportErrorCode::CONNECTION_REFUSED =>
+        {
+            LinkError::Busy { address: address.to_owned() }
+        }
         error => LinkError::Quic { address: address.to_owned(), source: error },
     }
 }

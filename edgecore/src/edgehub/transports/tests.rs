@@ -108,6 +108,20 @@ impl Port {
 }
 
 #[tokio::test]
+async fn a_cloudcore_that_is_busy_is_not_asked_again_over_the_websocket() {
+    let port = Port::open().await;
+    let config = quic::server_config(port.server.clone()).unwrap();
+    let cloud = quic::listen(port.udp.try_clone().unwrap(), config, b"secret").unwrap();
+    let mut refusing = JoinSet::new();
+    refusing.spawn(async move { cloud.accept().await.unwrap().refuse() });
+    let mut transports = port.transports(true, true);
+    let link = transports.connect(&port.client, Manner::Usual, Heard::default()).await;
+    assert!(matches!(link, Err(LinkError::Busy { .. })), "{:?}", link.err());
+    let _answering = port.answer_udp();
+    assert_eq!(port.connect(&mut transports).await.0, "quic", "and it is tried first the next time");
+}
+
+#[tokio::test]
 async fn where_udp_is_swallowed_the_websocket_is_up_soon_and_quic_comes_back() {
     let port = Port::open().await;
     let mut transports = port.transports(true, true);
