@@ -12,8 +12,7 @@ use anyhow::{Context, Result};
 use super::source_dir;
 use crate::{process::output_async, progress::during};
 
-/// With the profiles that they ship with.
-const PROGRAMS: &[(&str, &str)] = &[("edgecore", "release"), ("keadm", "release"), ("cloudcore", "cloud")];
+const PROGRAMS: &[&str] = &["cloudcore", "edgecore", "keadm"];
 /// Set by `cargo xtask test` once it has built them, so that no test builds again.
 const BUILT: &str = "SKERRY_BIN_DIR";
 
@@ -21,28 +20,26 @@ pub(super) async fn build() -> Result<PathBuf> {
     if let Some(dir) = env::var_os(BUILT) {
         return Ok(dir.into());
     }
-    build_as(false, "").await
+    build_as(&[], "").await
 }
 
 /// As they ship. The last step of each is one compilation of everything at once: minutes.
 pub(super) async fn build_release() -> Result<PathBuf> {
-    build_as(true, " as it ships, which takes minutes").await
+    build_as(&["--release"], " as it ships, which takes minutes").await
 }
 
-async fn build_as(ships: bool, how: &str) -> Result<PathBuf> {
+async fn build_as(profile: &[&str], how: &str) -> Result<PathBuf> {
     let mut dir = None;
-    for (program, profile) in PROGRAMS {
+    for program in PROGRAMS {
         let mut build = cargo(&["build", "--message-format=json-render-diagnostics", "-p", program]);
-        if ships {
-            build.args(["--profile", profile]);
-        }
+        build.args(profile);
         let messages = during(&format!("building {program}{how}"), output_async(build)).await?;
         let built = executable(&messages, program)?;
         // Out of cargo's way: a build of the workspace puts its own file of the same name in the same place.
-        let beside = built.parent().context("cargo names a file in a directory")?.join("bench-bin");
-        let place = dir.get_or_insert(beside);
-        fs::create_dir_all(&*place)?;
+        let place = built.parent().context("cargo names a file in a directory")?.join("bench-bin");
+        fs::create_dir_all(&place)?;
         install(&built, &place.join(program))?;
+        dir = Some(place);
     }
     dir.context("there are programs to build")
 }

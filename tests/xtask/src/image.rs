@@ -10,12 +10,12 @@ use harness::{
 use crate::say;
 
 pub(crate) async fn run() -> Result<()> {
-    let build = cargo(&["build", "--profile", "cloud", "--package", "cloudcore"]);
+    let build = cargo(&["build", "--release", "--package", "cloudcore"]);
     during("building cloudcore", output_async(build)).await?;
-    let built = source_dir().join("target/cloud");
-    let archive = built.join("cloudcore-image.tar");
+    let release = source_dir().join("target/release");
+    let archive = release.join("cloudcore-image.tar");
     let name = format!("docker.io/skerry/cloudcore:v{}", env!("CARGO_PKG_VERSION"));
-    of_program(&name, &built.join("cloudcore"), &archive).context("failed to make the image")?;
+    of_program(&name, &release.join("cloudcore"), &archive).context("failed to make the image")?;
     say(&format!("{name}: {}", archive.display()))?;
     say(&format!("on each node that is to run it: ctr -n k8s.io images import {}", archive.display()))
 }

@@ -40,7 +40,7 @@ enum Job {
     Bench(bench::Args),
     /// Take away what `--keep` or a killed run has left
     Down,
-    /// The image of cloudcore that `keadm init` deploys, as an OCI archive of the build that ships
+    /// The image of cloudcore that `keadm init` deploys, as an OCI archive of the release build
     Image,
     /// Format the sources (`--check`: only say whether they are)
     Fmt {

@@ -48,10 +48,10 @@ pub(crate) struct Stage {
     run: Arc<Run>,
 }
 
-/// The load tool as it would ship: it has thousands of nodes to play.
+/// The load tool as it would ship.
 pub(crate) async fn build() -> Result<PathBuf> {
-    let build = ["build", "--profile", "cloud", "-p", "hollow", "--message-format=json-render-diagnostics"];
-    let build = setup::cargo(&build);
+    let build =
+        setup::cargo(&["build", "--release", "-p", "hollow", "--message-format=json-render-diagnostics"]);
     let messages = output_async(build).await?;
     let path = messages.lines().find_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
