@@ -64,7 +64,7 @@ const RESET_INTERVAL: Duration = Duration::from_micros(50);
 /// Connections that nobody has accepted yet, and what is kept for each meanwhile: its first flight.
 const WAITING: usize = 1024;
 const WAITING_BYTES: u64 = 16 << 10;
-/// Of the cloud's socket, each way: a whole fleet speaks to it. The kernel gives no more than net.core.rmem_max and wmem_max.
+/// Of a socket to which a whole fleet speaks, or that speaks for one, each way. The kernel gives no more than net.core.rmem_max and wmem_max.
 const BUFFER: usize = 4 << 20;
 /// Read at once.
 const CHUNK: usize = 64 << 10;
@@ -116,16 +116,20 @@ pub fn reset_key(secret: &[u8]) -> [u8; 32] {
 /// `reset_key` is the same after a restart, and at all replicas: who speaks to one that does not know it is told so at once
 /// (stateless reset), where TCP would be by the kernel.
 pub fn listen(socket: UdpSocket, config: quinn::ServerConfig, reset_key: &[u8]) -> io::Result<Endpoint> {
-    let buffers = SockRef::from(&socket);
+    enlarge_buffers(&socket);
+    let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
+    endpoint.cid_generator(|| Box::new(Names(CLOUD_NAME))).min_reset_interval(RESET_INTERVAL);
+    let (socket, _) = WatchedUdp::new(socket, None)?;
+    Endpoint::new_with_abstract_socket(endpoint, Some(config), Arc::new(socket), Arc::new(TokioRuntime))
+}
+
+fn enlarge_buffers(socket: &UdpSocket) {
+    let buffers = SockRef::from(socket);
     for enlarged in [buffers.set_recv_buffer_size(BUFFER), buffers.set_send_buffer_size(BUFFER)] {
         if let Err(error) = enlarged {
             tracing::debug!(%error, "the buffers of the UDP port stay as they are");
         }
     }
-    let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
-    endpoint.cid_generator(|| Box::new(Names(CLOUD_NAME))).min_reset_interval(RESET_INTERVAL);
-    let (socket, _) = WatchedUdp::new(socket, None)?;
-    Endpoint::new_with_abstract_socket(endpoint, Some(config), Arc::new(socket), Arc::new(TokioRuntime))
 }
 
 /// The certificate that the peer has proven to hold, if it has shown one.
@@ -168,6 +172,7 @@ impl Dialer {
         // Here the name is what tells one connection's packets from another's.
         let mut config = EndpointConfig::default();
         config.cid_generator(|| Box::new(Names(CLOUD_NAME)));
+        enlarge_buffers(&socket);
         let (socket, knocks) = WatchedUdp::new(socket, None)?;
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new_with_abstract_socket(config, None, Arc::new(socket), runtime)?;
