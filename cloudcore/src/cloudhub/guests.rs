@@ -7,9 +7,10 @@
 //! its connections, which get through their handshakes, are not the oldest for long.
 //!
 //! A fleet that comes back all at once wants more than there is. Over QUIC, where who waits repeats himself, only as many wait as get
-//! a turn soon; the others are told that it is busy, and come back later by themselves. Of those that wait at an address the newest is the next: an edge
-//! gives up after a while, and the oldest would be those that have. And until cloudcore has heard of all that there is in the
-//! cluster, turns are given out one by one: what a session asks of the API server is asked while that is listing everything.
+//! a turn soon; the others are told that it is busy, and come back later by themselves. Of those that wait at an address the newest
+//! is the next: an edge gives up after a while, and the oldest would be those that have. And until cloudcore has heard of all that
+//! there is in the cluster, turns are given out one by one: what a session asks of the API server is asked while that is listing
+//! everything.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -64,7 +64,8 @@ const RESET_INTERVAL: Duration = Duration::from_micros(50);
 /// Connections that nobody has accepted yet, and what is kept for each meanwhile: its first flight.
 const WAITING: usize = 1024;
 const WAITING_BYTES: u64 = 16 << 10;
-/// Of a socket to which a whole fleet speaks, or that speaks for one, each way. The kernel gives no more than net.core.rmem_max and wmem_max.
+/// Of a socket to which a whole fleet speaks, or that speaks for one, each way. The kernel gives no more than net.core.rmem_max
+/// and wmem_max.
 const BUFFER: usize = 4 << 20;
 /// Read at once.
 const CHUNK: usize = 64 << 10;
