@@ -197,6 +197,7 @@ impl CloudHub {
             }
         }
         drop(listener);
+        // Who comes now is not answered: it sends again, and the next cloudcore at this address may be there by then.
         if let Some(endpoint) = &endpoint {
             endpoint.set_server_config(None);
         }
@@ -259,7 +260,7 @@ impl Hub {
         }
         // On the heap, to go before the session begins.
         let guest = Box::pin(async {
-            let connection = self.handshake_quic(incoming, &place).await?;
+            let connection = self.handshake_quic(incoming, &place, &stop).await?;
             match self.admit(quic::peer_certificate(&connection).as_ref()).await {
                 Ok(node) => {
                     let link = quic::accept(connection).await;
@@ -273,6 +274,8 @@ impl Hub {
             }
         });
         let linked = tokio::select! {
+            // Who still waits for a turn is not answered, either. Refused, it would take cloudcore for busy.
+            biased;
             // Nothing has been promised to a guest yet.
             linked = time::timeout(HANDSHAKE_TIMEOUT + REQUEST_TIMEOUT, guest) => linked,
             () = place.told_to_leave() => return self.note_crowded_out(peer),
@@ -291,8 +294,13 @@ impl Hub {
         &self,
         incoming: quinn::Incoming,
         place: &Guest,
+        stop: &CancellationToken,
     ) -> Result<quinn::Connection, String> {
-        let Ok(turn) = time::timeout(LONGEST_WAIT, place.turn()).await else {
+        let turn = tokio::select! {
+            turn = time::timeout(LONGEST_WAIT, place.turn()) => turn.ok(),
+            () = stop.cancelled() => None,
+        };
+        let Some(turn) = turn else {
             incoming.ignore();
             return Err("there was no turn for it in time".to_owned());
         };

@@ -27,10 +27,15 @@ pub(crate) struct Cloud {
 
 impl Cloud {
     pub(crate) async fn start(kubeconfig: &Path) -> Result<Self> {
+        Self::start_at(0, kubeconfig).await
+    }
+
+    /// On TCP and UDP.
+    pub(crate) async fn start_at(port: u16, kubeconfig: &Path) -> Result<Self> {
         let mut raw = CloudCoreConfig::default();
         raw.common_config.monitor_server.bind_address = String::from("127.0.0.1:0");
         raw.kube_api_config.kube_config = kubeconfig.display().to_string();
-        raw.modules.cloud_hub.websocket.port = 0;
+        raw.modules.cloud_hub.websocket.port = port;
         raw.modules.cloud_stream.stream_port = 0;
         raw.modules.cloud_hub.websocket.address = [127, 0, 0, 1].into();
         raw.modules.cloud_hub.node_lease.renew_interval_seconds = 1;

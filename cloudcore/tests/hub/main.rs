@@ -14,6 +14,7 @@ mod holder;
 mod outage;
 mod path;
 mod renewal;
+mod restart;
 mod rotation;
 mod told;
 
@@ -51,4 +52,9 @@ scenarios! {
     what_was_told_is_kept_and_not_written_twice: told::told,
     an_older_session_writes_nothing_over_a_newer_one: fence::fence,
     a_replica_that_lags_takes_nothing_away: outage::lag,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_when_cloudcore_stops_gets_in_at_the_next_one() -> Result<()> {
+    over(Transport::Quic, restart::restart).await
 }
