@@ -29,6 +29,7 @@ use tokio::{
 };
 
 mod bucket;
+mod congestion;
 mod credits;
 pub mod framing;
 mod kernel;

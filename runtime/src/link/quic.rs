@@ -31,6 +31,7 @@ use tokio::sync::Notify;
 
 use super::{
     FrameReceiver, FrameSender, Heard, Knocks, Link, LinkError, Progress,
+    congestion::{self, Watching},
     credits::Credits,
     framing::Lengths,
     narrow, patiently,
@@ -87,6 +88,7 @@ fn transport(streams: u32) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(WINDOW))
         .receive_window(VarInt::from_u32(TOTAL_WINDOW))
         .send_window(u64::from(TOTAL_WINDOW))
+        .congestion_controller_factory(Arc::new(Watching::default()))
         // The session knows how long a peer may be silent.
         .max_idle_timeout(None)
         // The search for larger packets costs each new connection 10 KB, and wins 1 % of what follows.
@@ -141,7 +143,7 @@ pub fn peer_certificate(connection: &Connection) -> Option<CertificateDer<'stati
 
 /// Tells a peer why it gets no link: `status` is that of the HTTP answer in the same case.
 pub fn refuse(connection: &Connection, status: u16, reason: &str) {
-    connection.close(VarInt::from_u32(status.into()), reason.trim_end().as_bytes());
+    congestion::close(connection, VarInt::from_u32(status.into()), reason.trim_end().as_bytes());
 }
 
 /// The link, once the edge's first bytes are there.
@@ -313,7 +315,7 @@ impl FrameSender for Sender {
                 narrow = narrow::found_out(&connection, &written) => return Err(narrow),
                 () = tell(&credits, telling) => {}
             }
-            connection.close(CLOSED, b"");
+            congestion::close(&connection, CLOSED, b"");
             Ok(())
         }
         .boxed()

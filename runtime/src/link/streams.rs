@@ -21,9 +21,11 @@ use tokio::{
 };
 
 use super::{
+    congestion,
     credits::{Credit, Credits},
     mux::{Mux, MuxStream},
     queue::{Cap, Frames, PIECE},
+    quic,
 };
 
 /// Open at once on a link.
@@ -103,7 +105,7 @@ impl Streams {
     pub fn close(&self) {
         match &self.transport {
             Transport::None => {}
-            Transport::Quic(connection, _) => connection.close(super::quic::CLOSED, b""),
+            Transport::Quic(connection, _) => congestion::close(connection, quic::CLOSED, b""),
             Transport::WebSocket(mux) => mux.close(),
         }
     }

@@ -243,6 +243,19 @@ async fn what_is_urgent_overtakes_what_is_large() {
     }
 }
 
+/// However much is on its way that the peer has not confirmed.
+#[tokio::test]
+async fn the_end_of_a_connection_arrives() {
+    let (mut edge, cloud, _line) =
+        Box::pin(Ends::new().link_over("quic", Some(Duration::from_millis(200)))).await;
+    let begun = time::Instant::now();
+    cloud.frames.push(Lane::Objects, Bytes::from(vec![7; MAX_FRAME]));
+    // The first of it, and there may be no more before the cloud hears of that.
+    wait_until(|| edge.progress.last() > begun).await;
+    cloud.streams.close();
+    assert_eq!(edge.next().await.unwrap(), None);
+}
+
 /// Before anything is answered: a session that gets no answer asks whether its line carries.
 #[tokio::test]
 async fn an_edge_knows_how_what_it_sent_fares() {

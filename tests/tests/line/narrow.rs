@@ -24,8 +24,8 @@ const MTU: usize = 1200;
 const WORDS: u64 = 600;
 /// Until it is found out that large packets do not come through.
 const FOUND_OUT: Duration = Duration::from_secs(30);
-/// The same, soon after losses that had another reason: then it is looked at a minute later.
-const FOUND_OUT_LATER: Duration = Duration::from_secs(90);
+/// The same, soon after a silence, which may count as a round trip.
+const FOUND_OUT_LATER: Duration = Duration::from_mins(1);
 
 pub(crate) fn terms() -> Terms {
     Terms { mtu: Some(MTU), ..Terms::default() }

@@ -454,7 +454,7 @@ async fn after_a_kill_no_damaged_byte_costs_anything() {
 async fn a_damaged_index_of_hundreds_of_objects_is_rebuilt() {
     let mut random = Random::seeded("index").unwrap();
     // Of 16 rounds one seed or another leaves a single segment.
-    let stopped = Stopped::new(Scale { rounds: 48, ..LARGE }, End::Clean, &mut random).await;
+    let stopped = Stopped::new(Scale { rounds: 32, ..LARGE }, End::Clean, &mut random).await;
     for file in stopped.files("sled") {
         let bytes = stopped.read(&file);
         let mut borders: Vec<usize> = (0..bytes.len()).step_by(SEGMENT).collect();
