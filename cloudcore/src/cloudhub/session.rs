@@ -4,7 +4,6 @@
 //! Everything that the session started ends with it: its tasks are in one set, which is dropped with the driver.
 
 use std::{
-    cell::RefCell,
     collections::VecDeque,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -15,7 +14,7 @@ use crds::componentconfig::sync::LinkSettings;
 use kube::Client;
 use proto::{
     Lane,
-    codec::{self, DecodeError, EncodeError, Encoder},
+    codec::{self, DecodeError, EncodeError},
     limits::{MAX_TEXT, WINDOW_REPORTS},
     message::{
         Action, Answer, Batch, Body, GoodbyeReason, Question, Report, ReportAck, ReportKind, Request,
@@ -39,6 +38,7 @@ use tracing::{debug, info, trace, warn};
 use super::{
     authorities::{self, Holding},
     enrollment::Enrollment,
+    frames,
     guests::Guest,
     holder::{self, NotYours},
     registry::{Registration, Registry},
@@ -72,11 +72,6 @@ const LONG: usize = 8 << 10;
 
 /// For the last frames before the link is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-thread_local! {
-    /// A context of zstd for each of the few threads that run sessions, which may be thousands.
-    static ENCODER: RefCell<Encoder> = RefCell::default();
-}
 
 /// What sessions share.
 pub struct SessionContext {
@@ -409,7 +404,7 @@ impl Driver<'_> {
                 let frame = if self.in_use.plain {
                     codec::encode_plain(body)
                 } else {
-                    ENCODER.with_borrow_mut(|encoder| encoder.encode_with(body, self.session.dictionary()))
+                    frames::encode(body, self.session.dictionary())
                 };
                 let frame = frame.map_err(End::Encode)?;
                 let length = frame.len();

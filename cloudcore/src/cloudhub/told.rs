@@ -5,10 +5,11 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use proto::{
-    ResourceKey, codec,
+    ResourceKey, codec, dictionary,
     message::{Body, Report, Reports},
 };
 
+use super::frames;
 use crate::edgecontroller::{claim::Claim, index::Index};
 
 /// A status that the API server has taken.
@@ -31,7 +32,8 @@ pub(super) struct StatusesTold(HashMap<String, Told>);
 impl Told {
     /// `None` if the report is too long for a frame, which none is that came in one.
     pub(super) fn new(report: Report, print: u64) -> Option<Self> {
-        let frame = codec::encode(Body::Reports(Reports { reports: vec![report] })).ok()?;
+        let frame =
+            frames::encode(Body::Reports(Reports { reports: vec![report] }), dictionary::NEWEST).ok()?;
         // As much room as it takes.
         Some(Self { frame: Bytes::copy_from_slice(&frame), print, healing: false, tried: None })
     }
