@@ -41,10 +41,10 @@ pub(super) struct Large {
 
 impl Large {
     pub(super) fn of(connection: &Connection) -> Self {
-        watched(connection).map(|watched| watched.large).unwrap_or_default()
+        watched(connection).map(|watched| watched.large()).unwrap_or_default()
     }
 
-    /// Those of the handshake, of which the last are not always confirmed.
+    /// What was sent so far: the last of a handshake, and what looks for the peer at another address, are confirmed to nobody.
     pub(super) fn forget(connection: &Connection) {
         if let Some(watched) = watched(connection) {
             watched.shared.forget.store(true, Ordering::Relaxed);
@@ -82,12 +82,16 @@ struct Shared {
     ending: AtomicBool,
 }
 
+impl Watched {
+    fn large(&self) -> Large {
+        if self.shared.forget.load(Ordering::Relaxed) { Large::default() } else { self.large }
+    }
+}
+
 impl Controller for Watched {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
-        if self.shared.forget.load(Ordering::Relaxed) {
-            self.shared.forget.store(false, Ordering::Relaxed);
-            self.large = Large::default();
-        }
+        self.large = self.large();
+        self.shared.forget.store(false, Ordering::Relaxed);
         // Of several that are sent at once only the last may be smaller.
         if bytes >= LARGE {
             self.large.since.get_or_insert(now);
@@ -156,8 +160,11 @@ mod tests {
         watched.on_congestion_event(at(3), at(1), false, LARGE);
         assert_eq!(watched.large.since, Some(at(1)), "lost is not confirmed");
         watched.shared.forget.store(true, Ordering::Relaxed);
+        assert_eq!(watched.large(), Large::default());
         watched.on_sent(at(3), LARGE - 1, 7);
-        assert_eq!(watched.large, Large::default());
+        assert_eq!(watched.large(), Large::default());
+        watched.on_sent(at(4), LARGE, 8);
+        assert_eq!(watched.large().since, Some(at(4)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! nobody is silent, and what is large never arrives. QUIC's packets do not get smaller than 1200 bytes: such a connection is of
 //! no use any more, and the next one will not begin, so that a WebSocket carries the link.
 
-use std::{pin::pin, time::Duration};
+use std::{net::SocketAddr, pin::pin, time::Duration};
 
 use futures_util::FutureExt;
 use quinn::{Connection, WriteError};
@@ -27,19 +27,25 @@ const PARTS: u32 = 10;
 /// Waits until it is found out. `written` is told of about [`WORTH`] bytes.
 pub(super) async fn found_out(connection: &Connection, written: &Notify) -> LinkError {
     Large::forget(connection);
+    let mut peer = connection.remote_address();
     loop {
         written.notified().await;
         // On the heap: most connections wait for something to be written, most of the time.
-        if Box::pin(is_narrow(connection)).await {
+        if Box::pin(is_narrow(connection, &mut peer)).await {
             return LinkError::Narrow;
         }
     }
 }
 
 /// Waits until that is known of what was sent. A silence may last: others notice it.
-async fn is_narrow(connection: &Connection) -> bool {
+async fn is_narrow(connection: &Connection, peer: &mut SocketAddr) -> bool {
     loop {
         time::sleep(LOOK).await;
+        let now = connection.remote_address();
+        if *peer != now {
+            *peer = now;
+            Large::forget(connection);
+        }
         match Large::of(connection) {
             Large { since: None, .. } => return false,
             Large { since: Some(since), overtaken: true } if since.elapsed() >= LOOK => break,
