@@ -16,8 +16,8 @@ use quinn::{
 };
 use quinn_proto::RttEstimator;
 
-/// Bytes of a packet that is full: the smallest that QUIC may be held to have 1200 (RFC 9000, section 14), and the pieces of
-/// streams do not fill each to the last byte.
+/// Bytes of a packet that is full: the smallest limit for QUIC's is 1200 (RFC 9000, section 14), and the pieces of streams do not fill
+/// each to the last byte.
 const LARGE: u64 = 1150;
 
 #[derive(Default)]
