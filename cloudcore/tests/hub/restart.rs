@@ -1,6 +1,8 @@
 //! Edges that wait for their turn at a handshake over QUIC while cloudcore stops: they are not told that it is busy, and the next
 //! cloudcore at the address has them.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, ensure};
 use harness::{Bench, ClusterOptions, wait};
 use runtime::link::{LinkError, quic};
@@ -22,7 +24,7 @@ pub(crate) async fn restart(bench: &Bench) -> Result<()> {
     let identity = join(&cluster.client(), address, "edge-1").await?;
     let mut edges = JoinSet::new();
     for _ in 0..EDGES {
-        let tls = std::sync::Arc::clone(&identity.tls);
+        let tls = Arc::clone(&identity.tls);
         edges.spawn(async move {
             let name = ServerName::IpAddress(address.ip().into());
             quic::connect(address, &address.to_string(), &name, &tls).await

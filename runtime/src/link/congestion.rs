@@ -50,6 +50,21 @@ impl Large {
             watched.shared.forget.store(true, Ordering::Relaxed);
         }
     }
+
+    /// Of several that are sent at once only the last may be smaller.
+    fn sent(&mut self, now: Instant, bytes: u64) {
+        if bytes >= LARGE {
+            self.since.get_or_insert(now);
+        }
+    }
+
+    fn confirmed(&mut self, sent: Instant, bytes: u64) {
+        if bytes >= LARGE {
+            *self = Self::default();
+        } else if self.since.is_some_and(|since| since <= sent) {
+            self.overtaken = true;
+        }
+    }
 }
 
 /// Ends a connection, and sees to it that the peer learns of it: when there is data to send and the window is full, quinn holds
@@ -92,19 +107,12 @@ impl Controller for Watched {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.large = self.large();
         self.shared.forget.store(false, Ordering::Relaxed);
-        // Of several that are sent at once only the last may be smaller.
-        if bytes >= LARGE {
-            self.large.since.get_or_insert(now);
-        }
+        self.large.sent(now, bytes);
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        if bytes >= LARGE {
-            self.large = Large::default();
-        } else if self.large.since.is_some_and(|since| since <= sent) {
-            self.large.overtaken = true;
-        }
+        self.large.confirmed(sent, bytes);
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
@@ -165,6 +173,22 @@ mod tests {
         assert_eq!(watched.large(), Large::default());
         watched.on_sent(at(4), LARGE, 8);
         assert_eq!(watched.large().since, Some(at(4)));
+    }
+
+    #[test]
+    fn what_was_sent_before_overtakes_nothing() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut large = Large::default();
+        large.confirmed(at(0), LARGE - 1);
+        assert_eq!(large, Large::default());
+        large.sent(at(1), LARGE);
+        large.confirmed(at(0), LARGE - 1);
+        assert_eq!(large, Large { since: Some(at(1)), overtaken: false });
+        large.confirmed(at(2), LARGE - 1);
+        assert_eq!(large, Large { since: Some(at(1)), overtaken: true });
+        large.confirmed(at(1), LARGE);
+        assert_eq!(large, Large::default());
     }
 
     #[test]
