@@ -34,8 +34,8 @@ use crate::{
     cloudstream::{self, CloudStream, Endpoint},
     config::{Config, StreamConfig},
     edgecontroller::{
-        cache::Reflector, claim::NoRandomness, index::Index, objects::KINDS, protection::Protection,
-        upstream::Upstream,
+        cache::Reflector, claim::NoRandomness, index::Index, objects::KINDS, placement::Placing,
+        protection::Protection, upstream::Upstream,
     },
     metrics::Metrics,
     secrets::{self, SecretError},
@@ -162,6 +162,8 @@ impl App {
             let reflector = Reflector::new(client.clone(), kind, Arc::clone(&index));
             tasks.spawn(kind.key, reflector.run(stop.child_token()));
         }
+        let placing = Placing::new(client.clone(), Arc::clone(&index));
+        tasks.spawn("placement", placing.run(stop.child_token()));
         tasks.spawn("protection", Protection::new(client.clone(), index).run(stop.child_token()));
         tasks.spawn("cloudhub", serve(client, (listener, udp), stream, context, serving, stop.child_token()));
         Ok(Self { tasks, address })

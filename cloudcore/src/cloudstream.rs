@@ -5,6 +5,9 @@
 //! The API server finds the port because cloudcore writes it into the status of each Node that is connected here
 //! ([`Endpoint`]). Which node a request is for, the pod in its path says. Who asks is proven by a client certificate of the
 //! cluster's own CA, and may ask what RBAC says of `nodes/proxy`, as with a kubelet.
+//!
+//! The [webhooks](crate::devicecontroller) of devices are at this port too, for which the API server shows no certificate. Who else
+//! asks learns what a DeviceModel has to say of the device that is shown, and no more.
 
 use std::{
     convert::Infallible,
@@ -15,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kube::Client;
@@ -24,10 +27,11 @@ use runtime::{
     passage::Passage,
     tls::{self, Authorities, Subject},
 };
+use serde_json::Value;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time,
 };
 use tokio_rustls::TlsAcceptor;
@@ -36,6 +40,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     cloudhub::registry::Registry,
+    devicecontroller::{self, Admission},
     edgecontroller::index::Index,
     metrics::{Metrics, StreamLabels},
 };
@@ -52,6 +57,14 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the node to take a stream, and to answer on it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of a list of objects that is converted at once, in bytes: ten times a page of 500 devices with 20 properties each.
+const REVIEW: usize = 32 << 20;
+/// Those under way at once: what is parsed takes several times as much.
+const REVIEWS: usize = 2;
+/// Of an object that is to be written, as it is and as it was, in bytes: etcd takes 1.5 MiB of one.
+const ADMISSION: usize = 8 << 20;
+/// Those under way at once: each asks the API server for one object.
+const ADMISSIONS: usize = 8;
 /// Of the API servers, whose requests are a connection each once they are upgraded.
 const CONNECTIONS: usize = 4096;
 /// Who the cluster's clients are is looked up anew, and the server's certificate made anew.
@@ -85,6 +98,9 @@ struct Server {
     index: Arc<Index>,
     registry: Arc<Registry>,
     metrics: Metrics,
+    client: Client,
+    reviews: Semaphore,
+    admissions: Semaphore,
 }
 
 /// What is answered in place of what was asked for.
@@ -93,7 +109,11 @@ struct Refusal(StatusCode, String);
 
 impl CloudStream {
     /// Serves until `stop` is cancelled.
-    pub async fn run(self, authorities: impl Fn() -> Arc<Authorities>, stop: CancellationToken) {
+    pub async fn run(
+        self,
+        authorities: impl Fn() -> Arc<Authorities> + Clone + Send + 'static,
+        stop: CancellationToken,
+    ) {
         let Self { listener, client, index, registry, metrics, mut names, address, endpoint } = self;
         names.push(address.to_string());
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
@@ -115,9 +135,21 @@ impl CloudStream {
             }
             Err(error) => warn!(%error, "the port of the kubelet's API is not known"),
         }
-        let server = Arc::new(Server { access: Access::new(client.clone()), index, registry, metrics });
+        let server = Arc::new(Server {
+            access: Access::new(client.clone()),
+            index,
+            registry,
+            metrics,
+            client: client.clone(),
+            reviews: Semaphore::new(REVIEWS),
+            admissions: Semaphore::new(ADMISSIONS),
+        });
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
+        let mut serving = JoinSet::new();
+        if let Some(at) = endpoint.get().copied() {
+            serving.spawn(devicecontroller::serve_webhooks(client.clone(), at, authorities.clone()));
+        }
         let mut refresh = time::interval(REFRESH);
         refresh.reset();
         loop {
@@ -161,8 +193,8 @@ async fn acceptor(
 ) -> Result<TlsAcceptor, String> {
     let clients = client_ca::read(client).await?;
     let (chain, key) = authorities.issue_server(names).map_err(|error| runtime::chain(&error).to_string())?;
-    let mut config =
-        tls::server_config_for(chain, key, &clients).map_err(|error| runtime::chain(&error).to_string())?;
+    let mut config = tls::server_config(chain, key, &clients, Duration::ZERO)
+        .map_err(|error| runtime::chain(&error).to_string())?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -176,11 +208,11 @@ impl Server {
             Err(_) => return Err("TLS handshake timed out".to_owned()),
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let user = certificate.and_then(tls::subject_of).ok_or("the client certificate names nobody")?;
+        let user = certificate.and_then(tls::subject_of);
         let passage = Passage::default();
         let service = service_fn(|request: Request<Incoming>| {
             let (user, passage) = (&user, &passage);
-            async move { Ok::<_, Infallible>(self.answer(request, user, passage).await) }
+            async move { Ok::<_, Infallible>(self.answer(request, user.as_ref(), passage).await) }
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -192,20 +224,32 @@ impl Server {
         served.map_err(|error| runtime::chain(&error).to_string())
     }
 
-    async fn answer(&self, request: Request<Incoming>, user: &Subject, passage: &Passage) -> Response<Body> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        user: Option<&Subject>,
+        passage: &Passage,
+    ) -> Response<Body> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let kind = path::kind(&path);
-        let answered = if kind == path::SESSIONS {
-            self.sessions(user).await
-        } else {
-            self.pass_on(request, user, passage).await.map(|answer| answer.map(BodyExt::boxed_unsync))
+        let answered = match user {
+            _ if matches!(kind, path::CONVERT | path::VALIDATE) => self.review(request, kind).await,
+            None => {
+                let reason = "a client certificate of the cluster that names a user is needed";
+                Err(Refusal(StatusCode::UNAUTHORIZED, reason.to_owned()))
+            }
+            Some(user) if kind == path::SESSIONS => self.sessions(user).await,
+            Some(user) => {
+                self.pass_on(request, user, passage).await.map(|answer| answer.map(BodyExt::boxed_unsync))
+            }
         };
         let code = answered.as_ref().map_or_else(|Refusal(code, _)| *code, Response::status).as_u16();
         self.metrics.streams.get_or_create(&StreamLabels { kind, code }).inc();
         match answered {
             Ok(answer) => answer,
             Err(Refusal(code, reason)) => {
-                info!(%method, path, user = user.name, code = code.as_u16(), reason, "request of the API server refused");
+                let user = user.map(|user| &*user.name);
+                info!(%method, path, user, code = code.as_u16(), reason, "request of the API server refused");
                 let mut answer = Response::new(whole(reason + "\n"));
                 *answer.status_mut() = code;
                 answer
@@ -217,11 +261,32 @@ impl Server {
     async fn sessions(&self, user: &Subject) -> Result<Response<Body>, Refusal> {
         // It tells of each of them.
         self.access.check(user, "get", access::ALL_NODES).await?;
-        let mut answer = Response::new(whole(self.registry.page().to_string()));
-        answer
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
-        Ok(answer)
+        Ok(json(&self.registry.page()))
+    }
+
+    /// A webhook of the API server.
+    async fn review(&self, request: Request<Incoming>, kind: &str) -> Result<Response<Body>, Refusal> {
+        if request.method() != Method::POST {
+            return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, "POST alone is served".to_owned()));
+        }
+        let bad = |reason: String| Refusal(StatusCode::BAD_REQUEST, reason);
+        let is_admission = kind == path::VALIDATE;
+        let (places, largest) =
+            if is_admission { (&self.admissions, ADMISSION) } else { (&self.reviews, REVIEW) };
+        let reviewed = async {
+            let _place = places.acquire().await.map_err(|error| bad(error.to_string()))?;
+            let body = Limited::new(request.into_body(), largest).collect();
+            let body = body.await.map_err(|error| bad(error.to_string()))?.to_bytes();
+            if is_admission {
+                return Ok(Admission::parse(&body).map_err(bad)?.answer(&self.client).await);
+            }
+            let answer = spawn_blocking(move || devicecontroller::convert(&body));
+            answer.await.map_err(|error| bad(error.to_string()))?.map_err(bad)
+        };
+        match time::timeout(ANSWER_TIMEOUT, reviewed).await {
+            Ok(answer) => Ok(json(&answer?)),
+            Err(_) => Err(Refusal(StatusCode::GATEWAY_TIMEOUT, "it takes too long".to_owned())),
+        }
     }
 
     async fn pass_on(
@@ -275,6 +340,13 @@ impl Server {
             )),
         }
     }
+}
+
+fn json(value: &Value) -> Response<Body> {
+    let mut answer = Response::new(whole(value.to_string()));
+    let json = header::HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(header::CONTENT_TYPE, json);
+    answer
 }
 
 fn whole(text: String) -> Body {

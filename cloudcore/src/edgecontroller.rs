@@ -15,6 +15,7 @@ pub mod key_set;
 pub mod lanes;
 pub mod lease;
 pub mod objects;
+pub mod placement;
 pub mod print;
 pub mod protection;
 pub mod tokens;

@@ -14,6 +14,7 @@ pub mod edgecore;
 pub mod explain;
 pub mod quantity;
 pub mod sync;
+pub mod threshold;
 
 /// One thing that is wrong with a configuration, and how to put it right.
 #[derive(Debug, Clone, PartialEq, Eq)]

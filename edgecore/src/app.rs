@@ -3,14 +3,18 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use crds::componentconfig::{
-    edgecore::EdgeCoreConfig,
-    sync::{ClassName, LinkSettings},
+use crds::{
+    componentconfig::{
+        edgecore::EdgeCoreConfig,
+        sync::{ClassName, LinkSettings},
+    },
+    devices::keys::DEVICE,
 };
 use prometheus_client::registry::Registry;
+use proto::ResourceKey;
 use runtime::{
     Supervisor,
-    admin::{Admin, Page, Readiness},
+    admin::{Admin, Order, Page, Readiness},
     signals::Signals,
     supervisor::Outcome,
     telemetry::{self, LogLevel},
@@ -22,9 +26,12 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
+    devicetwin::{DeviceTwin, Devices, Dmi},
+    doors::{self, Doors},
     edged::Edged,
     edgehub::{EdgeHub, HubState, LinkUse, Renewal},
     edgestream::{self, EdgeStream},
+    eventbus::{EventBus, Place},
     metamanager::{Options, Store},
     metrics,
 };
@@ -71,8 +78,19 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) -> anyhow::Result<Outcome> {
-    let Config { log_level: _, log_format: _, admin_address, store_dir, pid_file, hub, edged, serve_streams } =
-        config;
+    let Config {
+        log_level: _,
+        log_format: _,
+        admin_address,
+        store_dir,
+        pid_file,
+        hub,
+        edged,
+        serve_streams,
+        devices,
+        mqtt,
+        dmi_socket,
+    } = config;
     let node = hub.node.clone();
     let opening = store_dir.clone();
     let store = tokio::task::spawn_blocking(move || Store::open(&opening, Options::default()))
@@ -103,21 +121,54 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     };
     let mut registry = Registry::default();
     metrics::register(&mut registry, store.clone(), state.clone());
-    let pages = vec![("/nodez", nodez(&state, hub.link_use(), &store)), ("/digestz", digestz(&node, &store))];
+    let mut pages =
+        vec![("/nodez", nodez(&state, hub.link_use(), &store)), ("/digestz", digestz(&node, &store))];
     if let Some(directory) = admin_address.strip_prefix("unix://").and_then(|path| Path::new(path).parent()) {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("failed to make {} for the admin socket", directory.display()))?;
     }
-    let edged = Edged::new(edged, store.clone(), asks, state)?;
+    let devices = devices.map(|devices| DeviceTwin::new(devices, store.clone(), state.clone()));
+    let known = devices.as_ref().map(DeviceTwin::devices);
+    if let Some(known) = known.clone() {
+        registry.register_collector(Box::new(known.clone()));
+        pages.push(("/devices", Arc::new(move || known.page())));
+    }
+    let doors = Doors::default();
+    let edged = Edged::new(edged, store.clone(), asks, state, doors.clone())?;
     registry.register_collector(Box::new(edged.calls()));
     let edge_stream = EdgeStream::new(store.clone(), edged.runtime(), opened);
-    let admin = Admin::bind(&admin_address, registry, log_level, readiness(&store), pages).await?;
+    let mut admin = Admin::bind(&admin_address, registry, log_level, readiness(&store), pages).await?;
+    let dmi = known.clone().zip(dmi_socket).map(|(known, socket)| Dmi::new(socket, store.clone(), known));
+    let rules = devices.as_ref().map(DeviceTwin::rules);
+    let door_to_broker = mqtt.first().and_then(Place::door);
+    let buses: Vec<EventBus> = known
+        .iter()
+        .flat_map(|known| mqtt.iter().map(|place| EventBus::new(place.clone(), node.clone(), known.clone())))
+        .collect();
+    if let Some(known) = known {
+        admin = admin.taking("/devices", set_device(known));
+    }
     info!(node, version = env!("CARGO_PKG_VERSION"), objects = store.digest().count, "edgecore started");
 
     let mut tasks = Supervisor::new(stop.clone());
     tasks.spawn("admin", admin.run(stop.child_token()));
     tasks.spawn("edgestream", edge_stream.run(stop.child_token()));
     tasks.spawn("edged", edged.run(stop.child_token()));
+    if let Some(devices) = devices {
+        tasks.spawn("devicetwin", devices.run(stop.child_token()));
+    }
+    if let Some(rules) = rules {
+        tasks.spawn("rules", rules.run(stop.child_token()));
+    }
+    if let Some(dmi) = dmi {
+        tasks.spawn("dmi", dmi.run(stop.child_token()));
+    }
+    if let Some((port, target)) = door_to_broker {
+        tasks.spawn("doors", doors::keep(doors, port, target, stop.child_token()));
+    }
+    for bus in buses {
+        tasks.spawn("eventbus", bus.run(stop.child_token()));
+    }
     tasks.spawn("edgehub", hub.run(stop.child_token()));
     tasks.spawn("renewal", renewal.run(stop.child_token()));
     let outcome = tasks.join(GRACE).await;
@@ -160,6 +211,27 @@ fn link_page(LinkUse { settings, holding }: LinkUse) -> serde_json::Value {
         "syncIntervals": intervals,
         "bandwidth": { "up": up, "down": down },
         "holding": holding,
+    })
+}
+
+/// `{"namespace": "…", "name": "…", "property": "…", "value": "…"}`
+fn set_device(devices: Devices) -> Order {
+    #[derive(serde::Deserialize)]
+    struct Asked {
+        namespace: String,
+        name: String,
+        property: String,
+        value: String,
+    }
+    Arc::new(move |asked| {
+        let devices = devices.clone();
+        Box::pin(async move {
+            let Asked { namespace, name, property, value } =
+                serde_json::from_value(asked).map_err(|error| error.to_string())?;
+            let key = ResourceKey::new(DEVICE, &namespace, &name).map_err(|error| error.to_string())?;
+            let set = devices.set(&key, &property, &value).await;
+            set.map_err(|error| runtime::chain(&error).to_string())
+        })
     })
 }
 

@@ -13,8 +13,10 @@ use crds::componentconfig::{
 use runtime::telemetry::LogFormat;
 
 use crate::{
+    devicetwin::{BusAddress, DevicesConfig, OwnBroker},
     edged::{EdgedConfig, node_status::NodeStatusConfig},
     edgehub::{HubConfig, IdentityPaths},
+    eventbus::{BrokerSettings, BrokerUsers, ExternalBroker, Place, own_login},
 };
 
 /// Between attempts to get through with QUIC while the WebSocket does: what blocks UDP for a minute may do so for months, and
@@ -32,6 +34,12 @@ pub struct Config {
     pub edged: EdgedConfig,
     /// Whether logs and the like are served to the cloud.
     pub serve_streams: bool,
+    /// Missing: devices are left alone.
+    pub devices: Option<DevicesConfig>,
+    /// Where apps that speak MQTT are; nowhere: there is none of it.
+    pub mqtt: Vec<Place>,
+    /// Where mappers register; missing: they cannot.
+    pub dmi_socket: Option<PathBuf>,
 }
 
 impl From<EdgeCoreConfig> for Config {
@@ -46,7 +54,14 @@ impl From<EdgeCoreConfig> for Config {
             root_directory: _,
             common_config: CommonConfig { monitor_server: MonitorServer { bind_address: _ } },
             database: Database { data_source: _ },
-            modules: Modules { edge_hub, edged, edge_stream: EdgeStream { enable: serve_streams } },
+            modules:
+                Modules {
+                    edge_hub,
+                    edged,
+                    edge_stream: EdgeStream { enable: serve_streams },
+                    device_twin,
+                    event_bus,
+                },
         } = raw;
         let EdgeHub {
             heartbeat,
@@ -84,6 +99,7 @@ impl From<EdgeCoreConfig> for Config {
             cluster_dns,
             cluster_domain,
             resolv_conf,
+            eviction_hard,
         } = edged;
         let node = if hostname_override.is_empty() { hostname() } else { hostname_override };
         // The configuration's check has parsed it.
@@ -101,7 +117,32 @@ impl From<EdgeCoreConfig> for Config {
             cpu_millis: cpu_frequency,
             every: seconds(node_status_update_frequency),
             pods_dir: paths.pods_dir.clone(),
+            least: eviction_hard,
         };
+        let users = &event_bus.mqtt_users_file;
+        let users = (!users.is_empty()).then(|| BrokerUsers { file: PathBuf::from(users), own: own_login() });
+        let broker = event_bus.own().map(|listen| BrokerSettings {
+            listen,
+            directory: paths.mqtt_dir,
+            queue: usize::try_from(event_bus.mqtt_session_queue_size).unwrap_or(usize::MAX),
+            users,
+        });
+        let external = event_bus.external().map(|(host, port)| ExternalBroker {
+            host,
+            port,
+            login: Some((event_bus.mqtt_username, event_bus.mqtt_password))
+                .filter(|(user, _)| !user.is_empty()),
+        });
+        let usual_broker = match (&broker, &external) {
+            (Some(own), _) => Some(own.listen.to_string()),
+            (None, Some(external)) => Some(format!("{}:{}", external.host, external.port)),
+            (None, None) => None,
+        };
+        let own_broker = broker.as_ref().and_then(|broker| {
+            let users = broker.users.as_ref()?;
+            Some(OwnBroker { listen: broker.listen, login: users.own.clone() })
+        });
+        let mqtt = broker.map(Place::Own).into_iter().chain(external.map(Place::External)).collect();
         Self {
             log_level,
             log_format: match log_format {
@@ -149,6 +190,13 @@ impl From<EdgeCoreConfig> for Config {
                 resolv_conf: PathBuf::from(resolv_conf),
             },
             serve_streams,
+            devices: device_twin.enable.then(|| DevicesConfig {
+                modbus: BusAddress::of_node(&device_twin.modbus),
+                broker: usual_broker,
+                own_broker,
+            }),
+            mqtt,
+            dmi_socket: device_twin.enable.then_some(paths.dmi_socket),
         }
     }
 }

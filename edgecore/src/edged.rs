@@ -67,6 +67,7 @@ use self::{
     volumes::Volumes,
 };
 use crate::{
+    doors::Doors,
     edgehub::{Ask, HubState},
     metamanager::Store,
 };
@@ -120,6 +121,7 @@ impl Edged {
         store: Store,
         cloud: mpsc::Sender<Ask>,
         hub: watch::Receiver<HubState>,
+        doors: Doors,
     ) -> Result<Self, EdgedError> {
         let EdgedConfig {
             node,
@@ -169,6 +171,7 @@ impl Edged {
             oom_refused: AtomicBool::new(false),
             poke: poke.clone(),
             hub: hub.clone(),
+            doors,
         });
         let image_gc =
             ImageGc::new(runtime.clone(), store.clone(), sandbox_image.clone(), ImageGcLimits::default());
@@ -217,14 +220,4 @@ impl Edged {
         }
         Ok(())
     }
-}
-
-/// Waits for a session with the cloud after `last`, and answers its number. In each, what the cloud may have missed
-/// is reported again.
-async fn next_session(hub: &mut watch::Receiver<HubState>, last: u64) -> u64 {
-    if let Ok(state) = hub.wait_for(|state| state.sessions != last).await {
-        return state.sessions;
-    }
-    // The link has ended, and with it soon the process.
-    std::future::pending().await
 }

@@ -100,6 +100,16 @@ pub struct HubState {
     pub last_error: String,
 }
 
+/// Waits for a session with the cloud after `last`, and answers its number. In each, what the cloud may have missed
+/// is reported again.
+pub(crate) async fn next_session(hub: &mut watch::Receiver<HubState>, last: u64) -> u64 {
+    if let Ok(state) = hub.wait_for(|state| state.sessions != last).await {
+        return state.sessions;
+    }
+    // The link has ended, and with it soon the process.
+    std::future::pending().await
+}
+
 pub struct HubConfig {
     pub node: String,
     /// cloudcore's `HOST:PORT` for TCP: enrolment, and the WebSocket. Of several cloudcores, with commas.

@@ -6,6 +6,8 @@ mod lifecycle;
 mod lost_task;
 #[path = "edged_pods/node.rs"]
 mod node;
+#[path = "edged_pods/pressure.rs"]
+mod pressure;
 #[path = "edged_pods/resize.rs"]
 mod resize;
 #[path = "edged_pods/surroundings.rs"]

@@ -36,6 +36,7 @@ pub(crate) enum Command {
     Certs(Certs),
     Reset(Reset),
     Config(Config),
+    Ctl(ctl::Ctl),
     Version(Version),
     /// Print a completion script for a shell.
     Completion {
@@ -476,6 +477,7 @@ fn kubeedge_version(text: &str) -> Result<String, String> {
     }
 }
 
+pub(crate) mod ctl;
 mod foreign;
 #[cfg(test)]
 mod tests;

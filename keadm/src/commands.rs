@@ -10,6 +10,7 @@ use crate::{
 
 mod certs;
 pub(crate) mod config;
+mod ctl;
 mod gettoken;
 mod init;
 mod join;
@@ -27,6 +28,7 @@ pub(crate) async fn run(cli: Cli) -> Result<()> {
         Command::Certs(args) => certs::run(args).await,
         Command::Reset(args) => reset::run(args).await,
         Command::Config(args) => config::run(args),
+        Command::Ctl(args) => ctl::run(args).await,
         Command::Version(args) => version::run(&args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

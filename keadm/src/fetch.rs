@@ -5,7 +5,7 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use runtime::{
@@ -17,6 +17,7 @@ use runtime::{
     token::Token,
 };
 use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
+use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
@@ -25,17 +26,31 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 const DEADLINE: Duration = Duration::from_secs(10);
-const MAX_ANSWER: usize = 64 << 10;
+/// Of the devices of a node, each with its properties.
+const MAX_ANSWER: usize = 16 << 20;
 
 /// Asks a daemon's admin server, at `IP:PORT` or `unix:///PATH`.
 pub(crate) async fn admin(address: &str, path: &str) -> Result<(StatusCode, Bytes)> {
+    admin_with(address, Request::get(path), Bytes::new()).await
+}
+
+/// Orders something of a daemon's admin server.
+pub(crate) async fn admin_put(address: &str, path: &str, order: &Value) -> Result<(StatusCode, Bytes)> {
+    admin_with(address, Request::put(path), order.to_string().into()).await
+}
+
+async fn admin_with(
+    address: &str,
+    request: http::request::Builder,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes)> {
     let ask = async {
         match address.strip_prefix("unix://") {
             Some(socket) => {
                 let io = UnixStream::connect(Path::new(socket)).await?;
-                exchange(io, "localhost", Request::get(path)).await
+                exchange(io, "localhost", request, body).await
             }
-            None => exchange(TcpStream::connect(address).await?, address, Request::get(path)).await,
+            None => exchange(TcpStream::connect(address).await?, address, request, body).await,
         }
     };
     timeout(DEADLINE, ask)
@@ -177,7 +192,7 @@ async fn ask(
         Ok(Err(error)) => return Err(explain(server, error)),
         Ok(Ok(tls)) => tls,
     };
-    match timeout(DEADLINE, exchange(tls, server, request)).await {
+    match timeout(DEADLINE, exchange(tls, server, request, Bytes::new())).await {
         Ok(Ok(answer)) => Ok(answer),
         _ => Err(HubError::Other(server.to_owned())),
     }
@@ -239,7 +254,12 @@ pub(crate) fn host_of(server: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-async fn exchange<T>(io: T, host: &str, request: http::request::Builder) -> Result<(StatusCode, Bytes)>
+async fn exchange<T>(
+    io: T,
+    host: &str,
+    request: http::request::Builder,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes)>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -247,7 +267,7 @@ where
     let request = request
         .header(header::HOST, host)
         .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .context("failed to build the request")?;
     let ask = async move {
         let response = sender.send_request(request).await?;

@@ -28,14 +28,26 @@ pub(crate) fn set<T: Serialize + DeserializeOwned>(
         if let Some(reason) = config::unknown_key(key, component) {
             return Err(invalid(format!("--set: {reason}")));
         }
-        let mut at = &mut value;
-        for part in key.split('.') {
+        let (mut at, mut rest) = (&mut value, key.as_str());
+        while !rest.is_empty() {
             let Value::Object(map) = at else { return Err(invalid(format!("--set {key}: no such key"))) };
+            let (part, after) = step(map, rest);
             at = map.entry(part).or_insert_with(|| Value::Object(Map::new()));
+            rest = after;
         }
         *at = scalar(text);
     }
     serde_json::from_value(value).map_err(|error| invalid(format!("--set: {error}")))
+}
+
+/// The first key of a path, and the path below it. A key may have dots of its own, as nodefs.available has.
+fn step<'a>(map: &Map<String, Value>, path: &'a str) -> (&'a str, &'a str) {
+    let below = |key: &str| path.strip_prefix(key).filter(|rest| rest.is_empty() || rest.starts_with('.'));
+    let length = map
+        .keys()
+        .find(|key| below(key).is_some())
+        .map_or_else(|| path.find('.').unwrap_or(path.len()), String::len);
+    (&path[..length], path[length..].trim_start_matches('.'))
 }
 
 /// What the flags have made of a configuration, if it is one.
@@ -67,7 +79,22 @@ fn scalar(text: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use crds::componentconfig::edgecore::EdgeCoreConfig;
+
     use super::*;
+
+    #[test]
+    fn a_key_may_have_dots() {
+        let set = |key: &str, text: &str| {
+            set(EdgeCoreConfig::default(), Component::Edgecore, &[(key.to_owned(), text.to_owned())])
+        };
+        let config = set("modules.edged.evictionHard.nodefs.available", "1%").unwrap();
+        assert_eq!(config.modules.edged.eviction_hard.disk, "1%".parse().unwrap());
+        let problem = set("modules.edged.evictionHard.nodefs.available", "much").unwrap_err();
+        assert!(problem.cause.contains("\"much\" is not a threshold"), "{}", problem.cause);
+        let problem = set("modules.edged.evictionHard.nodefs", "1%").unwrap_err();
+        assert!(problem.cause.contains("modules.edged.evictionHard.nodefs"), "{}", problem.cause);
+    }
 
     #[test]
     fn a_configuration_keeps_its_mode_and_a_new_one_is_roots_alone() {

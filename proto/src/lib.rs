@@ -1,4 +1,4 @@
-//! What cloud and edge say to each other, and what the edge says to its container runtime.
+//! What cloud and edge say to each other, and what the edge says to its container runtime and to mappers of devices.
 //!
 //! Types, codecs and protocol state only: nothing here opens a socket, starts a task or reads a clock.
 //! Every length is bounded, and decoding arbitrary bytes returns an error instead of panicking.
@@ -10,6 +10,8 @@ pub mod codec;
 #[cfg(feature = "cri")]
 pub mod cri;
 pub mod dictionary;
+#[cfg(feature = "dmi")]
+pub mod dmi;
 pub mod lane;
 pub mod limits;
 pub mod message;

@@ -310,17 +310,19 @@ pub enum ReportKind {
     PodTerminated = 3,
     /// Payload: a `v1.Event` with the times of the edge.
     Event = 4,
+    /// Payload: `{"uid": "…", "status": DeviceStatus}` of `devices.kubeedge.io/v1beta1`, or the same of a DeviceRule.
+    DeviceStatus = 5,
 }
 
 impl ReportKind {
     /// Says how something is, and not that something happened.
     pub fn is_status(self) -> bool {
-        matches!(self, Self::NodeStatus | Self::PodStatus)
+        matches!(self, Self::NodeStatus | Self::PodStatus | Self::DeviceStatus)
     }
 
     /// State is replaced by newer state of the same key; what is not state is appended.
     pub fn is_state(self) -> bool {
-        matches!(self, Self::NodeStatus | Self::PodStatus | Self::PodTerminated)
+        matches!(self, Self::NodeStatus | Self::PodStatus | Self::PodTerminated | Self::DeviceStatus)
     }
 }
 

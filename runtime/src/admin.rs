@@ -4,8 +4,8 @@
 //! authentication: a TCP address should be a loopback address.
 
 use std::{
-    convert::Infallible, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc,
-    time::Duration,
+    convert::Infallible, future::Future, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf,
+    pin::Pin, sync::Arc, time::Duration,
 };
 
 use bytes::Bytes;
@@ -27,8 +27,8 @@ use crate::{chain, telemetry::LogLevel};
 /// Connections served at once; scrapers and people need a few.
 const MAX_CONNECTIONS: usize = 32;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A log filter is the only body that is read.
-const MAX_BODY: usize = 4096;
+/// Of a log filter or an order.
+const MAX_BODY: usize = 16 << 10;
 
 #[derive(Debug, thiserror::Error)]
 #[error("failed to listen on {address} for the admin port")]
@@ -43,6 +43,10 @@ pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// A further page: status and body (JSON) for a path.
 pub type Page = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Something that is asked for with PUT and a JSON body at a path; the error says why it is refused.
+pub type Order =
+    Arc<dyn Fn(serde_json::Value) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
 enum Listener {
     Tcp(TcpListener),
@@ -60,6 +64,7 @@ struct Service {
     log_level: LogLevel,
     ready: Readiness,
     pages: Vec<(&'static str, Page)>,
+    orders: Vec<(&'static str, Order)>,
 }
 
 impl Admin {
@@ -84,7 +89,17 @@ impl Admin {
         } else {
             Listener::Tcp(TcpListener::bind(address).await.map_err(failed)?)
         };
-        Ok(Self { listener, service: Arc::new(Service { registry, log_level, ready, pages }) })
+        let service = Service { registry, log_level, ready, pages, orders: Vec::new() };
+        Ok(Self { listener, service: Arc::new(service) })
+    }
+
+    /// Before it serves.
+    #[must_use]
+    pub fn taking(mut self, path: &'static str, order: Order) -> Self {
+        if let Some(service) = Arc::get_mut(&mut self.service) {
+            service.orders.push((path, order));
+        }
+        self
     }
 
     /// The TCP address, if it is one: the port may have been chosen by the kernel.
@@ -162,6 +177,10 @@ impl Service {
             },
             (&Method::GET, "/metrics") => metrics(&self.registry),
             (&Method::PUT, "/loglevel") => self.set_log_level(request).await,
+            (&Method::PUT, path) => match self.orders.iter().find(|(known, _)| *known == path) {
+                Some((_, order)) => obey(order, request).await,
+                None => text(StatusCode::NOT_FOUND, "not found\n"),
+            },
             (&Method::GET, path) => match self.pages.iter().find(|(known, _)| *known == path) {
                 Some((_, page)) => content("application/json", format!("{}\n", page())),
                 None => text(StatusCode::NOT_FOUND, "not found\n"),
@@ -171,14 +190,36 @@ impl Service {
     }
 
     async fn set_log_level(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        let body = match body(request).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal,
         };
         match self.log_level.set(String::from_utf8_lossy(&body).trim()) {
             Ok(()) => text(StatusCode::OK, "ok\n"),
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{}\n", chain(&error))),
         }
+    }
+}
+
+async fn obey(order: &Order, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let body = match body(request).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal,
+    };
+    let obeyed = match serde_json::from_slice(&body) {
+        Ok(asked) => order(asked).await,
+        Err(error) => Err(format!("the body is no JSON: {error}")),
+    };
+    match obeyed {
+        Ok(()) => text(StatusCode::OK, "ok\n"),
+        Err(reason) => text(StatusCode::BAD_REQUEST, format!("{reason}\n")),
+    }
+}
+
+async fn body(request: Request<Incoming>) -> Result<Bytes, Response<Full<Bytes>>> {
+    match Limited::new(request.into_body(), MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => Err(text(StatusCode::BAD_REQUEST, format!("{error}\n"))),
     }
 }
 

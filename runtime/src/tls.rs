@@ -85,16 +85,6 @@ pub fn server_config(
     Ok(ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?)
 }
 
-/// A server whose clients all have to show a certificate of one of `clients`.
-pub fn server_config_for(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    clients: &[CertificateDer<'static>],
-) -> Result<ServerConfig, TlsError> {
-    let verifier = WebPkiClientVerifier::builder(Arc::new(roots(clients)?)).build()?;
-    Ok(ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?)
-}
-
 /// Has clients go on with earlier sessions, at any server with the same `secret`.
 #[must_use]
 pub fn resumable(mut config: ServerConfig, secret: &[u8]) -> ServerConfig {

@@ -21,6 +21,7 @@ pub mod progress;
 pub mod random;
 pub mod run;
 pub mod setup;
+pub mod simulator;
 pub mod site;
 pub mod vm;
 pub mod wait;

@@ -9,7 +9,7 @@ mod wired;
 mod workload;
 
 pub use cloud::Cloud;
-pub use edge::{Edge, first_unready, ready};
+pub use edge::{ANY_DISK, Edge, first_unready, ready};
 pub use fault::{FLAP, Fault};
 pub use renewals::{Pace, renewals};
 pub use scene::Scene;

@@ -48,8 +48,8 @@ const PREFIX: &str = "skerry-run-";
 pub(crate) const LOCKS: &str = "/run/skerry";
 /// `<run>/sNN/containerd.sock.ttrpc` must stay below 108 bytes, with room for what edgecore adds.
 const LONGEST_DIR: usize = 50;
-/// In percent of the disk: what edge nodes want free (10), and what a run takes.
-const LEAST_FREE: u64 = 12;
+/// Bytes that a run may take of the disk.
+const LEAST_FREE: u64 = 4 << 30;
 
 pub struct Run {
     dir: PathBuf,
@@ -80,15 +80,14 @@ impl Run {
             .tempdir_in(&base)
             .with_context(|| format!("failed to make a directory in {}", base.display()))?
             .keep();
-        let (free, all) = disk(&base)?;
-        if free * 100 < all * LEAST_FREE {
+        let free = free(&base)?;
+        if free < LEAST_FREE {
             fs::remove_dir(&dir)?;
             bail!(
-                "{} has {} of {} GiB free: with less than {LEAST_FREE} % edge nodes are under DiskPressure, and start no pods; \
-                 make room, or set SKERRY_RUN to another disk",
+                "{} has {} MiB free, of which a run may take {}; make room, or set SKERRY_RUN to another disk",
                 base.display(),
-                free >> 30,
-                all >> 30
+                free >> 20,
+                LEAST_FREE >> 20
             );
         }
         if dir.as_os_str().as_bytes().len() > LONGEST_DIR {
@@ -251,11 +250,11 @@ fn base() -> PathBuf {
     env::var_os("SKERRY_RUN").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// The bytes that are free on a path's disk, and all.
-fn disk(path: &Path) -> Result<(u64, u64)> {
+/// The bytes that are free on a path's disk.
+fn free(path: &Path) -> Result<u64> {
     let disk = rustix::fs::statvfs(path)
         .with_context(|| format!("failed to ask for the disk of {}", path.display()))?;
-    Ok((disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize))
+    Ok(disk.f_bavail * disk.f_frsize)
 }
 
 fn run_dirs(base: &Path) -> Result<Vec<PathBuf>> {

@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 
 pub use debian::{DebianAssets, ensure_debian};
 pub use images::{AGNHOST, AGNHOST_NEXT, BUSYBOX, PAUSE, of_program};
-pub use product::cargo;
+pub use product::{build_simulator, build_simulator_release, cargo};
 pub use vm::{VmAssets, ensure_vm};
 
 use crate::progress::during;

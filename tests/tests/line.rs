@@ -117,7 +117,7 @@ impl<'a> Node<'a> {
         let name = format!("edge-{name}");
         let edge = Edge::join(&bench.assets, &scene.cloud, site, &name, &settings).await;
         let edge = edge.with_context(|| wire.story())?;
-        let wired = Wired::start(&scene.cluster, &scene.cloud, edge, wire, seed).await?;
+        let wired = Wired::start(&scene.cluster, &[&scene.cloud], edge, wire, seed).await?;
         if off.is_some() {
             wired.wire.heal();
         }

@@ -93,7 +93,7 @@ impl<'a> Node<'a> {
         let wire = site.wire(seed)?;
         wire.set(&Terms { delay: Duration::from_millis(10), ..Terms::default() });
         let edge = Edge::join_several(&bench.assets, &clouds, site, name, &settings).await?;
-        let wired = Wired::start(&scene.cluster, &scene.cloud, edge, wire, seed).await;
+        let wired = Wired::start(&scene.cluster, &[&scene.cloud], edge, wire, seed).await;
         Ok(Self { wired: wired.with_context(|| format!("{name} did not begin well"))?, site, scene })
     }
 

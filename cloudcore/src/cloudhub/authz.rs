@@ -2,7 +2,7 @@
 
 use proto::message::TokenQuestion;
 
-use crate::edgecontroller::objects::PodFacts;
+use crate::edgecontroller::objects::{Owned, PodFacts};
 
 /// Why a node was refused; told to the node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,12 +19,18 @@ pub enum Denied {
     OtherServiceAccount,
     #[error("no volume of the pod has a token for that audience")]
     OtherAudience,
-    #[error("the event is neither about this node nor about one of its pods")]
+    #[error("the event is not about this node, nor about one of its pods, devices and rules")]
     ForeignEvent,
     #[error("the report is not about this node")]
     ForeignNode,
     #[error("the pod has ended, and an ended pod does not run again")]
     Ended,
+    #[error("the device or rule does not exist")]
+    DeviceGone,
+    #[error("the device or rule is not this node's")]
+    OtherNodesDevice,
+    #[error("the device or rule has been replaced by another one of the same name")]
+    OtherDevice,
     #[error("the node has been taken over by a machine with another key")]
     OtherKey,
 }
@@ -38,6 +44,14 @@ pub fn may_report(node: &str, pod: &PodFacts, uid: &str) -> Result<(), Denied> {
         return Err(Denied::OtherUid);
     }
     Ok(())
+}
+
+/// Whether `node` may report on the device, or the rule, that it knows by `uid`.
+pub fn may_report_device(node: &str, device: &Owned, uid: &str) -> Result<(), Denied> {
+    if *device.node != *node {
+        return Err(Denied::OtherNodesDevice);
+    }
+    if *device.uid == *uid { Ok(()) } else { Err(Denied::OtherDevice) }
 }
 
 /// Whether `node` may say that the pod is in this phase: nobody leaves a terminal one.
@@ -137,6 +151,14 @@ mod tests {
             may_terminate("other", &PodFacts { deleting: true, ..pod() }, "u"),
             Err(Denied::OtherNode)
         );
+    }
+
+    #[test]
+    fn a_node_reports_on_its_own_devices_only() {
+        let device = Owned { uid: "u".into(), node: "mine".into() };
+        assert_eq!(may_report_device("mine", &device, "u"), Ok(()));
+        assert_eq!(may_report_device("other", &device, "u"), Err(Denied::OtherNodesDevice));
+        assert_eq!(may_report_device("mine", &device, "older"), Err(Denied::OtherDevice));
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl CloudHub {
     }
 
     /// The cluster's CAs, as they are whenever it is asked.
-    pub fn authorities(&self) -> impl Fn() -> Arc<Authorities> + Send + 'static {
+    pub fn authorities(&self) -> impl Fn() -> Arc<Authorities> + Clone + Send + 'static {
         let hub = Arc::clone(&self.hub);
         move || hub.enrollment.authorities()
     }

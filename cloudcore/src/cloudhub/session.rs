@@ -428,8 +428,18 @@ impl Driver<'_> {
         while let Some(event) = self.session.poll_event() {
             self.handle(event)?;
         }
+        self.let_go();
         self.start_work();
         Ok(has_more)
+    }
+
+    /// Devices that are to be another node's may be so once this one is known to have dropped them.
+    fn let_go(&self) {
+        for key in self.context.index.leaving(&self.peer.node) {
+            if self.session.lacks(&key) {
+                self.context.index.let_go(&self.peer.node, &key);
+            }
+        }
     }
 
     fn receive(&mut self, frame: Bytes) -> Result<(), End> {

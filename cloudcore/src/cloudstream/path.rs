@@ -1,8 +1,12 @@
-//! The paths that are served: those of the kubelet's API that are about a pod, and one of our own.
+//! The paths that are served: those of the kubelet's API that are about a pod, and three of our own.
 
 use proto::ResourceKey;
 
+use crate::devicecontroller;
+
 pub(super) const SESSIONS: &str = "sessions";
+pub(super) const CONVERT: &str = "convert";
+pub(super) const VALIDATE: &str = "validate";
 
 /// For metrics: the first part of a path that is served, or `other`.
 pub(super) fn kind(path: &str) -> &'static str {
@@ -13,6 +17,8 @@ pub(super) fn kind(path: &str) -> &'static str {
         "portForward" => "portForward",
         // Nothing is below it.
         _ if path == "/sessions" => SESSIONS,
+        _ if path == devicecontroller::CONVERT => CONVERT,
+        _ if path == devicecontroller::VALIDATE => VALIDATE,
         _ => "other",
     }
 }
@@ -56,6 +62,8 @@ mod tests {
             "/run/a/b/c",
             "/sessions",
             "/sessions/a/b",
+            "/convert",
+            "/validate",
         ] {
             assert!(pod(path).is_err(), "{path}");
         }

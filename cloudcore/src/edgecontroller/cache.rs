@@ -61,17 +61,26 @@ enum WatchError {
 }
 
 impl WatchError {
-    /// The version to go on from is too old, or not known to this API server.
-    fn needs_list(&self) -> bool {
-        let code = match self {
-            Self::Ended { code, .. } => *code,
-            Self::Start(error) => match &**error {
-                kube::Error::Api(status) => status.code,
-                _ => return false,
+    /// Of the API server's answer, if it gave one.
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Ended { code, .. } => Some(*code),
+            Self::List(error) | Self::Start(error) => match &**error {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
             },
-            _ => return false,
-        };
-        matches!(code, 410 | 504)
+            _ => None,
+        }
+    }
+
+    /// The version to go on from is too old, or not known to this API server, or the kind is gone.
+    fn needs_list(&self) -> bool {
+        matches!(self.code(), Some(404 | 410 | 504))
+    }
+
+    /// There is no such kind, or it is not ours to read.
+    fn is_absent(&self) -> bool {
+        matches!(self.code(), Some(403 | 404))
     }
 }
 
@@ -160,6 +169,9 @@ impl Reflector {
                     let Err(error) = result else { continue };
                     if error.needs_list() {
                         version = None;
+                    }
+                    if self.kind.is_optional && error.is_absent() {
+                        self.index.absent(self.kind);
                     }
                     let delay = backoff.next_delay();
                     let kind = self.kind.key;

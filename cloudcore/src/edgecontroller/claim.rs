@@ -27,7 +27,12 @@ use ring::rand::{SecureRandom, SystemRandom};
 use runtime::token::hex;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
-use super::{api::Failure, index::Index, lease};
+use super::{
+    api::Failure,
+    index::Index,
+    lease,
+    objects::{DEVICE, DEVICE_STATUS, RULE},
+};
 
 /// Makes the claims of one process.
 #[derive(Debug)]
@@ -54,15 +59,30 @@ impl Claims {
 pub struct Horizon {
     pods: u64,
     nodes: u64,
+    devices: u64,
+    device_statuses: u64,
+    rules: u64,
 }
 
 impl Horizon {
     pub fn of(index: &Index) -> Self {
-        Self { pods: index.newest("Pod"), nodes: index.newest("Node") }
+        Self {
+            pods: index.newest("Pod"),
+            nodes: index.newest("Node"),
+            devices: index.newest(DEVICE),
+            device_statuses: index.newest(DEVICE_STATUS),
+            rules: index.newest(RULE),
+        }
     }
 
     fn at(&mut self, key: &ResourceKey) -> &mut u64 {
-        if key.kind() == "Node" { &mut self.nodes } else { &mut self.pods }
+        match key.kind() {
+            "Node" => &mut self.nodes,
+            DEVICE => &mut self.devices,
+            DEVICE_STATUS => &mut self.device_statuses,
+            RULE => &mut self.rules,
+            _ => &mut self.pods,
+        }
     }
 }
 
@@ -180,6 +200,8 @@ impl Claim {
         let Held { verified, written, .. } = &mut *held;
         verified.pods = verified.pods.max(seen.pods);
         verified.nodes = verified.nodes.max(seen.nodes);
+        verified.devices = verified.devices.max(seen.devices);
+        verified.device_statuses = verified.device_statuses.max(seen.device_statuses);
         written.retain(|key, version| *version > *verified.at(key));
         if written.is_empty() {
             *written = HashMap::new();
@@ -252,16 +274,16 @@ mod tests {
         let claim = Claim::new(claims());
         let [pod, node] = ["Pod/a/x", "Node//n"].map(|key| key.parse::<ResourceKey>().unwrap());
         claim.wrote(&pod, 3);
-        claim.stand(1, Horizon { pods: 5, nodes: 0 });
+        claim.stand(1, Horizon { pods: 5, nodes: 0, ..Horizon::default() });
         assert!(claim.stands() && claim.held().written.is_empty());
         assert!(claim.covers(&pod, 5) && !claim.covers(&pod, 6) && !claim.covers(&node, 5));
         claim.wrote(&pod, 7);
         assert!(claim.covers(&pod, 7) && !claim.covers(&pod, 6) && !claim.covers(&pod, 8));
         assert_eq!((claim.newest(&pod, 5), claim.newest(&pod, 9), claim.newest(&node, 4)), (7, 9, 4));
-        claim.found(0, Horizon { pods: 9, nodes: 9 });
-        claim.found(1, Horizon { pods: 6, nodes: 6 });
+        claim.found(0, Horizon { pods: 9, nodes: 9, ..Horizon::default() });
+        claim.found(1, Horizon { pods: 6, nodes: 6, ..Horizon::default() });
         assert!(claim.covers(&pod, 7) && claim.covers(&node, 6));
-        claim.found(1, Horizon { pods: 8, nodes: 0 });
+        claim.found(1, Horizon { pods: 8, nodes: 0, ..Horizon::default() });
         assert!(claim.held().written.is_empty() && claim.covers(&pod, 8) && claim.covers(&node, 6));
     }
 

@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,7 +24,8 @@ use tracing::warn;
 use super::{
     class,
     key_set::KeySet,
-    objects::{Cached, Facts, KINDS, Kind, NodeFacts, PodFacts},
+    objects::{Cached, DEVICE, DeviceFacts, Facts, KINDS, Kind, NodeFacts, Owned, Placement, PodFacts},
+    placement,
     protection::{Eviction, Guard},
 };
 
@@ -36,8 +40,18 @@ const PATIENCE: Duration = Duration::from_secs(150);
 /// The shared index.
 pub struct Index {
     state: RwLock<State>,
+    queues: Queues,
+    /// How many devices are displaced: mostly none, and then no session has to look.
+    leaving: AtomicUsize,
+}
+
+/// What others have to look at.
+#[derive(Default)]
+struct Queues {
     /// Pods whose tolerations are not what they should be: bounded by the number of pods.
     unguarded: Arc<KeySet>,
+    /// Devices that may have to be placed: bounded by the number of devices.
+    unplaced: Arc<KeySet>,
 }
 
 struct State {
@@ -45,8 +59,12 @@ struct State {
     objects: HashMap<ResourceKey, Cached>,
     /// Objects of the API that cannot be passed on: that they are not in `objects` does not mean that they are gone.
     unreadable: HashSet<ResourceKey>,
-    /// Pods by node, for nodes with and without a session.
-    pods: HashMap<Box<str>, BTreeSet<ResourceKey>>,
+    /// Pods and devices by node, for nodes with and without a session.
+    bound: HashMap<Box<str>, BTreeSet<ResourceKey>>,
+    /// Devices that are not where they are to be, as far as they themselves tell.
+    displaced: BTreeSet<ResourceKey>,
+    /// Of these: those that their holder, whom it names, is known to have no more.
+    let_go: HashMap<ResourceKey, Box<str>>,
     /// The ConfigMap with the link settings of nodes that name none.
     sync_config: Option<ResourceKey>,
     /// Nodes with a session.
@@ -62,7 +80,9 @@ struct State {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct KindState {
+    /// Or known to be [absent](Index::absent).
     listed: bool,
+    absent: bool,
     /// Every change up to this version has been looked at.
     newest: u64,
     /// None since this one, that we know of. What other replicas need not wait for: they hear of no more either.
@@ -71,7 +91,7 @@ struct KindState {
 
 #[derive(Default)]
 struct NodeView {
-    /// How many of the node's pods (of a volume: claims) need a key; the node's own pods and Node count as one.
+    /// How many of the node's pods and devices (of a volume: claims) need a key; these themselves and the Node count as one.
     references: HashMap<ResourceKey, u32>,
     /// The ConfigMap with the node's link settings: one of `references`.
     sync_config: Option<ResourceKey>,
@@ -100,7 +120,9 @@ impl Index {
             kinds: KINDS.iter().map(|kind| (kind.key, KindState::default())).collect(),
             objects: HashMap::new(),
             unreadable: HashSet::new(),
-            pods: HashMap::new(),
+            bound: HashMap::new(),
+            displaced: BTreeSet::new(),
+            let_go: HashMap::new(),
             sync_config: None,
             nodes: HashMap::new(),
             holders: HashMap::new(),
@@ -108,7 +130,7 @@ impl Index {
             waiting: HashMap::new(),
             next_session: 1,
         };
-        Self { state: RwLock::new(state), unguarded: Arc::new(KeySet::default()) }
+        Self { state: RwLock::new(state), queues: Queues::default(), leaving: AtomicUsize::new(0) }
     }
 
     /// With the ConfigMap `NAMESPACE/NAME` for the link settings of nodes that name none.
@@ -148,16 +170,24 @@ impl Index {
         let newest = objects.iter().map(|cached| cached.object.version.resource_version).max();
         let changed = if listed && gone.is_empty() { newest.unwrap_or_default() } else { resource_version };
         for key in gone {
-            state.remove(&key, &self.unguarded);
+            state.remove(&key, &self.queues);
         }
         state.unreadable.extend(unreadable);
         for cached in objects {
             let key = cached.object.key.clone();
-            for dirty in state.put(cached, &self.unguarded) {
+            for dirty in state.put(cached, &self.queues) {
                 dirty.mark(&key);
             }
         }
-        state.kinds.entry(kind.key).or_default().listed = true;
+        let entry = state.kinds.entry(kind.key).or_default();
+        (entry.listed, entry.absent) = (true, false);
+        if kind.key == "Node" {
+            // Now it is known which are gone.
+            for key in state.objects.keys().filter(|key| key.kind() == DEVICE) {
+                self.queues.unplaced.mark(key);
+            }
+        }
+        self.leaving.store(state.displaced.len(), Ordering::Relaxed);
         state.changed(kind, changed);
         state.saw(kind, resource_version);
     }
@@ -171,7 +201,8 @@ impl Index {
         let key = cached.object.key.clone();
         let mut state = self.write();
         state.changed(kind, cached.object.version.resource_version);
-        let sessions = state.put(cached, &self.unguarded);
+        let sessions = state.put(cached, &self.queues);
+        self.leaving.store(state.displaced.len(), Ordering::Relaxed);
         // A thousand of them look at once, and would only wait for the lock.
         drop(state);
         for dirty in sessions {
@@ -190,7 +221,16 @@ impl Index {
     pub fn delete(&self, kind: &Kind, key: &ResourceKey, resource_version: u64) {
         let mut state = self.write();
         state.changed(kind, resource_version);
-        state.remove(key, &self.unguarded);
+        state.remove(key, &self.queues);
+        self.leaving.store(state.displaced.len(), Ordering::Relaxed);
+    }
+
+    /// The API server does not have this kind, or does not show it: nodes keep what they have of it, and wait for it no longer.
+    pub fn absent(&self, kind: &Kind) {
+        let mut state = self.write();
+        let entry = state.kinds.entry(kind.key).or_default();
+        (entry.listed, entry.absent) = (true, true);
+        state.saw(kind, 0);
     }
 
     /// Nothing of this kind changed up to `resource_version` but what was applied.
@@ -218,20 +258,22 @@ impl Index {
         let Cached { object, facts, .. } = state.objects.get(key)?;
         match facts {
             Facts::Pod(facts) => Some((facts.clone(), object.version.resource_version)),
-            Facts::Plain | Facts::Node(_) | Facts::Claim(_) => None,
+            _ => None,
         }
     }
 
-    /// The [`mod@print`](super::print) of a pod's or a Node's status, and the object's version.
+    /// Whose a device or a rule is, and its version.
+    pub fn owned(&self, key: &ResourceKey) -> Option<(Owned, u64)> {
+        let state = self.read();
+        let Cached { object, facts, .. } = state.objects.get(key)?;
+        Some((Owned::of(facts)?, object.version.resource_version))
+    }
+
+    /// The [`mod@print`](super::print) of the status of what an edge reports on, and the object's version.
     pub fn status(&self, key: &ResourceKey) -> Option<(Option<u64>, u64)> {
         let state = self.read();
         let Cached { object, facts, .. } = state.objects.get(key)?;
-        let status = match facts {
-            Facts::Pod(pod) => pod.status,
-            Facts::Node(node) => node.status,
-            Facts::Plain | Facts::Claim(_) => return None,
-        };
-        Some((status, object.version.resource_version))
+        Some((facts.status()?, object.version.resource_version))
     }
 
     /// Up to which version all changes of a kind have been looked at.
@@ -254,9 +296,63 @@ impl Index {
         self.read().nodes.iter().map(|(node, view)| (node.to_string(), view.digest)).collect()
     }
 
+    /// Devices that may have to be placed.
+    pub fn unplaced(&self) -> &Arc<KeySet> {
+        &self.queues.unplaced
+    }
+
+    /// Whom a device is to be given to now: `Some(None)` is nobody. `None` where nothing is to be done, or not yet. With the device's
+    /// version.
+    pub fn placement(&self, key: &ResourceKey) -> Option<(Option<Box<str>>, u64)> {
+        let state = self.read();
+        let cached = state.objects.get(key)?;
+        let Facts::Device(device) = &cached.facts else { return None };
+        // Before all nodes are known, none is gone.
+        if !state.kinds["Node"].listed {
+            return None;
+        }
+        let is_there = |node: &str| state.node(node).is_some();
+        let is_free = device
+            .holder
+            .as_ref()
+            .is_none_or(|holder| !is_there(holder) || state.let_go.get(key).is_some_and(|by| by == holder));
+        let wanted = match &device.wanted {
+            Placement::Nowhere => None,
+            Placement::Node(node) => Some(node.clone()),
+            Placement::Selected(_) if device.holder.as_deref().is_some_and(is_there) => return None,
+            // One that fits none yet waits for one.
+            Placement::Selected(selector) => Some(placement::choose(selector, state.edge_nodes())?),
+        };
+        (is_free && wanted != device.holder).then_some((wanted, cached.object.version.resource_version))
+    }
+
+    /// Devices that this node is to give up.
+    pub fn leaving(&self, node: &str) -> Vec<ResourceKey> {
+        if self.leaving.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        let state = self.read();
+        let is_its = |key: &&ResourceKey| {
+            let facts = state.objects.get(*key).map(|cached| &cached.facts);
+            let holder =
+                if let Some(Facts::Device(device)) = facts { device.holder.as_deref() } else { None };
+            holder == Some(node) && !state.let_go.contains_key(*key)
+        };
+        state.displaced.iter().filter(is_its).cloned().collect()
+    }
+
+    /// The node is known to have the device no more.
+    pub fn let_go(&self, node: &str, key: &ResourceKey) {
+        let mut state = self.write();
+        if state.displaced.contains(key) {
+            state.let_go.insert(key.clone(), node.into());
+            self.queues.unplaced.mark(key);
+        }
+    }
+
     /// Pods that wait to be protected from eviction, or to be given back to it.
     pub fn unguarded(&self) -> &Arc<KeySet> {
-        &self.unguarded
+        &self.queues.unguarded
     }
 
     /// The pod's bytes, and what has to be done to it now.
@@ -299,11 +395,13 @@ impl Index {
             if let Ok(own) = ResourceKey::new("Node", "", &node) {
                 state.refer(&node, &own);
             }
-            for pod in state.pods.get(&*node).cloned().unwrap_or_default() {
-                state.refer_pod(&node, &pod);
+            for key in state.bound.get(&*node).cloned().unwrap_or_default() {
+                let binding = state.objects.get(&key).and_then(|cached| cached.facts.binding());
+                let references = binding.map(|(_, references)| references.to_vec()).unwrap_or_default();
+                state.refer_each(&node, &key, &references);
             }
             state.choose_sync_config(&node);
-            state.guard_all(&node, &self.unguarded);
+            state.guard_all(&node, &self.queues.unguarded);
         }
         NodeSubscription { index: Arc::clone(self), node, id, dirty, behind_since: OnceLock::new() }
     }
@@ -358,8 +456,20 @@ impl State {
     /// watched here was sent by a cloud that knows more of them.
     fn older_than(&self, seen: &Seen) -> Option<(&'static str, u64, u64)> {
         seen.iter().find_map(|(kind, version)| {
-            let (kind, state) = self.kinds.get_key_value(kind)?;
+            let (kind, state) = self.kinds.get_key_value(kind).filter(|(_, state)| !state.absent)?;
             (state.newest < version).then_some((*kind, state.newest, version))
+        })
+    }
+
+    /// With their labels.
+    fn edge_nodes(&self) -> impl Iterator<Item = placement::Candidate> {
+        self.objects.iter().filter_map(|(key, cached)| match &cached.facts {
+            Facts::Node(node) if node.edge => Some(placement::Candidate::new(
+                key.name(),
+                &cached.object.bytes,
+                node.ready.as_deref() == Some("True"),
+            )),
+            _ => None,
         })
     }
 
@@ -367,13 +477,13 @@ impl State {
         let key = ResourceKey::new("Node", "", name).ok()?;
         match &self.objects.get(&key)?.facts {
             Facts::Node(facts) => Some(facts),
-            Facts::Plain | Facts::Pod(_) | Facts::Claim(_) => None,
+            _ => None,
         }
     }
 
     /// Returns the sessions in which the object's key is to be marked.
     #[must_use]
-    fn put(&mut self, mut cached: Cached, unguarded: &KeySet) -> Vec<Arc<KeySet>> {
+    fn put(&mut self, mut cached: Cached, queues: &Queues) -> Vec<Arc<KeySet>> {
         let mut sessions = Vec::new();
         let key = cached.object.key.clone();
         self.unreadable.remove(&key);
@@ -400,33 +510,64 @@ impl State {
                 }
             }
         }
-        let facts = &self.objects[&key].facts;
-        match (facts, previous.map(|previous| previous.facts)) {
-            (Facts::Pod(now), before) => {
-                let now = now.clone();
-                let before = if let Some(Facts::Pod(before)) = before { Some(before) } else { None };
-                self.pod_changed(&key, before.as_ref(), Some(&now), unguarded);
+        let previous = previous.map(|previous| previous.facts);
+        self.rebind(&key, previous.as_ref());
+        match (&self.objects[&key].facts, previous) {
+            (Facts::Pod(now), _) => {
+                if self.guard(now).is_some() {
+                    queues.unguarded.mark(&key);
+                }
             }
             (Facts::Node(now), before) => {
                 let before = if let Some(Facts::Node(before)) = &before { Some(before) } else { None };
                 let same =
                     before.is_some_and(|before| (before.edge, before.opted_out) == (now.edge, now.opted_out));
                 if !same {
-                    self.guard_all(key.name(), unguarded);
+                    self.guard_all(key.name(), &queues.unguarded);
+                }
+                if changed {
+                    self.look_at_displaced(&queues.unplaced);
                 }
                 self.sync_config_of(key.name());
+            }
+            (Facts::Device(now), _) => {
+                let now = now.clone();
+                self.device_changed(&key, &now, &queues.unplaced);
             }
             (Facts::Claim(now), before) => {
                 let now = now.clone();
                 let before = if let Some(Facts::Claim(before)) = before { before } else { None };
                 self.claim_changed(&key, before.as_ref(), now.as_ref());
             }
-            (Facts::Plain, _) => {}
+            (Facts::Plain | Facts::DeviceStatus(_) | Facts::Rule(_), _) => {}
         }
         sessions
     }
 
-    fn remove(&mut self, key: &ResourceKey, unguarded: &KeySet) {
+    fn device_changed(&mut self, key: &ResourceKey, now: &DeviceFacts, unplaced: &KeySet) {
+        if self.let_go.get(key).is_some_and(|by| now.holder.as_ref() != Some(by)) {
+            self.let_go.remove(key);
+        }
+        if now.is_displaced() {
+            self.displaced.insert(key.clone());
+            // Its sessions see to it that they have it no more.
+            if let Some(view) = now.holder.as_ref().and_then(|holder| self.nodes.get(&**holder)) {
+                view.mark(key);
+            }
+        } else {
+            self.displaced.remove(key);
+            self.let_go.remove(key);
+        }
+        unplaced.mark(key);
+    }
+
+    fn look_at_displaced(&self, unplaced: &KeySet) {
+        for key in &self.displaced {
+            unplaced.mark(key);
+        }
+    }
+
+    fn remove(&mut self, key: &ResourceKey, queues: &Queues) {
         let was_unreadable = self.unreadable.remove(key);
         let previous = self.objects.remove(key);
         if previous.is_none() && !was_unreadable {
@@ -442,11 +583,23 @@ impl State {
             }
         }
         let Some(previous) = previous else { return };
+        self.rebind(key, Some(&previous.facts));
         match previous.facts {
-            Facts::Pod(before) => self.pod_changed(key, Some(&before), None, unguarded),
             Facts::Claim(before) => self.claim_changed(key, before.as_ref(), None),
-            Facts::Node(_) => self.sync_config_of(key.name()),
-            Facts::Plain => {}
+            Facts::Node(_) => {
+                self.look_at_displaced(&queues.unplaced);
+                for bound in self.bound.get(key.name()).into_iter().flatten() {
+                    if bound.kind() == DEVICE {
+                        queues.unplaced.mark(bound);
+                    }
+                }
+                self.sync_config_of(key.name());
+            }
+            Facts::Device(_) => {
+                self.displaced.remove(key);
+                self.let_go.remove(key);
+            }
+            Facts::Plain | Facts::Pod(_) | Facts::DeviceStatus(_) | Facts::Rule(_) => {}
         }
     }
 
@@ -500,64 +653,49 @@ impl State {
     fn volume_of(&self, key: &ResourceKey) -> Option<ResourceKey> {
         match &self.objects.get(key)?.facts {
             Facts::Claim(volume) => volume.clone(),
-            Facts::Plain | Facts::Pod(_) | Facts::Node(_) => None,
+            _ => None,
         }
     }
 
-    /// The pod's references are counted anew; its own object has been dealt with.
-    fn pod_changed(
-        &mut self,
-        key: &ResourceKey,
-        before: Option<&PodFacts>,
-        now: Option<&PodFacts>,
-        unguarded: &KeySet,
-    ) {
-        let same = matches!((before, now), (Some(before), Some(now))
-            if before.node == now.node && before.references == now.references);
-        if !same {
-            // New references first, so that what both need is not dropped and taken up again.
-            if let Some(now) = now {
-                self.pods.entry(now.node.clone()).or_default().insert(key.clone());
-                self.refer_each(&now.node, key, &now.references);
-            }
-            if let Some(before) = before {
-                let elsewhere = now.is_none_or(|now| now.node != before.node);
-                if elsewhere && let Some(pods) = self.pods.get_mut(&before.node) {
-                    pods.remove(key);
-                    if pods.is_empty() {
-                        self.pods.remove(&before.node);
-                    }
+    /// What is bound to a node, and what that refers to, is counted anew; the object itself has been dealt with.
+    fn rebind(&mut self, key: &ResourceKey, before: Option<&Facts>) {
+        let before = before.and_then(Facts::binding);
+        let now = self.objects.get(key).and_then(|cached| cached.facts.binding());
+        if before == now {
+            return;
+        }
+        let now = now.map(|(node, references)| (Box::<str>::from(node), references.to_vec()));
+        // New references first, so that what both need is not dropped and taken up again.
+        if let Some((node, references)) = &now {
+            self.bound.entry(node.clone()).or_default().insert(key.clone());
+            self.refer_each(node, key, references);
+        }
+        if let Some((node, references)) = before {
+            let elsewhere = now.is_none_or(|(now, _)| *now != *node);
+            if elsewhere && let Some(bound) = self.bound.get_mut(node) {
+                bound.remove(key);
+                if bound.is_empty() {
+                    self.bound.remove(node);
                 }
-                self.drop_each(&before.node, key, &before.references);
             }
-        }
-        if now.is_some_and(|now| self.guard(now).is_some()) {
-            unguarded.mark(key);
+            self.drop_each(node, key, references);
         }
     }
 
-    fn refer_pod(&mut self, node: &str, pod: &ResourceKey) {
-        let references = match self.objects.get(pod).map(|cached| &cached.facts) {
-            Some(Facts::Pod(facts)) => facts.references.clone(),
-            _ => return,
-        };
-        self.refer_each(node, pod, &references);
-    }
-
-    fn refer_each(&mut self, node: &str, pod: &ResourceKey, references: &[ResourceKey]) {
+    fn refer_each(&mut self, node: &str, bound: &ResourceKey, references: &[ResourceKey]) {
         if let Some((node, _)) = self.nodes.get_key_value(node) {
             let node = Arc::clone(node);
-            self.refer(&node, pod);
+            self.refer(&node, bound);
             for key in references {
                 self.refer(&node, key);
             }
         }
     }
 
-    fn drop_each(&mut self, node: &str, pod: &ResourceKey, references: &[ResourceKey]) {
+    fn drop_each(&mut self, node: &str, bound: &ResourceKey, references: &[ResourceKey]) {
         if let Some((node, _)) = self.nodes.get_key_value(node) {
             let node = Arc::clone(node);
-            self.unrefer(&node, pod);
+            self.unrefer(&node, bound);
             for key in references {
                 self.unrefer(&node, key);
             }
@@ -625,7 +763,7 @@ impl State {
     }
 
     fn guard_all(&self, node: &str, unguarded: &KeySet) {
-        for key in self.pods.get(node).into_iter().flatten() {
+        for key in self.bound.get(node).into_iter().flatten() {
             if let Some(Facts::Pod(facts)) = self.objects.get(key).map(|cached| &cached.facts)
                 && self.guard(facts).is_some()
             {
@@ -731,7 +869,8 @@ impl View for NodeSubscription {
     fn knows(&self, key: &ResourceKey) -> bool {
         let state = self.index.read();
         let needed = || state.nodes.get(&self.node).is_some_and(|view| view.references.contains_key(key));
-        state.kinds.contains_key(key.kind()) && !(state.unreadable.contains(key) && needed())
+        let is_watched = state.kinds.get(key.kind()).is_some_and(|kind| !kind.absent);
+        is_watched && !(state.unreadable.contains(key) && needed())
     }
 
     fn newest_change(&self, kind: &str) -> u64 {

@@ -2,12 +2,16 @@
 //!
 //! What the edge cannot use is cut out here, so that a write which changes nothing else costs nothing on any line:
 //! `metadata.managedFields` and `metadata.resourceVersion` (it travels beside the bytes) of every object, `status` of
-//! Pods (but see `pod::KeptStatus`), of claims and volumes, and all but the identity, labels, annotations and spec of
+//! Pods (but see `pod::KeptStatus`), of claims, volumes, devices and rules, and all but the identity, labels, annotations and spec of
 //! Nodes.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use bytes::Bytes;
+pub use crds::devices::keys::{
+    DEVICE, HOLDER_ANNOTATION, MODEL, RULE, SPEC_TIME_ANNOTATION, STATUS as DEVICE_STATUS,
+};
+use crds::devices::{conversion, v1alpha2::NodeSelector};
 pub use crds::{AUTHORITIES_ANNOTATION, EDGE_LABEL, KEY_ANNOTATION, SYNC_CONFIG_ANNOTATION};
 use proto::{Object, ResourceKey, limits, resource::KeyError};
 use serde::{
@@ -17,6 +21,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
+    api::FIELD_MANAGER,
     print,
     protection::{EVICT_ANNOTATION, Eviction},
 };
@@ -37,6 +42,8 @@ pub struct Kind {
     /// The path of the collection across all namespaces.
     pub path: &'static str,
     pub field_selector: Option<&'static str>,
+    /// A cluster may lack it, or not let cloudcore read it: it was set up before there was such a kind.
+    pub is_optional: bool,
     shape: Shape,
 }
 
@@ -48,16 +55,20 @@ enum Shape {
     Claim,
     /// Its status is none of the edge's business.
     Volume,
+    Device,
+    DeviceStatus,
+    Rule,
 }
 
 /// Every watched kind. To watch another one is a line here (and a reference in `objects::pod`).
-pub static KINDS: [Kind; 7] = [
+pub static KINDS: [Kind; 11] = [
     Kind {
         key: "Node",
         kind: "Node",
         api_version: "v1",
         path: "/api/v1/nodes",
         field_selector: None,
+        is_optional: false,
         shape: Shape::Node,
     },
     Kind {
@@ -67,6 +78,7 @@ pub static KINDS: [Kind; 7] = [
         path: "/api/v1/pods",
         // Pods that are not scheduled yet are no node's.
         field_selector: Some("spec.nodeName!="),
+        is_optional: false,
         shape: Shape::Pod,
     },
     Kind {
@@ -75,6 +87,7 @@ pub static KINDS: [Kind; 7] = [
         api_version: "v1",
         path: "/api/v1/configmaps",
         field_selector: None,
+        is_optional: false,
         shape: Shape::Plain,
     },
     Kind {
@@ -83,6 +96,7 @@ pub static KINDS: [Kind; 7] = [
         api_version: "v1",
         path: "/api/v1/secrets",
         field_selector: None,
+        is_optional: false,
         shape: Shape::Plain,
     },
     Kind {
@@ -91,6 +105,7 @@ pub static KINDS: [Kind; 7] = [
         api_version: "node.k8s.io/v1",
         path: "/apis/node.k8s.io/v1/runtimeclasses",
         field_selector: None,
+        is_optional: false,
         shape: Shape::Plain,
     },
     Kind {
@@ -99,6 +114,7 @@ pub static KINDS: [Kind; 7] = [
         api_version: "v1",
         path: "/api/v1/persistentvolumeclaims",
         field_selector: None,
+        is_optional: false,
         shape: Shape::Claim,
     },
     Kind {
@@ -107,7 +123,45 @@ pub static KINDS: [Kind; 7] = [
         api_version: "v1",
         path: "/api/v1/persistentvolumes",
         field_selector: None,
+        is_optional: false,
         shape: Shape::Volume,
+    },
+    Kind {
+        key: DEVICE,
+        kind: "Device",
+        api_version: "devices.kubeedge.io/v1beta1",
+        path: "/apis/devices.kubeedge.io/v1beta1/devices",
+        field_selector: None,
+        is_optional: true,
+        shape: Shape::Device,
+    },
+    Kind {
+        key: MODEL,
+        kind: "DeviceModel",
+        api_version: "devices.kubeedge.io/v1beta1",
+        path: "/apis/devices.kubeedge.io/v1beta1/devicemodels",
+        field_selector: None,
+        is_optional: true,
+        shape: Shape::Plain,
+    },
+    // No node needs it: it is watched to see what is there already.
+    Kind {
+        key: DEVICE_STATUS,
+        kind: "DeviceStatus",
+        api_version: "devices.kubeedge.io/v1beta1",
+        path: "/apis/devices.kubeedge.io/v1beta1/devicestatuses",
+        field_selector: None,
+        is_optional: true,
+        shape: Shape::DeviceStatus,
+    },
+    Kind {
+        key: RULE,
+        kind: "DeviceRule",
+        api_version: "devices.skerry.io/v1alpha1",
+        path: "/apis/devices.skerry.io/v1alpha1/devicerules",
+        field_selector: None,
+        is_optional: true,
+        shape: Shape::Rule,
     },
 ];
 
@@ -127,6 +181,34 @@ pub enum Facts {
     Node(NodeFacts),
     /// The volume that a claim is bound to.
     Claim(Option<ResourceKey>),
+    Device(DeviceFacts),
+    /// The [`mod@print`](super::print) of its status.
+    DeviceStatus(Option<u64>),
+    Rule(RuleFacts),
+}
+
+impl Facts {
+    /// The node that the object is bound to, and what else this node needs for it.
+    pub fn binding(&self) -> Option<(&str, &[ResourceKey])> {
+        match self {
+            Self::Pod(pod) => Some((&pod.node, &pod.references)),
+            Self::Device(device) if !device.node.is_empty() => Some((&device.node, &device.references)),
+            Self::Rule(rule) if !rule.node.is_empty() => Some((&rule.node, &[])),
+            _ => None,
+        }
+    }
+
+    /// The [`mod@print`](super::print) of its status, of a kind that an edge reports; none of one that cannot be read.
+    pub fn status(&self) -> Option<Option<u64>> {
+        match self {
+            Self::Pod(pod) => Some(pod.status),
+            Self::Node(node) => Some(node.status),
+            Self::Device(device) => Some(device.status),
+            Self::DeviceStatus(status) => Some(*status),
+            Self::Rule(rule) => Some(rule.status),
+            Self::Plain | Self::Claim(_) => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +228,68 @@ pub struct PodFacts {
     pub references: Vec<ResourceKey>,
     /// The [`mod@print`](super::print) of its status; none of one that cannot be read.
     pub status: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFacts {
+    pub uid: Box<str>,
+    /// Its node: where it is to be, unless another one still has it. Empty: none is to have it now.
+    pub node: Box<str>,
+    pub wanted: Placement,
+    /// [`HOLDER_ANNOTATION`].
+    pub holder: Option<Box<str>>,
+    /// Its model.
+    pub references: Vec<ResourceKey>,
+    /// The [`mod@print`](super::print) of its status; none of one that cannot be read.
+    pub status: Option<u64>,
+}
+
+impl DeviceFacts {
+    /// It is not with whom it is to be with, as far as it tells itself.
+    pub fn is_displaced(&self) -> bool {
+        match &self.wanted {
+            Placement::Nowhere => self.holder.is_some(),
+            Placement::Node(node) => self.holder.as_ref() != Some(node),
+            Placement::Selected(_) => self.holder.is_none(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleFacts {
+    pub uid: Box<str>,
+    /// Whose rule it is.
+    pub node: Box<str>,
+    /// The [`mod@print`](super::print) of its status; none of one that cannot be read.
+    pub status: Option<u64>,
+}
+
+/// A device or a rule, as far as it is told whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owned {
+    pub uid: Box<str>,
+    pub node: Box<str>,
+}
+
+impl Owned {
+    /// `None` of anything else.
+    pub fn of(facts: &Facts) -> Option<Self> {
+        let (uid, node) = match facts {
+            Facts::Device(device) => (&device.uid, &device.node),
+            Facts::Rule(rule) => (&rule.uid, &rule.node),
+            _ => return None,
+        };
+        Some(Self { uid: uid.clone(), node: node.clone() })
+    }
+}
+
+/// Where a device is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    Nowhere,
+    Node(Box<str>),
+    /// One of these, and then there.
+    Selected(NodeSelector),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -294,6 +438,24 @@ impl Kind {
                 let bytes = self.bytes(&fields, raw_metadata, &["status"]).map_err(parse)?;
                 (bytes, Facts::Claim(fields.get("spec").and_then(|spec| volume(spec.get()))))
             }
+            Shape::Device => {
+                let dated = with_spec_time(raw_metadata).map_err(parse)?;
+                let bytes = self.bytes(&fields, &dated, &["status"]).map_err(parse)?;
+                let spec = fields.get("spec").ok_or_else(|| missing("spec"))?.get();
+                let status = fields.get("status").map_or("{}", |status| status.get());
+                (bytes, Facts::Device(device_facts(raw, spec, status, &metadata).map_err(parse)?))
+            }
+            Shape::DeviceStatus => {
+                let bytes = self.bytes(&fields, raw_metadata, &["status"]).map_err(parse)?;
+                let status = fields.get("status").and_then(|status| print::of_device(status.get()).ok());
+                (bytes, Facts::DeviceStatus(status))
+            }
+            Shape::Rule => {
+                let bytes = self.bytes(&fields, raw_metadata, &["status"]).map_err(parse)?;
+                let spec = fields.get("spec").ok_or_else(|| missing("spec"))?.get();
+                let status = fields.get("status").map_or("{}", |status| status.get());
+                (bytes, Facts::Rule(rule_facts(spec, status, &metadata).map_err(parse)?))
+            }
             Shape::Pod => {
                 let spec = fields.get("spec").ok_or_else(|| missing("spec"))?.get();
                 let spec: PodSpec = serde_json::from_str(spec).map_err(parse)?;
@@ -410,6 +572,97 @@ fn volume(spec: &str) -> Option<ResourceKey> {
     ResourceKey::new("PersistentVolume", "", &spec.volume_name).ok()
 }
 
+/// The metadata with [`SPEC_TIME_ANNOTATION`]. What was said in the cloud and what was set at the edge meanwhile are settled by it, so that
+/// what is written here, who holds the device, is none of it, and none of the edge's business.
+fn with_spec_time(metadata: &str) -> Result<String, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Written<'a> {
+        time: Option<&'a str>,
+        subresource: Option<&'a str>,
+        manager: Option<&'a str>,
+    }
+    let mut metadata: serde_json::Map<String, serde_json::Value> = serde_json::from_str(metadata)?;
+    let entries = metadata.get("managedFields").cloned().unwrap_or_default();
+    let times = entries.as_array().into_iter().flatten().filter_map(|entry| {
+        let Written { time, subresource, manager } = Written::deserialize(entry).ok()?;
+        // In UTC, as the API server writes them: later ones sort later.
+        time.filter(|_| subresource.is_none_or(str::is_empty) && manager != Some(FIELD_MANAGER))
+    });
+    if let Some(serde_json::Value::Object(annotations)) = metadata.get_mut("annotations") {
+        annotations.remove(HOLDER_ANNOTATION);
+    }
+    if let Some(newest) = times.max() {
+        let annotations = metadata.entry("annotations").or_insert_with(|| serde_json::json!({}));
+        annotations[SPEC_TIME_ANNOTATION] = newest.into();
+    }
+    serde_json::to_string(&metadata)
+}
+
+fn rule_facts(spec: &str, status: &str, metadata: &Metadata) -> Result<RuleFacts, serde_json::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Spec {
+        node_name: Box<str>,
+    }
+    let Spec { node_name: node } = serde_json::from_str(spec)?;
+    Ok(RuleFacts { uid: metadata.uid.clone(), node, status: print::of_device(status).ok() })
+}
+
+fn device_facts(
+    raw: &str,
+    spec: &str,
+    status: &str,
+    metadata: &Metadata,
+) -> Result<DeviceFacts, serde_json::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Spec {
+        #[serde(default)]
+        node_name: Box<str>,
+        device_model_ref: Option<Reference>,
+    }
+    #[derive(Deserialize)]
+    struct Reference {
+        #[serde(default)]
+        name: String,
+    }
+    let spec: Spec = serde_json::from_str(spec)?;
+    // One whose name is none does not exist, which the edge says.
+    let model = spec
+        .device_model_ref
+        .and_then(|model| ResourceKey::new(MODEL, &metadata.namespace, &model.name).ok());
+    let holder: Option<Box<str>> =
+        annotation(metadata.annotations.as_ref(), HOLDER_ANNOTATION).map(Into::into);
+    let wanted =
+        if spec.node_name.is_empty() { selected(raw, metadata)? } else { Placement::Node(spec.node_name) };
+    let node = match (&wanted, &holder) {
+        (Placement::Node(node), None) => node.clone(),
+        (Placement::Node(node), Some(holder)) if node == holder => node.clone(),
+        (Placement::Selected(_), Some(holder)) => holder.clone(),
+        _ => Box::default(),
+    };
+    Ok(DeviceFacts {
+        uid: metadata.uid.clone(),
+        node,
+        wanted,
+        holder,
+        references: model.into_iter().collect(),
+        status: print::of_device(status).ok(),
+    })
+}
+
+/// Where a Device is to be that names no node.
+fn selected(raw: &str, metadata: &Metadata) -> Result<Placement, serde_json::Error> {
+    if annotation(metadata.annotations.as_ref(), conversion::ALPHA).is_none() {
+        return Ok(Placement::Nowhere);
+    }
+    let mut device: serde_json::Value = serde_json::from_str(raw)?;
+    // In a list it is not said.
+    device["apiVersion"] = "devices.kubeedge.io/v1beta1".into();
+    device["kind"] = "Device".into();
+    Ok(conversion::node_selector(&device).map_or(Placement::Nowhere, Placement::Selected))
+}
+
 fn annotation<'a>(annotations: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'a str> {
     annotations?.get(name).map(String::as_str)
 }
@@ -518,6 +771,55 @@ mod tests {
         let Facts::Node(facts) = cut.facts else { panic!("no node") };
         assert!(facts.edge && !facts.opted_out);
         assert_eq!(facts.ready.as_deref(), Some("Unknown"));
+    }
+
+    #[test]
+    fn a_device_needs_its_model_and_its_status_is_not_passed_on() {
+        let device = |status: Value| {
+            let fields = json!([{"time": "2026-01-01T00:00:00Z"}, {"time": "2026-01-02T00:00:00Z"},
+                {"time": "2026-01-03T00:00:00Z", "subresource": "status"},
+                {"time": "2026-01-04T00:00:00Z", "manager": FIELD_MANAGER}]);
+            let device = json!({"metadata": {"name": "pump", "namespace": "a", "uid": "u", "resourceVersion": "1",
+                    "managedFields": fields, "annotations": {HOLDER_ANNOTATION: "n"}},
+                "spec": {"nodeName": "n", "deviceModelRef": {"name": "pumps"}}, "status": status});
+            let cached = kind(DEVICE).take(&device.to_string()).unwrap();
+            let Facts::Device(facts) = cached.facts else { panic!("no device") };
+            (cached.object.bytes, facts)
+        };
+        let (offline, online) = (device(json!({"state": "offline"})), device(json!({"state": "online"})));
+        assert_eq!(offline.0, online.0);
+        assert_ne!(offline.1.status, online.1.status);
+        let bytes: Value = serde_json::from_slice(&online.0).unwrap();
+        let annotations = json!({SPEC_TIME_ANNOTATION: "2026-01-02T00:00:00Z"});
+        assert_eq!(bytes["metadata"]["annotations"], annotations);
+        assert_eq!(
+            (&*online.1.node, online.1.references[0].as_str()),
+            ("n", "DeviceModel.devices.kubeedge.io/a/pumps")
+        );
+    }
+
+    #[test]
+    fn a_device_is_with_its_holder_if_that_is_where_it_is_to_be() {
+        let node = |wanted: &str, holder: Value| {
+            let device = json!({"metadata": {"name": "pump", "namespace": "a", "uid": "u",
+                "annotations": {HOLDER_ANNOTATION: holder}}, "spec": {"nodeName": wanted}});
+            let Facts::Device(facts) = kind(DEVICE).take(&device.to_string()).unwrap().facts else {
+                panic!()
+            };
+            facts.node
+        };
+        assert_eq!(&*node("n", json!("n")), "n");
+        assert_eq!(&*node("m", json!("n")), "", "it is moving");
+        assert_eq!(&*node("m", json!("")), "", "nobody's name is no node's");
+        let selector =
+            json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "site", "operator": "Exists"}]}]});
+        let alpha = json!({"apiVersion": "devices.kubeedge.io/v1alpha2", "kind": "Device",
+            "metadata": {"name": "pump", "namespace": "a", "uid": "u", "annotations": {HOLDER_ANNOTATION: "n"}},
+            "spec": {"nodeSelector": selector}});
+        let device = conversion::convert(alpha, conversion::Version::V1beta1).unwrap();
+        let Facts::Device(facts) = kind(DEVICE).take(&device.to_string()).unwrap().facts else { panic!() };
+        assert!(matches!(facts.wanted, Placement::Selected(_)));
+        assert_eq!(&*facts.node, "n");
     }
 
     #[test]

@@ -49,6 +49,15 @@ pub fn of_node(status: &str) -> Result<u64, serde_json::Error> {
     of(status, &[], |_| true, &TIMES)
 }
 
+/// Of the status of a device, whether it was reported or the API server has it.
+///
+/// # Errors
+///
+/// As [`of_reported_pod`].
+pub fn of_device(status: &str) -> Result<u64, serde_json::Error> {
+    of(status, &[], |_| true, &[])
+}
+
 /// `without` those fields, the conditions that are not `counted`, and in each those fields.
 fn of(
     status: &str,

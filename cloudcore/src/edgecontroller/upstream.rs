@@ -22,7 +22,7 @@ use super::{
     api::{self, Failure, Patch},
     claim::{Claim, Claims, NoRandomness},
     index::Index,
-    objects::{Cached, Facts, KINDS, PodFacts},
+    objects::{Cached, DEVICE, Facts, KINDS, PodFacts, RULE},
     print, tokens,
 };
 use crate::{
@@ -31,6 +31,7 @@ use crate::{
     metrics::{Metrics, ReportLabels, ReportOutcome},
 };
 
+mod device;
 mod node;
 
 /// Requests under way at once for all nodes together: what one API server takes from one client without its priority and
@@ -85,6 +86,7 @@ enum Parsed {
     NodeStatus { key: ResourceKey, report: Box<Value>, print: u64 },
     PodStatus { key: ResourceKey, uid: String, status: Value, print: u64 },
     PodTerminated { key: ResourceKey, uid: String },
+    DeviceStatus { key: ResourceKey, uid: String, status: Value, print: u64 },
     Event { key: ResourceKey, event: Value },
 }
 
@@ -95,8 +97,9 @@ pub struct Reporter {
     pub key_hash: Arc<str>,
 }
 
+/// Of a pod, a device or a rule.
 #[derive(Deserialize)]
-struct PodReport {
+struct StatusReport {
     uid: String,
     #[serde(default)]
     status: Value,
@@ -235,6 +238,9 @@ impl Upstream {
                 self.pod_status(node, key, (uid, status, *print), claim, anew).await?
             }
             Parsed::PodTerminated { key, uid } => self.pod_terminated(node, key, uid).await?,
+            Parsed::DeviceStatus { key, uid, status, print } => {
+                self.device_status(node, key, (uid, status, *print), claim, anew).await?
+            }
             Parsed::Event { key, event } => self.event(node, key, event).await?,
         };
         Ok((verdict, parsed.print()))
@@ -305,14 +311,21 @@ impl Upstream {
     async fn event(&self, node: &str, key: &ResourceKey, event: &Value) -> Result<Verdict, Failure> {
         let involved = &event["involvedObject"];
         let text = |field: &str| involved[field].as_str().unwrap_or_default();
+        // An event has the kind without its group.
+        let kind = key.kind().split('.').next().unwrap_or_default();
         let is_the_key =
-            (text("kind"), text("namespace"), text("name")) == (key.kind(), key.namespace(), key.name());
+            (text("kind"), text("namespace"), text("name")) == (kind, key.namespace(), key.name());
         match key.kind() {
             "Node" if is_the_key && key.name() == node => {}
             "Pod" if is_the_key => {
                 let uid = text("uid");
                 let check = |pod: &PodFacts| authz::may_report(node, pod, uid);
                 if let Err(denied) = self.check_pod(key, check, false).await? {
+                    return Ok(denied.into());
+                }
+            }
+            DEVICE | RULE if is_the_key => {
+                if let Err(denied) = self.check_device(node, key, text("uid"), false).await? {
                     return Ok(denied.into());
                 }
             }
@@ -413,13 +426,16 @@ fn kind_name(kind: ReportKind) -> &'static str {
         ReportKind::PodStatus => "pod status",
         ReportKind::PodTerminated => "pod terminated",
         ReportKind::Event => "event",
+        ReportKind::DeviceStatus => "device status",
     }
 }
 
 impl Parsed {
     fn print(&self) -> Option<u64> {
         match self {
-            Self::NodeStatus { print, .. } | Self::PodStatus { print, .. } => Some(*print),
+            Self::NodeStatus { print, .. }
+            | Self::PodStatus { print, .. }
+            | Self::DeviceStatus { print, .. } => Some(*print),
             Self::PodTerminated { .. } | Self::Event { .. } => None,
         }
     }
@@ -466,7 +482,8 @@ fn parse(node: &str, report: &Report, kubelet: Option<SocketAddr>) -> Result<Par
         }
         ReportKind::PodStatus => {
             expect("Pod")?;
-            let PodReport { uid, mut status } = serde_json::from_slice(&report.payload).map_err(malformed)?;
+            let StatusReport { uid, mut status } =
+                serde_json::from_slice(&report.payload).map_err(malformed)?;
             drop_nulls(&mut status);
             let Some(fields) = status.as_object_mut() else { return Err("report has no status".to_owned()) };
             // Set by the API server when the pod was created, and unchangeable since.
@@ -476,8 +493,21 @@ fn parse(node: &str, report: &Report, kubelet: Option<SocketAddr>) -> Result<Par
         }
         ReportKind::PodTerminated => {
             expect("Pod")?;
-            let PodReport { uid, .. } = serde_json::from_slice(&report.payload).map_err(malformed)?;
+            let StatusReport { uid, .. } = serde_json::from_slice(&report.payload).map_err(malformed)?;
             Ok(Parsed::PodTerminated { key, uid })
+        }
+        ReportKind::DeviceStatus => {
+            if key.kind() != RULE {
+                expect(DEVICE)?;
+            }
+            let StatusReport { uid, mut status } =
+                serde_json::from_slice(&report.payload).map_err(malformed)?;
+            drop_nulls(&mut status);
+            if !status.is_object() {
+                return Err("report has no status".to_owned());
+            }
+            let print = print::of_device(&status.to_string()).map_err(malformed)?;
+            Ok(Parsed::DeviceStatus { key, uid, status, print })
         }
         ReportKind::Event => {
             let mut event: Value = serde_json::from_slice(&report.payload).map_err(malformed)?;
@@ -498,7 +528,10 @@ fn parse(node: &str, report: &Report, kubelet: Option<SocketAddr>) -> Result<Par
 pub fn take_apart(reporter: &Reporter, report: &Report) -> Result<(), String> {
     match parse(&reporter.node, report, None)? {
         Parsed::NodeStatus { report, .. } => node::take_apart(reporter, &report),
-        Parsed::PodStatus { key, .. } | Parsed::PodTerminated { key, .. } | Parsed::Event { key, .. } => {
+        Parsed::PodStatus { key, .. }
+        | Parsed::PodTerminated { key, .. }
+        | Parsed::DeviceStatus { key, .. }
+        | Parsed::Event { key, .. } => {
             assert!(authz::is_name(key.name()), "{key}");
         }
     }
@@ -551,6 +584,9 @@ mod tests {
             (ReportKind::PodStatus, "Pod/a/x", json!({"uid": "u"})),
             (ReportKind::PodStatus, "Pod/a/x", json!({"status": {}})),
             (ReportKind::PodTerminated, "Node//n", json!({"uid": "u"})),
+            (ReportKind::DeviceStatus, "Pod/a/x", json!({"uid": "u", "status": {}})),
+            (ReportKind::DeviceStatus, "Device.devices.kubeedge.io/a/x", json!({"uid": "u", "status": 7})),
+            (ReportKind::DeviceStatus, "Device.devices.kubeedge.io/a/x", json!({"status": {}})),
             (ReportKind::Event, "Pod/a/x", json!([])),
             (ReportKind::Event, "Pod/a/x", json!({"metadata": {"name": "../x"}})),
             (ReportKind::Event, "Pod/a/x", json!({"metadata": {"name": "x.1"}, "source": "y"})),

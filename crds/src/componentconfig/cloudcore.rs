@@ -95,7 +95,7 @@ pub struct CloudStream {
     pub enable: bool,
     /// The TCP port. 0 lets the kernel choose.
     pub stream_port: u16,
-    /// The address to listen on. Who connects has to show a client certificate of the cluster.
+    /// The address to listen on. Who connects has to show a client certificate of the cluster, but for the conversion of devices.
     pub address: IpAddr,
     /// The address at which the API server reaches this cloudcore. Left out: the one by which this cloudcore reaches the API
     /// server.

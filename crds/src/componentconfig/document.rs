@@ -47,9 +47,8 @@ pub fn annotated<T: JsonSchema + Serialize + Default>() -> Result<String, serde_
 }
 
 fn annotate(text: &mut String, key: &Key) {
-    let depth = key.path.matches('.').count();
-    let indent = "  ".repeat(depth);
-    let name = key.path.rsplit('.').next().unwrap_or(&key.path);
+    let indent = "  ".repeat(key.depth);
+    let name = key.path.splitn(key.depth + 1, '.').last().unwrap_or(&key.path);
     let mut line = format!("{indent}#");
     for word in key.description.split_whitespace() {
         if line.len() + 1 + word.len() > WIDTH {

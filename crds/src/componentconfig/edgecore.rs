@@ -5,10 +5,17 @@ use std::{collections::BTreeMap, net::IpAddr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Faults, LogFormat, is_dns_name, is_label, quantity::Memory, sync::SyncStrategy};
+use super::{
+    Fault, Faults, LogFormat, is_dns_name, is_label, quantity::Memory, sync::SyncStrategy,
+    threshold::Threshold,
+};
 
+mod devices;
+mod event_bus;
 mod paths;
 
+pub use devices::{DeviceTwin, ModbusBus};
+pub use event_bus::EventBus;
 pub use paths::EdgePaths;
 
 /// The apiVersion that is written; KubeEdge's older one is read as well.
@@ -82,6 +89,8 @@ pub struct Modules {
     pub edge_hub: EdgeHub,
     pub edged: Edged,
     pub edge_stream: EdgeStream,
+    pub device_twin: DeviceTwin,
+    pub event_bus: EventBus,
 }
 
 /// What `kubectl logs`, `exec`, `attach`, `port-forward` and `cp` need of the node. It has no connection of its own: all goes over
@@ -268,6 +277,7 @@ pub struct Edged {
     pub cluster_domain: String,
     /// The file with the host's resolver settings, for pods with dnsPolicy Default.
     pub resolv_conf: String,
+    pub eviction_hard: EvictionHard,
 }
 
 impl Default for Edged {
@@ -290,6 +300,37 @@ impl Default for Edged {
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: "/etc/resolv.conf".to_owned(),
+            eviction_hard: EvictionHard::default(),
+        }
+    }
+}
+
+/// How little may be left before the node is under pressure: it is offered no more pods then. Its pods go on; nothing is
+/// evicted. The kubelet's names and defaults; 0% is never.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvictionHard {
+    /// Memory that processes could have: MemoryPressure.
+    #[serde(rename = "memory.available")]
+    pub memory: Threshold,
+    /// Space on the disk of the pods' volumes: DiskPressure.
+    #[serde(rename = "nodefs.available")]
+    pub disk: Threshold,
+    /// Files that could be made there: DiskPressure.
+    #[serde(rename = "nodefs.inodesFree")]
+    pub inodes: Threshold,
+    /// Process ids: PIDPressure.
+    #[serde(rename = "pid.available")]
+    pub pids: Threshold,
+}
+
+impl Default for EvictionHard {
+    fn default() -> Self {
+        Self {
+            memory: Threshold::mebibytes(100),
+            disk: Threshold::percent(10),
+            inodes: Threshold::percent(5),
+            pids: Threshold::percent(10),
         }
     }
 }
@@ -310,6 +351,8 @@ impl EdgeCoreConfig {
         absolute(&mut faults, "database.dataSource", &self.database.data_source);
         self.modules.edge_hub.validate(&mut faults);
         self.modules.edged.validate(&mut faults);
+        self.modules.device_twin.validate(&mut faults);
+        self.modules.event_bus.validate(&mut faults);
         faults.done()
     }
 

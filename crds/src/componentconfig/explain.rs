@@ -9,6 +9,9 @@ use serde_json::Value;
 pub struct Key {
     /// `modules.edgeHub.heartbeat`
     pub path: String,
+    /// How many sections it is in: a name may have dots of its own.
+    #[serde(skip)]
+    pub depth: usize,
     /// string, integer, boolean, a list of them, or section.
     #[serde(rename = "type")]
     pub kind: String,
@@ -32,7 +35,7 @@ pub fn keys<T: JsonSchema + Serialize + Default>() -> Result<Vec<Key>, serde_sap
     let schema = SchemaGenerator::new(settings).into_root_schema_for::<T>();
     let default = serde_json::to_value(T::default()).expect("a configuration has a JSON form");
     let mut keys = Vec::new();
-    collect(schema.as_value(), &default, "", &mut keys);
+    collect(schema.as_value(), &default, &[], &mut keys);
     // A schema forgets the order of the fields, YAML does not. A key that is left out by default goes last.
     let order = paths(&serde_saphyr::to_string(&T::default())?);
     let place = |path: &str| order.iter().position(|known| known == path).unwrap_or(usize::MAX);
@@ -43,15 +46,16 @@ pub fn keys<T: JsonSchema + Serialize + Default>() -> Result<Vec<Key>, serde_sap
     Ok(keys)
 }
 
-fn collect(schema: &Value, default: &Value, prefix: &str, keys: &mut Vec<Key>) {
+fn collect(schema: &Value, default: &Value, sections: &[&str], keys: &mut Vec<Key>) {
     let Some(properties) = schema["properties"].as_object() else { return };
     for (name, schema) in properties {
-        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let path = [sections, &[name.as_str()]].concat();
         let default = default.get(name).unwrap_or(&Value::Null);
         let is_section = schema.get("properties").is_some();
         let description = schema["description"].as_str().unwrap_or_default();
         keys.push(Key {
-            path: path.clone(),
+            path: path.join("."),
+            depth: sections.len(),
             kind: if is_section { SECTION.to_owned() } else { kind(schema) },
             default: if is_section { Value::Null } else { default.clone() },
             // Line ends of the source are none of the paragraph's.
@@ -74,6 +78,7 @@ fn kind(schema: &Value) -> String {
         ("array", _) => format!("list of {}", kind(&schema["items"])),
         ("object", _) => "map of strings".to_owned(),
         (_, Some("quantity")) => "quantity".to_owned(),
+        (_, Some("threshold")) => "threshold".to_owned(),
         (_, Some("ip" | "ipv4" | "ipv6")) => "IP address".to_owned(),
         (named, _) => named.to_owned(),
     }

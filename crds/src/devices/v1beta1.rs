@@ -19,6 +19,7 @@ pub struct DeviceSpec {
     /// The edge node that the device is attached to.
     pub node_name: String,
     /// The device's properties: what is wanted of them, and how they are read and reported.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub properties: Vec<DeviceProperty>,
     /// How the device is reached.
     pub protocol: Option<Protocol>,
@@ -45,20 +46,49 @@ pub struct DeviceProperty {
     /// How it is read and written. Keys here count for more than those of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub visitors: Option<Protocol>,
-    /// Milliseconds between reports to the cloud.
+    /// Milliseconds between reports to the cloud; without it 1000. More than a day is taken as nanoseconds, as KubeEdge has had it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub report_cycle: Option<i64>,
-    /// Milliseconds between readings.
+    /// Milliseconds between readings; without it 1000. More than a day is taken as nanoseconds, as KubeEdge has had it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub collect_cycle: Option<i64>,
-    /// Whether readings are reported to the cloud.
-    #[serde(default)]
-    pub report_to_cloud: bool,
+    /// Whether readings are reported to the cloud. They are, if this is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report_to_cloud: Option<bool>,
     /// Where readings are pushed to from the edge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push_method: Option<PushMethod>,
+    /// The least change of a number that is reported; any, if this is left out. Of properties that are ReadOnly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub deadband: Option<f64>,
+    /// What is reported in place of each reading. Of properties that are ReadOnly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<Aggregation>,
+}
+
+/// Many readings that become one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Aggregation {
+    /// What becomes of them.
+    pub function: AggregationFunction,
+    /// Of how many milliseconds.
+    #[schemars(range(min = 1))]
+    pub window: i64,
+}
+
+/// What becomes of many readings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AggregationFunction {
+    Mean,
+    Min,
+    Max,
+    Last,
+    Count,
 }
 
 /// A value, and what is known of it.
@@ -79,6 +109,18 @@ pub struct Protocol {
     pub protocol_name: String,
     /// What that driver or mapper needs to know.
     pub config_data: Map<String, Value>,
+}
+
+/// What a device says over what its model says: key by key, and so within objects.
+pub fn overlaid(mut below: Map<String, Value>, above: Map<String, Value>) -> Map<String, Value> {
+    for (key, value) in above {
+        let merged = match (below.remove(&key), value) {
+            (Some(Value::Object(below)), Value::Object(above)) => Value::Object(overlaid(below, above)),
+            (_, value) => value,
+        };
+        below.insert(key, merged);
+    }
+    below
 }
 
 /// A command that a mapper offers.
@@ -105,6 +147,9 @@ pub struct DeviceStatus {
     pub state: String,
     /// When the device was last online, RFC 3339.
     pub last_online_time: String,
+    /// What else there is to say; in `error`, why the device cannot be driven or reached.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub extensions: Map<String, Value>,
 }
 
 /// A property as it was last reported.
@@ -126,6 +171,7 @@ pub struct Twin {
 #[serde(rename_all = "camelCase", default)]
 pub struct DeviceModelSpec {
     /// The properties that every such device has.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub properties: Vec<ModelProperty>,
     /// The name of the protocol that such devices speak.
     pub protocol: String,
@@ -150,9 +196,11 @@ pub struct ModelProperty {
     pub access_mode: Option<AccessMode>,
     /// The least value that it takes.
     #[serde(default)]
+    #[schemars(regex(pattern = r"^$|^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"))]
     pub minimum: String,
     /// The greatest value that it takes.
     #[serde(default)]
+    #[schemars(regex(pattern = r"^$|^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"))]
     pub maximum: String,
     /// The unit of its values.
     #[serde(default)]

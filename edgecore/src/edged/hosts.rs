@@ -1,6 +1,6 @@
 //! The `/etc/hosts` of a pod.
 
-use std::{fmt::Write as _, fs, io, path::Path};
+use std::{fmt::Write as _, fs, io, net::IpAddr, path::Path};
 
 use super::pod::DesiredPod;
 
@@ -21,7 +21,16 @@ pub fn hostname(pod: &DesiredPod) -> String {
     short.trim_end_matches(['-', '.']).to_owned()
 }
 
-pub fn content(pod: &DesiredPod, ips: &[String], cluster_domain: &str, host_file: &Path) -> String {
+/// The names of devices of the node, and the address at which the pod reaches what speaks for them.
+pub type DeviceNames = Option<(IpAddr, Vec<String>)>;
+
+pub fn content(
+    pod: &DesiredPod,
+    ips: &[String],
+    cluster_domain: &str,
+    host_file: &Path,
+    devices: &DeviceNames,
+) -> String {
     let mut text = if pod.host_network() {
         let own = fs::read_to_string(host_file).unwrap_or_default();
         format!("# Kubernetes-managed hosts file (host network).\n{own}")
@@ -37,6 +46,10 @@ pub fn content(pod: &DesiredPod, ips: &[String], cluster_domain: &str, host_file
         }
         text
     };
+    if let Some((ip, names)) = devices.as_ref().filter(|(_, names)| !names.is_empty()) {
+        text.push_str("\n# Devices of this node: its MQTT broker.\n");
+        push_line(&mut text, &ip.to_string(), &names.join("\t"));
+    }
     let aliases = pod.spec.host_aliases.as_deref().unwrap_or_default();
     if !aliases.is_empty() {
         text.push_str("\n# Entries added by HostAliases.\n");

@@ -6,6 +6,7 @@ mod machine;
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
+use crds::componentconfig::edgecore::EvictionHard;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{ContainerImage, Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo},
@@ -21,8 +22,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{cri::Runtime, env::Capacity, next_session, relist, status::NodeFacts};
-use crate::{edgehub::HubState, metamanager::Store};
+use super::{cri::Runtime, env::Capacity, relist, status::NodeFacts};
+use crate::{
+    edgehub::{HubState, next_session},
+    metamanager::Store,
+};
 
 const RETRY: Duration = Duration::from_secs(2);
 /// How often the images are listed.
@@ -54,6 +58,8 @@ pub struct NodeStatusConfig {
     pub every: Duration,
     /// On the file system whose size is offered as ephemeral storage.
     pub pods_dir: PathBuf,
+    /// Of what, below which the node is under pressure.
+    pub least: EvictionHard,
 }
 
 impl NodeStatusConfig {
@@ -306,25 +312,28 @@ impl NodeReporter {
     fn conditions(&mut self, ready: Result<(), (&'static str, String)>) -> Vec<NodeCondition> {
         let memory = machine::memory();
         let disk = machine::disk(&self.settings.pods_dir);
-        let pids = machine::processes();
+        let inodes = machine::inodes(&self.settings.pods_dir);
+        let pids = machine::process_ids();
+        let least = &self.settings.least;
         let readings = [
             (
                 "MemoryPressure",
-                memory.available < 100 << 20,
+                least.memory.is_missed(memory.available, memory.total),
                 "KubeletHasSufficientMemory",
                 "KubeletHasInsufficientMemory",
                 "memory",
             ),
             (
                 "DiskPressure",
-                disk.available < disk.total / 10,
+                least.disk.is_missed(disk.available, disk.total)
+                    || least.inodes.is_missed(inodes.available, inodes.total),
                 "KubeletHasNoDiskPressure",
                 "KubeletHasDiskPressure",
                 "disk space",
             ),
             (
                 "PIDPressure",
-                pids.used > pids.limit / 10 * 9,
+                least.pids.is_missed(pids.available, pids.total),
                 "KubeletHasSufficientPID",
                 "KubeletHasInsufficientPID",
                 "process ids",

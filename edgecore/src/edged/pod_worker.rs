@@ -38,7 +38,6 @@ use super::{
     env::Capacity,
     events::Events,
     logs::LogPaths,
-    next_session,
     pod::{self, DesiredPod, Role},
     pod_state::{self, Action, Course, Intent, Memory, Observed, Terminal, Waiting},
     probes::Probes,
@@ -50,7 +49,8 @@ use super::{
     volumes::{Mounted, Volumes},
 };
 use crate::{
-    edgehub::HubState,
+    doors::{Doors, Pass},
+    edgehub::{HubState, next_session},
     metamanager::{Store, StoreError},
 };
 
@@ -86,6 +86,7 @@ pub struct Shared {
     pub oom_refused: AtomicBool,
     pub poke: Poke,
     pub hub: watch::Receiver<HubState>,
+    pub doors: Doors,
 }
 
 /// What a worker is to do now.
@@ -126,6 +127,8 @@ pub struct PodWorker {
     hasty: Vec<String>,
     /// Addresses, and the sandbox that has them.
     addresses: Option<(String, Vec<String>)>,
+    /// With these addresses it reaches what the node has for its pods.
+    pass: Option<Pass>,
     mounted: Option<Mounted>,
     /// What the volumes were last made from; `None` has them looked at anew.
     references_mounted: Option<u64>,
@@ -184,6 +187,7 @@ impl PodWorker {
             statuses: HashMap::new(),
             hasty: Vec::new(),
             addresses: None,
+            pass: None,
             mounted: None,
             references_mounted: None,
             acted_at: fresh.then(Instant::now),

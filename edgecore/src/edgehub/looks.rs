@@ -25,7 +25,7 @@ pub(super) fn subject(
         class: Class::AtOnce,
         look: 0,
         hash: content_hash(&report.payload),
-        is_status: matches!(kind, ReportKind::NodeStatus | ReportKind::PodStatus),
+        is_status: kind.is_status(),
         once_a_session: kind == ReportKind::NodeStatus,
     };
     if settings.intervals.iter().all(Duration::is_zero) {
@@ -34,11 +34,8 @@ pub(super) fn subject(
     let mut wrong = None;
     subject.class = match (kind, report.key.parse::<ResourceKey>()) {
         (ReportKind::NodeStatus, _) => Class::Usual,
-        (ReportKind::PodStatus | ReportKind::Event, Ok(key)) if key.kind() == "Pod" => {
-            let (class, fault) = of_pod(held(&key));
-            wrong = fault;
-            class
-        }
+        (ReportKind::PodStatus | ReportKind::DeviceStatus, Ok(key)) => class_of(held(&key), &mut wrong),
+        (ReportKind::Event, Ok(key)) if key.kind() == "Pod" => class_of(held(&key), &mut wrong),
         // A pod that has ended, and what is about the node itself: somebody waits for it.
         _ => Class::AtOnce,
     };
@@ -47,8 +44,9 @@ pub(super) fn subject(
     (subject, wrong)
 }
 
+/// What reports are about.
 #[derive(Default, Deserialize)]
-struct Pod {
+struct Reported {
     metadata: Metadata,
 }
 
@@ -62,29 +60,33 @@ struct Metadata {
 
 /// Whether it is a pod that is being deleted.
 pub(super) fn is_ending(object: &Object) -> bool {
-    let ends = |pod: Pod| pod.metadata.deletion_timestamp.is_some();
+    let ends = |pod: Reported| pod.metadata.deletion_timestamp.is_some();
     object.key.kind() == "Pod" && serde_json::from_slice(&object.bytes).is_ok_and(ends)
 }
 
-/// The class of the reports about a pod, and what is wrong with its annotation.
-fn of_pod(pod: Option<Object>) -> (Class, Option<String>) {
+/// The class of the reports about an object, and what is wrong with its annotation.
+fn class_of(object: Option<Object>, wrong: &mut Option<String>) -> Class {
     // It may be gone.
-    let Some(pod) = pod.and_then(|pod| serde_json::from_slice::<Pod>(&pod.bytes).ok()) else {
-        return (Class::AtOnce, None);
+    let Some(object) = object.and_then(|object| serde_json::from_slice::<Reported>(&object.bytes).ok())
+    else {
+        return Class::AtOnce;
     };
     // Whoever deletes a pod waits for its end.
-    if pod.metadata.deletion_timestamp.is_some() {
-        return (Class::AtOnce, None);
+    if object.metadata.deletion_timestamp.is_some() {
+        return Class::AtOnce;
     }
-    match chosen(&pod) {
-        Ok(Some(name)) => (Class::Chosen(name), None),
-        Ok(None) => (Class::Usual, None),
-        Err(wrong) => (Class::Usual, Some(wrong)),
+    match chosen(&object) {
+        Ok(Some(name)) => Class::Chosen(name),
+        Ok(None) => Class::Usual,
+        Err(fault) => {
+            *wrong = Some(fault);
+            Class::Usual
+        }
     }
 }
 
 /// The class that an object names, and what is wrong with one that is none.
-fn chosen(object: &Pod) -> Result<Option<ClassName>, String> {
+fn chosen(object: &Reported) -> Result<Option<ClassName>, String> {
     let annotations = object.metadata.annotations.as_ref();
     let Some(named) = annotations.and_then(|annotations| annotations.get(PRIORITY_CLASS_ANNOTATION)) else {
         return Ok(None);
@@ -107,7 +109,8 @@ pub(super) fn wrong_class(object: &Object) -> Option<String> {
 }
 
 /// What `kubectl get` and `kubectl describe` show first: of pods the phase, what is ready, and what containers wait for; of a
-/// node its conditions and addresses; of events the reason, if it is a warning.
+/// node its conditions and addresses; of events the reason, if it is a warning; of a
+/// device its state; of a rule whether it is active.
 fn look(kind: ReportKind, payload: &Value) -> String {
     let mut look = String::new();
     let mut add = |value: &Value| write!(look, "{value} ").expect("a String takes all that is written");
@@ -139,6 +142,9 @@ fn look(kind: ReportKind, payload: &Value) -> String {
             if payload["type"] == "Warning" {
                 add(&payload["reason"]);
             }
+        }
+        ReportKind::DeviceStatus => {
+            [&payload["uid"], &status["state"], &status["active"]].into_iter().for_each(&mut add);
         }
         ReportKind::PodTerminated | ReportKind::Unspecified => {}
     }

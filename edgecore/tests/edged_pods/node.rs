@@ -4,7 +4,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use crds::componentconfig::edgecore::EvictionHard;
 use edgecore::{
+    doors::Doors,
     edged::{Edged, EdgedConfig, EdgedError, node_status::NodeStatusConfig},
     edgehub::HubState,
     metamanager::{DesiredChange, Options, Store},
@@ -34,6 +36,10 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start(site: &Site, store: Store) -> Result<Self> {
+        Self::start_with(site, store, EvictionHard::default())
+    }
+
+    pub(crate) fn start_with(site: &Site, store: Store, least: EvictionHard) -> Result<Self> {
         let dir = site.dir();
         let config = EdgedConfig {
             node: "edge-1".to_owned(),
@@ -48,6 +54,7 @@ impl Node {
                 cpu_millis: None,
                 every: Duration::from_secs(10),
                 pods_dir: dir.join("pods"),
+                least,
             },
             runtime_endpoint: site.runtime_endpoint(),
             cgroup_driver: None,
@@ -69,7 +76,7 @@ impl Node {
             .build()?;
         let edged = {
             let _entered = threads.enter();
-            Edged::new(config, store.clone(), asks, state)?
+            Edged::new(config, store.clone(), asks, state, Doors::default())?
         };
         let stop = CancellationToken::new();
         let task = threads.spawn(edged.run(stop.clone()));
@@ -118,7 +125,10 @@ impl Node {
     }
 
     pub(crate) fn reports(&self, kind: ReportKind, name: &str) -> Result<Vec<Value>> {
-        let key = format!("Pod/default/{name}");
+        self.reports_of(kind, &format!("Pod/default/{name}"))
+    }
+
+    fn reports_of(&self, kind: ReportKind, key: &str) -> Result<Vec<Value>> {
         let reports = self.store.pending_reports(0, 10_000)?;
         let wanted = reports.iter().filter(|report| report.kind == kind as i32 && report.key == key);
         wanted.map(|report| Ok(serde_json::from_slice(&report.payload)?)).collect()
@@ -126,6 +136,12 @@ impl Node {
 
     pub(crate) fn status(&self, name: &str) -> Result<Value> {
         let mut reports = self.reports(ReportKind::PodStatus, name)?;
+        Ok(reports.pop().context("no status yet")?["status"].take())
+    }
+
+    /// The node's own status, as last reported.
+    pub(crate) fn node_status(&self) -> Result<Value> {
+        let mut reports = self.reports_of(ReportKind::NodeStatus, "Node//edge-1")?;
         Ok(reports.pop().context("no status yet")?["status"].take())
     }
 

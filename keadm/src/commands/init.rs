@@ -34,6 +34,7 @@ pub(crate) async fn run(args: Init) -> Result<()> {
     objects.push(manifests::namespace());
     objects.push(manifests::service_account());
     objects.extend(manifests::permissions());
+    objects.push(manifests::webhooks());
     match selector_policy(&cluster).await? {
         Some(policy) => objects.extend(policy),
         None => output::note(
@@ -54,7 +55,12 @@ pub(crate) async fn run(args: Init) -> Result<()> {
     if args.dry_run {
         return plan(&objects, &image, daemon.as_ref(), &text);
     }
-    for object in &objects {
+    for object in &mut objects {
+        if object.kind() == "CustomResourceDefinition"
+            && let Some(there) = cluster.get(object).await?
+        {
+            manifests::keep_served(&mut object.0, &there);
+        }
         cluster.apply(object).await?;
     }
     output::done(format_args!(

@@ -9,6 +9,7 @@ use crate::stage::Stage;
 pub(crate) async fn init(stage: &Stage<'_>) -> Result<()> {
     let planned = stage.init(&["--dry-run"]).await?.says(&[
         "would apply Namespace kubeedge",
+        "would apply ValidatingWebhookConfiguration devices.skerry.io",
         "would apply MutatingAdmissionPolicy skerry-edge-node-selector",
         "would start cloudcore",
     ])?;
@@ -69,7 +70,8 @@ pub(crate) async fn reset(stage: &Stage<'_>) -> Result<()> {
         .cluster
         .kubectl(&[
             "get",
-            "clusterroles,clusterrolebindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings",
+            "clusterroles,clusterrolebindings,validatingwebhookconfigurations,\
+             mutatingadmissionpolicies,mutatingadmissionpolicybindings",
             "--selector=app.kubernetes.io/part-of=kubeedge",
             "--output=name",
         ])

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use harness::{Bench, Cluster, ClusterOptions, Site, SiteOptions, process::command};
+use harness::{Bench, Cluster, ClusterOptions, Site, SiteOptions, process::command, product::ANY_DISK};
 
 pub(crate) struct Stage<'a> {
     bench: &'a Bench,
@@ -115,7 +115,7 @@ impl<'a> Stage<'a> {
             format!("--root-dir={}", root.display()),
             format!("--bin-dir={}", self.bench.assets.product()?.display()),
         ];
-        let mut args = vec!["join", "--edgenode-name=edge-1", "--kubeedge-version=1.12.0"];
+        let mut args = vec!["join", "--edgenode-name=edge-1", "--kubeedge-version=1.12.0", ANY_DISK];
         args.extend(flags.iter().map(String::as_str).chain(more.iter().copied()));
         self.at_site(&args).await
     }

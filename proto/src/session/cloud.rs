@@ -371,6 +371,14 @@ impl CloudSession {
         }
     }
 
+    /// Whether the edge is known to hold nothing of this key, and nothing of it is on the way.
+    pub fn lacks(&self, key: &ResourceKey) -> bool {
+        matches!(self.phase, Phase::Live)
+            && self.under_way() == 0
+            && !self.dirty.contains_key(key)
+            && !self.sent.contains_key(key)
+    }
+
     /// Of the changes in the newest batch, when the oldest was heard of; `None` if of none of them.
     pub fn heard(&self) -> Option<Instant> {
         self.heard

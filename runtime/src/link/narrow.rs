@@ -17,10 +17,11 @@ const LOOK: Duration = Duration::from_secs(4);
 /// More than goes into two packets, so that there is a short one at the end, which gets through. Nobody reads it: that it is
 /// confirmed is all.
 const PROBE: [u8; 2400] = [0; 2400];
-/// How long the probe may take on a thin line, or one that loses much: beside this so many round trips. Right after a silence that
-/// is long, because quinn takes it for one.
+/// How long the probe may take on a thin line, or one that loses much: beside this so many round trips.
 const PATIENCE: Duration = Duration::from_secs(5);
 const ROUND_TRIPS: u32 = 10;
+/// No line takes longer, satellites included; right after a silence quinn takes that for a round trip.
+const ROUND_TRIP_AT_MOST: Duration = Duration::from_secs(1);
 /// In so many parts: a process that has had no CPU meanwhile finds one of them over, not all, and reads what has come for it.
 const PARTS: u32 = 10;
 
@@ -39,8 +40,9 @@ pub(super) async fn found_out(connection: &Connection, written: &Notify) -> Link
 
 /// Waits until that is known of what was sent. A silence may last: others notice it.
 async fn is_narrow(connection: &Connection, peer: &mut SocketAddr) -> bool {
+    let mut wait = LOOK;
     loop {
-        time::sleep(LOOK).await;
+        time::sleep(wait).await;
         let now = connection.remote_address();
         if *peer != now {
             *peer = now;
@@ -48,12 +50,15 @@ async fn is_narrow(connection: &Connection, peer: &mut SocketAddr) -> bool {
         }
         match Large::of(connection) {
             Large { since: None, .. } => return false,
-            Large { since: Some(since), overtaken: true } if since.elapsed() >= LOOK => break,
-            _ => {}
+            Large { since: Some(since), overtaken: true } => match LOOK.checked_sub(since.elapsed()) {
+                None | Some(Duration::ZERO) => break,
+                Some(rest) => wait = rest,
+            },
+            Large { overtaken: false, .. } => wait = LOOK,
         }
     }
     // It may have been something that is not sent again, as of a stream that was given up.
-    let patience = PATIENCE + ROUND_TRIPS * connection.rtt();
+    let patience = PATIENCE + ROUND_TRIPS * connection.rtt().min(ROUND_TRIP_AT_MOST);
     let mut probe = pin!(probe(connection));
     for _ in 0..PARTS {
         if time::timeout(patience / PARTS, &mut probe).await.is_ok() {

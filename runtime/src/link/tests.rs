@@ -571,7 +571,8 @@ async fn over_a_relay(ends: &Ends, port: &quinn::Endpoint) -> (End, End, Relay) 
     (edge, cloud, line)
 }
 
-/// Either end finds it out of what it has written itself.
+/// Either end finds it out of what it has written itself: at a round trip of a second, which a machine short of CPU makes of this
+/// line, after some 25 s.
 #[tokio::test]
 async fn a_line_that_swallows_long_packets_is_given_up_over_quic() {
     let ends = Ends::new();
@@ -580,12 +581,13 @@ async fn a_line_that_swallows_long_packets_is_given_up_over_quic() {
     let large = Bytes::from(vec![7; 3000]);
     edge.send(Lane::Objects, &large).await;
     assert_eq!(cloud.next().await.unwrap(), Some(large.clone()));
-    line.longest.store(1199, Ordering::Relaxed);
+    // What is sent again may be some bytes shorter than before, and would get through at 1199.
+    line.longest.store(1100, Ordering::Relaxed);
     for end in [&edge, &cloud] {
         end.send(Lane::Objects, &large).await;
     }
     for end in [&mut edge, &mut cloud] {
-        let ended = time::timeout(LONG, end.writer.join_next()).await.expect("nobody finds it out");
+        let ended = time::timeout(3 * LONG, end.writer.join_next()).await.expect("nobody finds it out");
         let error = ended.unwrap().unwrap().unwrap_err();
         assert!(matches!(error, LinkError::Narrow), "{error}");
     }

@@ -159,6 +159,7 @@ async fn run(args: &Args) -> Result<()> {
         ramp: args.ramp,
         identities,
     };
+    warn_of_few_ports(args);
     let mut fleet = Fleet::start(&config)?;
     let (length, every) = (seconds("duration", args.duration)?, seconds("every", args.every)?);
     let end = (length > Duration::ZERO).then(|| Instant::now() + length);
@@ -228,6 +229,22 @@ async fn run(args: &Args) -> Result<()> {
     output::summary(args.output, &summary)?;
     fleet.stop().await;
     ended
+}
+
+/// All nodes dial one address from one. A connection that has ended keeps its local port for a minute, and where few are left the
+/// kernel looks for a free one for milliseconds: it was this, and not cloudcore, that 19,000 nodes waited for.
+fn warn_of_few_ports(args: &Args) {
+    const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    let range = std::fs::read_to_string(RANGE).unwrap_or_default();
+    let mut bounds = range.split_whitespace().map(str::parse::<usize>);
+    let (Some(Ok(first)), Some(Ok(last))) = (bounds.next(), bounds.next()) else { return };
+    let ports = (last + 1).saturating_sub(first);
+    if args.transport != Transport::Quic && 2 * args.nodes > ports {
+        tell(&format!(
+            "hollow: {} nodes come back slowly with {ports} local ports: sysctl -w net.ipv4.ip_local_port_range='1024 65535' net.ipv4.tcp_tw_reuse=1",
+            args.nodes
+        ));
+    }
 }
 
 /// For changes that are under way at the end.

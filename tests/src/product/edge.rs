@@ -23,6 +23,9 @@ use crate::{
 
 const SOON: Duration = Duration::from_mins(1);
 
+/// Of `keadm join`: a node is under no DiskPressure, however full the disk is that it shares with all else on the machine.
+pub const ANY_DISK: &str = "--set=modules.edged.evictionHard.nodefs.available=0%";
+
 pub struct Edge {
     name: String,
     root: PathBuf,
@@ -81,6 +84,7 @@ impl Edge {
             format!("--remote-runtime-endpoint={}", site.runtime_endpoint()),
             format!("--root-dir={}", root(site).display()),
             format!("--bin-dir={}", assets.product()?.display()),
+            ANY_DISK.to_owned(),
         ];
         join.extend(options.iter().map(|&option| option.to_owned()));
         site.output(cloud.keadm_program(), join).await

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{
     Api, ResourceExt,
@@ -43,8 +43,14 @@ pub struct Link {
 }
 
 impl Wired {
-    /// For a node that has joined over `wire`. A pod of it refers to the ConfigMap that [`Wired::change`] changes.
-    pub async fn start(cluster: &Cluster, cloud: &Cloud, edge: Edge, wire: Wire, seed: u64) -> Result<Self> {
+    /// For a node that has joined one of `clouds` over `wire`. A pod of it refers to the ConfigMap that [`Wired::change`] changes.
+    pub async fn start(
+        cluster: &Cluster,
+        clouds: &[&Cloud],
+        edge: Edge,
+        wire: Wire,
+        seed: u64,
+    ) -> Result<Self> {
         let wired = Self {
             edge,
             wire,
@@ -68,7 +74,7 @@ impl Wired {
         pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
         wait::until(&format!("pod {name} running"), SOON, async || is_running(&pods.get(&name).await?))
             .await?;
-        wired.until_changed(cloud, SOON).await?;
+        wired.until_changed_with(clouds, SOON).await?;
         Ok(wired)
     }
 
@@ -97,11 +103,16 @@ impl Wired {
     /// Waits until the cloud wants something else here than when this was last called, and the node has stored it, in a
     /// session that is in sync. Returns when that was seen.
     pub async fn until_changed(&self, cloud: &Cloud, limit: Duration) -> Result<Instant> {
+        self.until_changed_with(&[cloud], limit).await
+    }
+
+    /// As [`until_changed`](Self::until_changed), whichever of these the session is with.
+    pub async fn until_changed_with(&self, clouds: &[&Cloud], limit: Duration) -> Result<Instant> {
         let before = self.digest.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut seen = String::from("nothing");
         let looking = async {
             loop {
-                match self.same(cloud).await {
+                match self.same(clouds).await {
                     Ok(digest) if digest != before => return (digest, Instant::now()),
                     Ok(_) => "the change has not come to cloudcore".clone_into(&mut seen),
                     Err(error) => seen = format!("{error:#}"),
@@ -121,13 +132,13 @@ impl Wired {
     /// Waits until both ends hold the same.
     pub async fn until_same(&self, cloud: &Cloud, limit: Duration) -> Result<()> {
         let what = format!("{} holding what the cloud wants there", self.edge.name());
-        let digest = wait::until(&what, limit, async || self.same(cloud).await).await?;
+        let digest = wait::until(&what, limit, async || self.same(&[cloud]).await).await?;
         *self.digest.lock().unwrap_or_else(PoisonError::into_inner) = digest;
         Ok(())
     }
 
     /// The digest of both ends, if they hold the same, and the link is in sync.
-    async fn same(&self, cloud: &Cloud) -> Result<String> {
+    async fn same(&self, clouds: &[&Cloud]) -> Result<String> {
         let link = self.link().await?;
         ensure!(link.connected && link.synced, "{link:?}");
         let of = |page: &str| -> Result<String> {
@@ -135,9 +146,15 @@ impl Wired {
             Ok(page[self.edge.name()].as_str().context("no digest of the node")?.to_owned())
         };
         let here = of(&self.edge.admin("/digestz").await?.body).context("edgecore")?;
-        let there = of(&cloud.admin("/digestz").await?.body).context("cloudcore")?;
-        ensure!(here == there, "{here} at the edge, {there} in the cloud");
-        Ok(here)
+        let mut others = Vec::new();
+        for cloud in clouds {
+            match of(&cloud.admin("/digestz").await?.body) {
+                Ok(there) if here == there => return Ok(here),
+                Ok(there) => others.push(there),
+                Err(error) => others.push(format!("{error:#}")),
+            }
+        }
+        bail!("{here} at the edge, {} in the cloud", others.join(", "))
     }
 
     pub async fn link(&self) -> Result<Link> {

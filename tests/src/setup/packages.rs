@@ -17,6 +17,10 @@ const NEEDED: &[(&str, &[&str])] = &[
     ("containernetworking-plugins", &["/usr/lib/cni/bridge"]),
     ("iproute2", &["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"]),
     ("nftables", &["/usr/sbin/nft"]),
+    // sysctl, for the benches with thousands of nodes.
+    ("procps", &["/usr/sbin/sysctl", "/sbin/sysctl"]),
+    // An MQTT broker that is there anyway.
+    ("mosquitto", &["/usr/sbin/mosquitto"]),
     // The bridge and portmap plugins call it for masquerading and host ports.
     ("iptables", &["/usr/sbin/iptables"]),
     ("tinyproxy-bin", &["/usr/bin/tinyproxy", "/usr/sbin/tinyproxy"]),

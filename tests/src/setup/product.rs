@@ -31,10 +31,7 @@ pub(super) async fn build_release() -> Result<PathBuf> {
 async fn build_as(profile: &[&str], how: &str) -> Result<PathBuf> {
     let mut dir = None;
     for program in PROGRAMS {
-        let mut build = cargo(&["build", "--message-format=json-render-diagnostics", "-p", program]);
-        build.args(profile);
-        let messages = during(&format!("building {program}{how}"), output_async(build)).await?;
-        let built = executable(&messages, program)?;
+        let built = build_one(program, profile, how).await?;
         // Out of cargo's way: a build of the workspace puts its own file of the same name in the same place.
         let place = built.parent().context("cargo names a file in a directory")?.join("bench-bin");
         fs::create_dir_all(&place)?;
@@ -42,6 +39,23 @@ async fn build_as(profile: &[&str], how: &str) -> Result<PathBuf> {
         dir = Some(place);
     }
     dir.context("there are programs to build")
+}
+
+/// The simulator of devices, as a program.
+pub async fn build_simulator() -> Result<PathBuf> {
+    build_one("simulator", &[], "").await
+}
+
+/// As fast as it can be: it is not to be what is measured.
+pub async fn build_simulator_release() -> Result<PathBuf> {
+    build_one("simulator", &["--release"], " with optimisations").await
+}
+
+async fn build_one(program: &str, profile: &[&str], how: &str) -> Result<PathBuf> {
+    let mut build = cargo(&["build", "--message-format=json-render-diagnostics", "-p", program]);
+    build.args(profile);
+    let messages = during(&format!("building {program}{how}"), output_async(build)).await?;
+    executable(&messages, program)
 }
 
 /// cargo in the source tree, as a shell would start it. `cargo run` describes the package that it runs in the

@@ -54,5 +54,5 @@ pub(crate) async fn run(scene: &Scene, edge: &Edge) -> Result<()> {
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
     });
     std::fs::write(&nobody, config.to_string())?;
-    refused(&nobody.display().to_string(), &path, "certificate required").await
+    refused(&nobody.display().to_string(), &path, "You must be logged in to the server").await
 }

@@ -11,6 +11,8 @@ mod adopt;
 mod cuts;
 mod delta;
 mod deltas;
+mod devices;
+mod example;
 mod fairness;
 mod faults;
 mod figure;
@@ -50,7 +52,7 @@ const REST: Duration = Duration::from_mins(1);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure; everything but what takes long (outbox, line, hollow, scale, deltas, fairness, rotation), if nothing is named
+    /// What to measure; everything but what takes long (outbox, line, hollow, scale, deltas, fairness, rotation, devices), if nothing is named
     names: Vec<Measure>,
     /// How the figures are printed
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -75,6 +77,9 @@ pub(crate) struct Args {
     hollow_transport: Option<hollow::Transport>,
     #[command(flatten)]
     scale: scale::Scale,
+    /// For devices: these parts alone, with commas between them; the figures of the others are gone then
+    #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
+    devices_part: Vec<devices::Part>,
     /// Put the table into docs/benchmarks.md, too
     #[arg(long)]
     docs: bool,
@@ -118,6 +123,8 @@ pub(crate) enum Measure {
     Fairness,
     /// The CA rotated under thousands of hollow nodes: until all follow, the pace of renewals
     Rotation,
+    /// Modbus lines and slaves, twins, the MQTT broker beside mosquitto, a node with a thousand devices
+    Devices,
 }
 
 impl Measure {
@@ -138,6 +145,7 @@ impl Measure {
             Self::Deltas => "deltas",
             Self::Fairness => "fairness",
             Self::Rotation => "rotation",
+            Self::Devices => "devices",
         }
     }
 
@@ -160,6 +168,7 @@ impl Measure {
                 fairness::take(assets, args.hollow_nodes, args.returning, args.hollow_transport).await
             }
             Self::Rotation => rotation::take(assets, args.hollow_nodes, args.hollow_transport).await,
+            Self::Devices => devices::take(assets, &args.devices_part).await,
         }
     }
 }
@@ -196,6 +205,7 @@ async fn measure(args: &Args) -> Result<()> {
                         | Measure::Deltas
                         | Measure::Fairness
                         | Measure::Rotation
+                        | Measure::Devices
                 )
             });
         }

@@ -1,6 +1,7 @@
 //! The demo: one story, told step by step, each line a thing that was checked.
 
 mod cloud;
+mod device;
 mod edge;
 mod line;
 mod story;
@@ -78,12 +79,14 @@ async fn acts(demo: &mut Demo, story: &mut Story) -> Result<()> {
     let cloud = cloud::init(demo, story).await?;
     let edge = edge::join(demo, &cloud, story).await?;
     let workload = workload::deploy(demo, story).await?;
+    let mut boiler = device::apply(demo, story).await?;
     line::cut(demo, &workload, story).await?;
     edge.survive_kill(demo, &workload, story).await?;
     edge.survive_power_cut(demo, &workload, story).await?;
+    boiler.is_set_again(demo, &edge, story).await?;
     workload.change(demo, story).await?;
     line::restore(demo, &workload, story).await?;
-    Ok(())
+    boiler.is_known(demo, story).await
 }
 
 /// Step 1: a control plane with healthy nodes, and a site.

@@ -16,6 +16,8 @@ pub struct EdgePaths {
     pub cert_file: PathBuf,
     pub key_file: PathBuf,
     pub store_dir: PathBuf,
+    /// What the MQTT broker keeps.
+    pub mqtt_dir: PathBuf,
     /// `<pods_dir>/<uid>/volumes/…`
     pub pods_dir: PathBuf,
     pub pod_logs_dir: PathBuf,
@@ -24,9 +26,13 @@ pub struct EdgePaths {
     pub pid_file: PathBuf,
     /// edgecore's own log, where no systemd keeps it.
     pub log_file: PathBuf,
+    /// Where mappers of devices register.
+    pub dmi_socket: PathBuf,
     /// The admin server: `IP:PORT`, or `unix:///PATH`.
     pub admin_address: String,
 }
+
+const DMI_SOCKET: &str = "dmi.sock";
 
 impl EdgePaths {
     /// The paths of an edgecore with no path set in its configuration.
@@ -49,7 +55,9 @@ impl EdgePaths {
             cert_file: etc.join("certs/server.crt"),
             key_file: etc.join("certs/server.key"),
             store_dir: lib.join("store"),
+            mqtt_dir: lib.join("mqtt"),
             pods_dir: lib.join("pods"),
+            dmi_socket: etc.join(DMI_SOCKET),
             pod_logs_dir: log.join("pods"),
             container_logs_dir: log.join("containers"),
             pid_file: run.join("edgecore.pid"),
@@ -76,6 +84,12 @@ impl EdgePaths {
         }
         if !edged.root_directory.is_empty() {
             paths.pods_dir = Path::new(&edged.root_directory).join("pods");
+        }
+        let socket = &config.modules.device_twin.dmi_sock_path;
+        if !socket.is_empty() {
+            let path = PathBuf::from(socket);
+            paths.dmi_socket =
+                if path.extension().is_some_and(|it| it == "sock") { path } else { path.join(DMI_SOCKET) };
         }
         let address = &config.common_config.monitor_server.bind_address;
         if !address.is_empty() {

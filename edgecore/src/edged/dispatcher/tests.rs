@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
+    doors::Doors,
     edged::{Edged, EdgedConfig, labels, node_status::NodeStatusConfig, relist::Snapshot},
     metamanager::{DesiredChange, Options, Store},
 };
@@ -26,6 +27,7 @@ fn edged(directory: &Path, store: &Store) -> Edged {
             cpu_millis: None,
             every: Duration::from_secs(10),
             pods_dir: directory.join("pods"),
+            least: crds::componentconfig::edgecore::EvictionHard::default(),
         },
         runtime_endpoint: format!("unix://{}", directory.join("absent.sock").display()),
         cgroup_driver: None,
@@ -39,7 +41,7 @@ fn edged(directory: &Path, store: &Store) -> Edged {
     };
     let (asks, _) = mpsc::channel(1);
     let (_, hub) = watch::channel(HubState::default());
-    let edged = Edged::new(config, store.clone(), asks, hub).unwrap();
+    let edged = Edged::new(config, store.clone(), asks, hub, Doors::default()).unwrap();
     let labels = labels::sandbox_labels("web", "default", "u-1", None);
     let sandbox = v1::PodSandbox { id: "s".to_owned(), labels, ..Default::default() };
     let listed = Listed { sandboxes: vec![sandbox], containers: Vec::new() };

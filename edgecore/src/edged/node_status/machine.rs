@@ -7,14 +7,11 @@ use std::{
     thread,
 };
 
+use rustix::fs::StatVfs;
+
 pub(super) struct Amount {
     pub(super) total: u64,
     pub(super) available: u64,
-}
-
-pub(super) struct Processes {
-    pub(super) used: u64,
-    pub(super) limit: u64,
 }
 
 pub(super) fn cores() -> u64 {
@@ -31,14 +28,21 @@ pub(super) fn memory() -> Amount {
     Amount { total: field("MemTotal:"), available: field("MemAvailable:") }
 }
 
-/// Of the file system of `path`, or of the nearest directory above it that is there.
+/// Bytes of the file system of `path`, or of the nearest directory above it that is there.
 pub(super) fn disk(path: &Path) -> Amount {
+    let of = |blocks: u64, stat: &StatVfs| blocks.saturating_mul(stat.f_frsize);
+    file_system(path, |stat| Amount { total: of(stat.f_blocks, stat), available: of(stat.f_bavail, stat) })
+}
+
+/// Files that could be made there. File systems that make inodes as they are wanted (btrfs) have none and lack none.
+pub(super) fn inodes(path: &Path) -> Amount {
+    file_system(path, |stat| Amount { total: stat.f_files, available: stat.f_favail })
+}
+
+fn file_system(path: &Path, amount: impl Fn(&StatVfs) -> Amount) -> Amount {
     let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     match rustix::fs::statvfs(there) {
-        Ok(stat) => Amount {
-            total: stat.f_blocks.saturating_mul(stat.f_frsize),
-            available: stat.f_bavail.saturating_mul(stat.f_frsize),
-        },
+        Ok(stat) => amount(&stat),
         Err(error) => {
             tracing::debug!(%error, "size of the disk is not known");
             Amount { total: 0, available: 0 }
@@ -46,12 +50,12 @@ pub(super) fn disk(path: &Path) -> Amount {
     }
 }
 
-pub(super) fn processes() -> Processes {
+pub(super) fn process_ids() -> Amount {
     // "0.20 0.18 0.12 1/80 11206": the fourth field has the threads of the machine.
     let used =
         line("/proc/loadavg").split(' ').nth(3).and_then(|field| field.split('/').nth(1)?.parse().ok());
-    let limit = line("/proc/sys/kernel/pid_max").parse().unwrap_or(u64::MAX);
-    Processes { used: used.unwrap_or(0), limit }
+    let total: u64 = line("/proc/sys/kernel/pid_max").parse().unwrap_or(u64::MAX);
+    Amount { total, available: total.saturating_sub(used.unwrap_or(0)) }
 }
 
 /// In Kubernetes' words.

@@ -169,7 +169,8 @@ impl PodWorker {
         let all = network.flat_map(|network| {
             std::iter::once(&network.ip).chain(network.additional_ips.iter().map(|more| &more.ip))
         });
-        let ips = all.filter(|ip| !ip.is_empty()).cloned().collect();
+        let ips: Vec<String> = all.filter(|ip| !ip.is_empty()).cloned().collect();
+        self.pass = Some(self.shared.doors.admit(&ips));
         self.addresses = Some((status.id.clone(), ips));
     }
 }

@@ -3,11 +3,13 @@
 
 use std::{
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::atomic::Ordering,
     time::Duration,
 };
 
+use crds::devices::keys::DEVICE;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
 use proto::cri::v1::{self, CgroupDriver};
@@ -437,8 +439,8 @@ impl PodWorker {
     ) -> io::Result<Vec<v1::Mount>> {
         let directory = self.shared.volumes.make_pod_directory(&pod.uid)?;
         let hosts_file = directory.join("etc-hosts");
-        let text =
-            hosts::content(pod, ips, &self.shared.dns.cluster_domain, std::path::Path::new("/etc/hosts"));
+        let own = std::path::Path::new("/etc/hosts");
+        let text = hosts::content(pod, ips, &self.shared.dns.cluster_domain, own, &self.device_names(pod));
         hosts::write(&hosts_file, &text)?;
         let message_file = self.termination_file(pod, &spec.name, attempt);
         if let Some(parent) = message_file.parent() {
@@ -456,6 +458,20 @@ impl PodWorker {
             mount("/etc/hosts", hosts_file),
             mount(requests::termination_message_path(spec), message_file),
         ])
+    }
+
+    /// Of its namespace: others may have the same.
+    fn device_names(&self, pod: &DesiredPod) -> hosts::DeviceNames {
+        let door = match &self.pass {
+            _ if pod.host_network() => IpAddr::from([127, 0, 0, 1]),
+            Some(pass) => pass.door()?,
+            None => return None,
+        };
+        // A store that cannot be read is told of where it matters more.
+        let known = self.shared.store.inventory().unwrap_or_default();
+        let devices = known.into_iter().map(|(key, _)| key);
+        let of_pod = devices.filter(|key| key.kind() == DEVICE && key.namespace() == pod.namespace());
+        Some((door, of_pod.map(|key| key.name().to_owned()).collect()))
     }
 
     pub(super) fn termination_file(&self, pod: &DesiredPod, container: &str, attempt: u32) -> PathBuf {

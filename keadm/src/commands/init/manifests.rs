@@ -1,6 +1,9 @@
 //! What `keadm init` applies to the cluster.
 
-use crds::componentconfig::cloudcore::{CloudCoreConfig, Modules};
+use crds::{
+    componentconfig::cloudcore::{CloudCoreConfig, Modules},
+    devices::WEBHOOK,
+};
 use serde_json::{Value, json};
 
 use super::node_selector;
@@ -24,6 +27,7 @@ pub(crate) fn needed_access(mode: Mode) -> Vec<Access> {
     let mut objects = custom_resources();
     objects.extend([namespace(), service_account()]);
     objects.extend(permissions());
+    objects.push(webhooks());
     objects.extend(node_selector::policy("v1"));
     let read = match mode {
         Mode::Host => vec![token()],
@@ -60,6 +64,17 @@ pub(crate) fn custom_resources() -> Vec<Manifest> {
     crds::custom_resource_definitions().into_iter().map(Manifest).collect()
 }
 
+/// cloudcore has the API server serve what it converts, which is to go on meanwhile.
+pub(super) fn keep_served(definition: &mut Value, there: &Value) {
+    let there = there["spec"]["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_served = |name: &Value| there.iter().any(|one| one["name"] == *name && one["served"] == true);
+    for version in definition["spec"]["versions"].as_array_mut().into_iter().flatten() {
+        if is_served(&version["name"]) {
+            version["served"] = true.into();
+        }
+    }
+}
+
 pub(crate) fn namespace() -> Manifest {
     Manifest(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": meta(None, NAMESPACE) }))
 }
@@ -91,8 +106,27 @@ pub(crate) fn permissions() -> Vec<Manifest> {
         rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
         rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
         rule(&["node.k8s.io"], &["runtimeclasses"], READ),
-        rule(&["devices.kubeedge.io"], &["devices", "devicemodels"], READ),
+        rule(&["devices.kubeedge.io"], &["devicemodels"], READ),
+        // patch: which node has it.
+        rule(&["devices.kubeedge.io"], &["devices"], &["get", "list", "watch", "patch"]),
         rule(&["devices.kubeedge.io"], &["devices/status"], WRITE),
+        rule(&["devices.kubeedge.io"], &["devicestatuses"], &["get", "list", "watch", "create", "patch"]),
+        rule(&["devices.skerry.io"], &["devicerules"], READ),
+        rule(&["devices.skerry.io"], &["devicerules/status"], WRITE),
+        // Where its conversion is, and that its other version is served.
+        json!({
+            "apiGroups": ["apiextensions.k8s.io"],
+            "resources": ["customresourcedefinitions"],
+            "resourceNames": ["devices.devices.kubeedge.io", "devicemodels.devices.kubeedge.io"],
+            "verbs": ["get", "patch"],
+        }),
+        // Where they are looked at before they are written. No create, which cannot be limited by name: init makes it.
+        json!({
+            "apiGroups": ["admissionregistration.k8s.io"],
+            "resources": ["validatingwebhookconfigurations"],
+            "resourceNames": [WEBHOOK],
+            "verbs": ["get", "patch"],
+        }),
     ]);
     let lease_rules = json!([rule(
         &["coordination.k8s.io"],
@@ -108,6 +142,15 @@ pub(crate) fn permissions() -> Vec<Manifest> {
         manifests.push(binding("Role", Some(namespace)));
     }
     manifests
+}
+
+/// Empty: cloudcore puts the webhook in, which stays when this is applied again.
+pub(crate) fn webhooks() -> Manifest {
+    Manifest(json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": meta(None, WEBHOOK),
+    }))
 }
 
 fn namespace_of_leases() -> Manifest {
@@ -224,6 +267,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_version_that_is_served_stays_so() {
+        let mut definition = json!({"spec": {"versions": [
+            {"name": "v2", "served": true}, {"name": "v1", "served": false}, {"name": "v0", "served": false},
+        ]}});
+        let there =
+            json!({"spec": {"versions": [{"name": "v1", "served": true}, {"name": "v0", "served": false}]}});
+        keep_served(&mut definition, &there);
+        let served: Vec<_> = definition["spec"]["versions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["served"] == true)
+            .collect();
+        assert_eq!(served, [true, true, false]);
+    }
+
+    #[test]
     fn the_access_asked_for_is_what_applying_takes_once_each() {
         let asked = |mode| -> Vec<String> {
             let text = |access: Access| {
@@ -240,6 +300,7 @@ mod tests {
             "escalate rbac.authorization.k8s.io/roles kubeedge",
             "bind rbac.authorization.k8s.io/clusterroles ",
             "create admissionregistration.k8s.io/mutatingadmissionpolicies ",
+            "patch admissionregistration.k8s.io/validatingwebhookconfigurations ",
         ];
         let deployment = [
             "get /configmaps kubeedge",

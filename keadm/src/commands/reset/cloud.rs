@@ -72,6 +72,7 @@ async fn remove_host(args: &Reset) -> Result<()> {
 fn objects(crds: bool) -> Vec<Manifest> {
     let mut objects: Vec<Manifest> =
         manifests::permissions().into_iter().filter(|object| object.kind() != "Namespace").collect();
+    objects.push(manifests::webhooks());
     if crds {
         objects.extend(manifests::custom_resources());
     }

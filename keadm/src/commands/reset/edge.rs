@@ -134,6 +134,8 @@ fn owned(root: &Path, paths: &EdgePaths) -> Vec<PathBuf> {
         &paths.cert_file,
         &paths.key_file,
         &paths.store_dir,
+        &paths.mqtt_dir,
+        &paths.dmi_socket,
         &paths.pods_dir,
         &paths.pid_file,
         &paths.log_file,

@@ -78,7 +78,7 @@ async fn figures(world: &World, other: &Cloud, cuts: usize) -> Result<Vec<Figure
         let wire = world.sites[site].wire(seed)?;
         let off = format!("modules.edgeHub.{other}.enable=false");
         let edge = world.join(site, &[HEARTBEAT, &off]).await?;
-        let wired = Wired::start(&world.cluster, &world.cloud, edge, wire, seed).await?;
+        let wired = Wired::start(&world.cluster, &[&world.cloud], edge, wire, seed).await?;
         nodes.push(Node { wired, transport });
     }
     let mut in_doubt = Vec::new();

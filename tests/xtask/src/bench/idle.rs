@@ -1,6 +1,6 @@
 //! Nothing to do: what edgecore and cloudcore cost then, with the default configuration.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
 use harness::{Assets, progress::during};
@@ -27,8 +27,8 @@ const MANY: usize = 25;
 const HOUR: f64 = 3600.0;
 
 /// One process over one window.
-struct Window {
-    used: Used,
+pub(super) struct Window {
+    pub(super) used: Used,
     /// At its end.
     memory: Memory,
     seconds: f64,
@@ -60,16 +60,18 @@ async fn figures(world: &World) -> Result<Vec<Figure>> {
     let site = &world.sites[1];
     line::count(site, &world.cloud.endpoint(site))?;
     let (line_before, store_before, begun) = (Line::of(site)?, StoreCounts::of(&busy).await?, Instant::now());
+    let log_before = fs::metadata(busy.log())?.len();
     let doing = "watching two idle edges, with 0 and with 5 pods, for a quarter of an hour";
     let mut both = during(doing, windows(&[empty.pid()?, busy.pid()?], WINDOW)).await?;
     let (line_after, store_after, hours) =
         (Line::of(site)?, StoreCounts::of(&busy).await?, begun.elapsed().as_secs_f64() / HOUR);
+    let said = log_since(&busy.log(), log_before)?;
     let (five, none) = (both.remove(1), both.remove(0));
 
     figures.extend(of_edge(&none, "edgecore, idle, 0 pods"));
     figures.extend(of_edge(&five, "edgecore, idle, 5 pods"));
     figures.extend(on_disk(&five, store_after.written - store_before.written, hours));
-    figures.extend(on_the_line(&(line_after - line_before), hours)?);
+    figures.extend(on_the_line(&(line_after - line_before), hours, &said)?);
 
     during("starting 20 more pods", workload::run_all(&world.cluster, pods(FEW..MANY)?)).await?;
     workload::settle(REST).await;
@@ -95,7 +97,7 @@ async fn figures(world: &World) -> Result<Vec<Figure>> {
 }
 
 /// For each process, its windows one after the other.
-async fn windows(pids: &[u32], length: Duration) -> Result<Vec<Vec<Window>>> {
+pub(super) async fn windows(pids: &[u32], length: Duration) -> Result<Vec<Vec<Window>>> {
     let mut all: Vec<Vec<Window>> = pids.iter().map(|_| Vec::new()).collect();
     let mut end = Instant::now();
     for _ in 0..WINDOWS {
@@ -123,7 +125,7 @@ fn of_edge(windows: &[Window], which: &str) -> Vec<Figure> {
     ]
 }
 
-fn pss(windows: &[Window], which: &str) -> Figure {
+pub(super) fn pss(windows: &[Window], which: &str) -> Figure {
     let samples = windows.iter().map(|window| window.memory.pss / 1024.0).collect();
     Figure::median(&format!("{which}: PSS"), "MiB", samples)
 }
@@ -133,7 +135,7 @@ fn private_dirty(windows: &[Window], which: &str) -> Figure {
     Figure::median(&format!("{which}: Private_Dirty"), "MiB", samples)
 }
 
-fn cpu(windows: &[Window], which: &str, whose: &str) -> Figure {
+pub(super) fn cpu(windows: &[Window], which: &str, whose: &str) -> Figure {
     let percent = windows.iter().map(|window| 100.0 * window.used.cpu.as_secs_f64() / window.seconds);
     let spent = windows.iter().map(|window| window.used.cpu).sum();
     Figure::median(&format!("{which}: CPU"), "% of a core", percent.collect()).cpu(whose, spent)
@@ -154,15 +156,27 @@ fn on_disk(windows: &[Window], stored: u64, hours: f64) -> Vec<Figure> {
     ]
 }
 
+/// Of an idle edge there is next to nothing; what there is says what it was not idle with.
+fn log_since(log: &Path, begin: u64) -> Result<String> {
+    let text = fs::read(log)?;
+    let new = String::from_utf8_lossy(text.get(usize::try_from(begin)?..).unwrap_or_default()).into_owned();
+    let first: Vec<String> = new.lines().take(3).map(|line| line.chars().take(160).collect()).collect();
+    Ok(if first.is_empty() {
+        "nothing".to_owned()
+    } else {
+        format!("{} lines: {}", new.lines().count(), first.join(" / "))
+    })
+}
+
 /// What edgecore's link carries.
-fn on_the_line(line: &Line, hours: f64) -> Result<Vec<Figure>> {
+fn on_the_line(line: &Line, hours: f64, said: &str) -> Result<Vec<Figure>> {
     let Line { up, down, other } = line;
     // A live link is never quite silent for so long.
     ensure!(up.bytes > 0 && down.bytes > 0, "nothing of edgecore's link was counted");
     let an_hour = |bytes: u64| bytes as f64 / hours / 1000.0;
     let note = format!(
         "IP packets with their headers, {} up ({} bytes) and {} down ({} bytes) in {:.0} s; beside them {} packets ({} \
-         bytes) that are not edgecore's link",
+         bytes) that are not edgecore's link; edgecore's log meanwhile: {said}",
         up.packets,
         up.bytes,
         down.packets,

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -19,10 +19,10 @@ use harness::{
 use k8s_openapi::api::core::v1::{Event, Node};
 use kube::{Api, ResourceExt, api::ListParams};
 use serde::Deserialize;
-use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
+    example,
     figure::{Figure, Goal},
     line, reading, workload,
     world::World,
@@ -63,7 +63,7 @@ struct Rate {
 }
 
 pub(super) async fn take(assets: &Assets, reports: u64) -> Result<Vec<Figure>> {
-    let program = build().await?;
+    let program = example::build("outbox").await?;
     let mut figures = rates(&program, reports).await?;
     for (transport, settings) in [("quic", &[HEARTBEAT][..]), ("websocket", &[HEARTBEAT, WITHOUT_QUIC])] {
         let mut world = World::start(assets, 1).await?;
@@ -71,17 +71,6 @@ pub(super) async fn take(assets: &Assets, reports: u64) -> Result<Vec<Figure>> {
         figures.extend(world.end(measured.with_context(|| format!("over {transport}")))?);
     }
     Ok(figures)
-}
-
-async fn build() -> Result<PathBuf> {
-    let build = ["build", "--release", "-p", "edgecore", "--example", "outbox"];
-    let build = setup::cargo(&[&build[..], &["--message-format=json-render-diagnostics"]].concat());
-    let messages = during("building the example", output_async(build)).await?;
-    let path = messages.lines().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        message["executable"].as_str().map(PathBuf::from)
-    });
-    path.context("cargo built no example")
 }
 
 async fn rates(program: &Path, kept: u64) -> Result<Vec<Figure>> {

@@ -1,6 +1,6 @@
 //! Steps 3, 6 and 7: the edge node joins; edgecore is killed; the power fails.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
 use harness::{
@@ -36,6 +36,11 @@ pub(crate) async fn join(demo: &Demo, cloud: &Cloud, story: &mut Story) -> Resul
 }
 
 impl Node {
+    /// `--root-dir` of the join.
+    pub(crate) fn root(&self) -> &Path {
+        self.0.root()
+    }
+
     /// Step 6: `kill -9`, and a start with no cloud in reach.
     pub(crate) async fn survive_kill(
         &self,

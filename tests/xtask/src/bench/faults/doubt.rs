@@ -33,7 +33,7 @@ impl Node {
     pub(super) async fn join(world: &World, other: &Cloud, site: usize, seed: u64) -> Result<Self> {
         let wire = world.sites[site].wire(seed)?;
         let edge: Edge = world.join_several(site, &[&world.cloud, other], &[]).await?;
-        let wired = Wired::start(&world.cluster, &world.cloud, edge, wire, seed).await?;
+        let wired = Wired::start(&world.cluster, &[&world.cloud, other], edge, wire, seed).await?;
         Ok(Self { wired, site })
     }
 
@@ -41,24 +41,25 @@ impl Node {
     pub(super) async fn round(&self, world: &World, other: &Cloud) -> Result<[(&'static str, Duration); 3]> {
         let site = &world.sites[self.site];
         let through = async {
-            let forgotten = self.forgotten(world).await?;
-            let without_udp = self.without_udp(world, site).await?;
+            let forgotten = self.forgotten(world, other).await?;
+            let without_udp = self.without_udp(world, other, site).await?;
             let gone = self.gone(world, other, site).await?;
             anyhow::Ok([(FORGOTTEN, forgotten), (WITHOUT_UDP, without_udp), (GONE, gone)])
         };
         through.await.with_context(|| format!("{}: {}", self.wired.edge.name(), self.wired.wire.story()))
     }
 
-    async fn forgotten(&self, world: &World) -> Result<Duration> {
+    async fn forgotten(&self, world: &World, other: &Cloud) -> Result<Duration> {
         self.wired.wire.rebind();
         let begun = Instant::now();
         self.wired.change(&world.cluster).await?;
-        Ok(self.wired.until_changed(&world.cloud, LIMIT).await?.saturating_duration_since(begun))
+        let at = self.wired.until_changed_with(&[&world.cloud, other], LIMIT).await?;
+        Ok(at.saturating_duration_since(begun))
     }
 
-    async fn without_udp(&self, world: &World, site: &Site) -> Result<Duration> {
-        let took = self.spoken(world, site, &world.cloud, Terms { without_udp: true, ..Terms::default() });
-        let took = took.await?;
+    async fn without_udp(&self, world: &World, other: &Cloud, site: &Site) -> Result<Duration> {
+        let terms = Terms { without_udp: true, ..Terms::default() };
+        let took = self.spoken(world, site, &[&world.cloud, other], terms).await?;
         // QUIC is tried again after a minute; another process tries it at once.
         harness::process::kill9(self.wired.edge.pid()?)?;
         self.until_connected().await?;
@@ -71,18 +72,18 @@ impl Node {
         let (dead, alive) = if is_with { (&world.cloud, other) } else { (other, &world.cloud) };
         let endpoint = dead.endpoint(site);
         let (_, port) = endpoint.rsplit_once(':').context("an endpoint has a port")?;
-        self.spoken(world, site, alive, Terms { gone: Some(port.parse()?), ..Terms::default() }).await
+        self.spoken(world, site, &[alive], Terms { gone: Some(port.parse()?), ..Terms::default() }).await
     }
 
     /// From the moment on that the edge has something to say on a line like this.
-    async fn spoken(&self, world: &World, site: &Site, cloud: &Cloud, terms: Terms) -> Result<Duration> {
+    async fn spoken(&self, world: &World, site: &Site, clouds: &[&Cloud], terms: Terms) -> Result<Duration> {
         let pods: Api<Pod> = Api::default_namespaced(world.cluster.client());
         let (name, container) = self.speaker(&pods, site).await?;
         self.wired.wire.set(&terms);
         self.wired.change(&world.cluster).await?;
         site.ctr(&["task", "kill", "--signal", "SIGKILL", &container]).await?;
         let begun = Instant::now();
-        let at = self.wired.until_changed(cloud, LIMIT).await?;
+        let at = self.wired.until_changed_with(clouds, LIMIT).await?;
         self.wired.wire.heal();
         pods.delete(&name, &DeleteParams::default()).await?;
         wait::until("the pod gone", LIMIT, async || {

@@ -1,0 +1,361 @@
+//! One device: reads what is due, writes what is desired and not there, and reports what has changed.
+//!
+//! Level-triggered: what the device is to be is looked at again after each reading, so that a device that was away, was reset or was
+//! set by hand is set again. A device whose spec changes gets a new actor.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use proto::message::ReportKind;
+use runtime::backoff::Backoff;
+use serde_json::json;
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    device::{Device, unix_ms},
+    driver::{Driver, Heard, Reading},
+    events,
+    gathered::Gathered,
+    push::{Push, Sample},
+    twin::{State, UnixMs},
+};
+use crate::{
+    edgehub::{HubState, next_session},
+    metamanager::{Store, StoreError},
+};
+
+/// Properties that are due so soon are read with those that are due now.
+const SLACK: Duration = Duration::from_millis(5);
+/// A device of which nothing changes says so often that it is there.
+const LIVENESS: Duration = Duration::from_mins(5);
+/// Never.
+const NEVER: Duration = Duration::from_hours(24 * 365 * 10);
+/// While the store takes nothing.
+const STORE_RETRY: Duration = Duration::from_secs(2);
+
+pub(super) struct Actor<D> {
+    device: Arc<Device>,
+    driver: D,
+    store: Store,
+    hub: watch::Receiver<HubState>,
+    /// By the property's position.
+    schedule: Vec<Schedule>,
+    /// Between attempts to reach a device that does not answer.
+    absence: Backoff,
+    /// When to report, if there is anything to say.
+    report_at: Option<Instant>,
+    reported_at: Instant,
+    /// The session in which it was reported last.
+    session: u64,
+    /// Events that are not kept yet.
+    happened: Vec<Bytes>,
+    push: Push,
+}
+
+struct Schedule {
+    read_at: Instant,
+    /// It has been read, or refused to be, since the actor began: a kept value may be old.
+    is_known: bool,
+    write_at: Option<Instant>,
+    writes: Backoff,
+    /// Of a property whose readings become fewer.
+    gathered: Gathered,
+    /// Not before this a reading is pushed again.
+    push_at: Instant,
+}
+
+impl<D: Driver> Actor<D> {
+    pub(super) fn new(
+        device: Arc<Device>,
+        driver: D,
+        store: Store,
+        hub: watch::Receiver<HubState>,
+        push: Push,
+    ) -> Self {
+        let now = Instant::now();
+        let schedule = device
+            .spec
+            .properties
+            .iter()
+            .map(|_| Schedule {
+                read_at: if D::IS_ASKED { now } else { now + NEVER },
+                is_known: !D::IS_ASKED,
+                // What is desired does not wait for a reading that does not come.
+                write_at: (!D::IS_ASKED).then_some(now),
+                writes: Backoff::new(Duration::from_secs(1), Duration::from_mins(1)),
+                gathered: Gathered::new(now),
+                push_at: now,
+            })
+            .collect();
+        Self {
+            device,
+            driver,
+            store,
+            hub,
+            schedule,
+            absence: Backoff::new(Duration::from_secs(1), Duration::from_secs(15)),
+            report_at: None,
+            reported_at: now,
+            session: 0,
+            happened: Vec::new(),
+            push,
+        }
+    }
+
+    /// Until it is dropped.
+    pub(super) async fn run(mut self) {
+        loop {
+            let next = self.next();
+            tokio::select! {
+                () = time::sleep_until(next) => {}
+                // Something else is desired.
+                () = self.device.poked() => {
+                    for schedule in &mut self.schedule {
+                        schedule.write_at = None;
+                    }
+                    self.report_at = Some(Instant::now());
+                }
+                heard = self.driver.heard() => self.take_heard(heard),
+                session = next_session(&mut self.hub, self.session) => {
+                    self.session = session;
+                    // What the cloud may have missed.
+                    self.report_at = Some(Instant::now());
+                }
+            }
+            self.read_due().await;
+            self.write_due().await;
+            self.report_due().await;
+        }
+    }
+
+    fn next(&self) -> Instant {
+        let live = self.reported_at + LIVENESS;
+        let times = self.schedule.iter().flat_map(|one| [Some(one.read_at), one.write_at]);
+        times.chain([self.report_at]).flatten().min().unwrap_or(live).min(live)
+    }
+
+    async fn read_due(&mut self) {
+        let now = Instant::now();
+        if !self.schedule.iter().any(|one| one.read_at <= now) {
+            return;
+        }
+        let due: Vec<usize> =
+            (0..self.schedule.len()).filter(|&at| self.schedule[at].read_at <= now + SLACK).collect();
+        for &at in &due {
+            let cycle = self.device.spec.properties[at].collect;
+            let next = self.schedule[at].read_at + cycle;
+            // What was missed is not made up for.
+            self.schedule[at].read_at = if next > now { next } else { now + cycle };
+        }
+        let readings = self.driver.read(&due).await;
+        self.take(readings);
+    }
+
+    fn take_heard(&mut self, Heard { readings, state }: Heard) {
+        self.take(readings);
+        if let Some(state) = state {
+            let before = {
+                let mut twin = self.device.twin();
+                twin.absence = None;
+                if state == State::Online {
+                    twin.last_online = Some(unix_ms());
+                }
+                std::mem::replace(&mut twin.state, state)
+            };
+            if before != state {
+                info!(device = %self.device.spec.key, state = state.name(), "device has said how it is");
+                match state {
+                    State::Online if before != State::Unknown => {
+                        self.happened.push(events::online(&self.device.spec));
+                    }
+                    State::Offline => {
+                        self.happened.push(events::offline(&self.device.spec, "it has said so"));
+                    }
+                    _ => {}
+                }
+                self.device.touch();
+                self.say_by(Instant::now());
+            }
+        }
+    }
+
+    fn take(&mut self, readings: Vec<Reading>) {
+        let (mut answered, mut absent) = (false, None);
+        let now = unix_ms();
+        let device = Arc::clone(&self.device);
+        for (at, reading) in readings {
+            let (Some(property), Some(schedule)) =
+                (device.spec.properties.get(at), self.schedule.get_mut(at))
+            else {
+                continue;
+            };
+            let is_news = match reading {
+                Ok(value) => {
+                    answered = true;
+                    schedule.is_known = true;
+                    let value = match property.aggregation {
+                        None => Some(value),
+                        Some(aggregation) => {
+                            schedule.gathered.take(aggregation, property.kind, value, Instant::now())
+                        }
+                    };
+                    if let (Some(value), Some(target)) = (&value, &property.push)
+                        && schedule.push_at <= Instant::now()
+                    {
+                        schedule.push_at = Instant::now() + property.report;
+                        let (property, value) = (property.name.clone(), value.to_string().into());
+                        self.push.put(target, Sample { property, value, at: now });
+                    }
+                    value.is_some_and(|value| device.twin().observe(property, &value, now))
+                }
+                Err(trouble) if trouble.is_offline => {
+                    absent = Some(trouble.reason);
+                    continue;
+                }
+                Err(trouble) => {
+                    answered = true;
+                    schedule.is_known = true;
+                    device.twin().miss(property, &trouble.reason)
+                }
+            };
+            if is_news {
+                device.touch();
+            }
+            if is_news && property.to_cloud {
+                let due = self.reported_at + property.report;
+                self.say_by(due);
+            }
+        }
+        match absent {
+            // Answers to some requests and not to others are no absence.
+            Some(reason) if !answered => self.note_absence(&reason),
+            _ if answered => self.note_presence(now),
+            _ => {}
+        }
+    }
+
+    fn note_absence(&mut self, reason: &str) {
+        let again = Instant::now() + self.absence.next_delay();
+        for schedule in &mut self.schedule {
+            schedule.read_at = schedule.read_at.max(again);
+            // It may be another when it comes back.
+            schedule.is_known = false;
+        }
+        let before = {
+            let mut twin = self.device.twin();
+            twin.absence = Some(reason.into());
+            std::mem::replace(&mut twin.state, State::Offline)
+        };
+        if before != State::Offline {
+            warn!(device = %self.device.spec.key, reason, "device is offline");
+            self.happened.push(events::offline(&self.device.spec, reason));
+            self.say_by(Instant::now());
+        }
+    }
+
+    fn note_presence(&mut self, now: UnixMs) {
+        self.absence.reset();
+        let before = {
+            let mut twin = self.device.twin();
+            twin.absence = None;
+            twin.last_online = Some(now);
+            std::mem::replace(&mut twin.state, State::Online)
+        };
+        if before != State::Online {
+            info!(device = %self.device.spec.key, "device is online");
+            // Its first answer after a start of edgecore is no news.
+            if before != State::Unknown {
+                self.happened.push(events::online(&self.device.spec));
+            }
+            self.say_by(Instant::now());
+        }
+    }
+
+    /// Writes each value that is to be there and is not, and reads it back.
+    async fn write_due(&mut self) {
+        let device = Arc::clone(&self.device);
+        for (at, property) in device.spec.properties.iter().enumerate() {
+            if !self.schedule[at].is_known {
+                continue;
+            }
+            let wanted = device.twin().wanted(property);
+            let value = match wanted {
+                Some(Ok(value)) => value,
+                refused => {
+                    let reason = refused.and_then(Result::err);
+                    self.schedule[at].write_at = None;
+                    self.schedule[at].writes.reset();
+                    if device.twin().note_write(property, reason.as_deref()) {
+                        self.say_by(Instant::now());
+                    }
+                    continue;
+                }
+            };
+            if self.schedule[at].write_at.is_some_and(|again| again > Instant::now()) {
+                continue;
+            }
+            let outcome = self.driver.write(at, &value).await;
+            let error = match outcome {
+                Ok(()) => {
+                    let readings = self.driver.read(&[at]).await;
+                    self.take(readings);
+                    let is_there = device.twin().wanted(property).is_none();
+                    (!is_there).then(|| "the device took the value, and does not have it".to_owned())
+                }
+                Err(trouble) => Some(trouble.reason),
+            };
+            debug!(device = %device.spec.key, property = %property.name, error, "desired value written");
+            let schedule = &mut self.schedule[at];
+            schedule.write_at = error.is_some().then(|| Instant::now() + schedule.writes.next_delay());
+            device.twin().note_write(property, error.as_deref());
+            device.touch();
+            // Somebody waits to see it.
+            self.say_by(Instant::now());
+        }
+    }
+
+    fn say_by(&mut self, due: Instant) {
+        self.report_at = Some(self.report_at.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    async fn report_due(&mut self) {
+        let now = Instant::now();
+        let is_alive = self.device.twin().state == State::Online && now >= self.reported_at + LIVENESS;
+        if self.report_at.is_none_or(|due| due > now) && !is_alive {
+            if now >= self.reported_at + LIVENESS {
+                self.reported_at = now;
+            }
+            return;
+        }
+        let happened = std::mem::take(&mut self.happened);
+        match self.report(happened).await {
+            Ok(()) => (self.report_at, self.reported_at) = (None, now),
+            Err(error) => {
+                debug!(device = %self.device.spec.key, error = %runtime::chain(&error), "a twin is not kept yet");
+                self.report_at = Some(now + STORE_RETRY);
+            }
+        }
+    }
+
+    /// An event that is not kept is lost: the status says the same.
+    async fn report(&self, happened: Vec<Bytes>) -> Result<(), StoreError> {
+        let spec = &self.device.spec;
+        let payload = json!({"uid": spec.uid, "status": self.device.status()}).to_string();
+        let events = happened.into_iter().map(|event| self.store.report(ReportKind::Event, &spec.key, event));
+        // All in one group.
+        let (kept, reported, events) = tokio::join!(
+            self.device.keep(&self.store),
+            self.store.report(ReportKind::DeviceStatus, &spec.key, Bytes::from(payload)),
+            join_all(events),
+        );
+        for failure in events.into_iter().filter_map(Result::err) {
+            warn!(device = %spec.key, error = %runtime::chain(&failure), "an event is lost");
+        }
+        kept.and(reported.map(drop))
+    }
+}

@@ -1,0 +1,79 @@
+//! Readings that a Device has pushed elsewhere.
+
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::wait;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Collected, Empty};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::timeout};
+
+use crate::{
+    app::App,
+    framed,
+    node::{Node, SOON},
+};
+
+/// A collector at this address, and what it is sent.
+pub(crate) async fn collector(at: SocketAddr) -> Result<(JoinSet<()>, mpsc::Receiver<String>)> {
+    let (say, heard) = mpsc::channel(100);
+    let listener = TcpListener::bind(at).await?;
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let say = say.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let say = say.clone();
+                async move {
+                    let path = request.uri().path().to_owned();
+                    let body =
+                        request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+                    drop(say.send(format!("{path} {}", String::from_utf8_lossy(&body))).await);
+                    Ok::<_, Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
+                }
+            });
+            drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+        }
+    });
+    Ok((task, heard))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_takes_waits_over_a_restart() -> Result<()> {
+    framed(async |run| {
+        let at = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let node = Node::start(run)?;
+        let model = json!({"properties": [{"name": "level", "type": "INT"}]});
+        let device = json!({"deviceModelRef": {"name": "tank"}, "protocol": {"protocolName": "sonar"},
+            "properties": [{"name": "level", "reportCycle": 10, "pushMethod": {"http": {
+                "hostName": "http://127.0.0.1", "port": at.port(), "requestPath": "/in", "timeout": 2}}}]});
+        node.put("DeviceModel", "tank", &model).await?;
+        node.put("Device", "tank", &device).await?;
+        let mut mapper = App::start("mapper", node.mqtt_port(), &["$hw/events/device/#"]).await?;
+        for level in ["1", "2", "3"] {
+            let update = json!({"event_id": level, "twin": {"level": {"actual": {"value": level}}}});
+            wait::until("the device is known", SOON, async || {
+                let answer = mapper.ask("$hw/events/device/default/tank/twin/update", &update).await?;
+                ensure!(answer.get("code").is_none(), "{answer}");
+                Ok::<_, anyhow::Error>(())
+            })
+            .await?;
+            node.until_reported("tank", "level", level).await?;
+        }
+        node.end().await?;
+        let (_serving, mut heard) = collector(at).await?;
+        let _node = Node::start(run)?;
+        for level in ["1", "2", "3"] {
+            let sent = timeout(SOON, heard.recv()).await?.context("the collector has ended")?;
+            ensure!(sent.starts_with(&format!("/in level={level}&time=20")), "{sent}");
+        }
+        Ok(())
+    })
+    .await
+}
