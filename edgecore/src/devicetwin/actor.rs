@@ -22,7 +22,7 @@ use super::{
     events,
     gathered::Gathered,
     push::{Push, Sample},
-    twin::{State, UnixMs},
+    twin::State,
 };
 use crate::{
     edgehub::{HubState, next_session},
@@ -159,29 +159,43 @@ impl<D: Driver> Actor<D> {
     fn take_heard(&mut self, Heard { readings, state }: Heard) {
         self.take(readings);
         if let Some(state) = state {
-            let before = {
-                let mut twin = self.device.twin();
-                twin.absence = None;
-                if state == State::Online {
-                    twin.last_online = Some(unix_ms());
+            self.turn(state, None);
+        }
+    }
+
+    /// The device is so now. `reason` is why it is away, unless it has said so itself.
+    fn turn(&mut self, state: State, reason: Option<&str>) {
+        let before = {
+            let mut twin = self.device.twin();
+            twin.absence = reason.map(Into::into);
+            if state == State::Online {
+                twin.last_online = Some(unix_ms());
+            }
+            std::mem::replace(&mut twin.state, state)
+        };
+        if before == state {
+            return;
+        }
+        let spec = &self.device.spec;
+        match state {
+            State::Online => {
+                info!(device = %spec.key, "device is online");
+                // Its first answer after a start of edgecore is no news.
+                if before != State::Unknown {
+                    self.happened.push(events::online(spec));
                 }
-                std::mem::replace(&mut twin.state, state)
-            };
-            if before != state {
-                info!(device = %self.device.spec.key, state = state.name(), "device has said how it is");
-                match state {
-                    State::Online if before != State::Unknown => {
-                        self.happened.push(events::online(&self.device.spec));
-                    }
-                    State::Offline => {
-                        self.happened.push(events::offline(&self.device.spec, "it has said so"));
-                    }
-                    _ => {}
-                }
-                self.device.touch();
-                self.say_by(Instant::now());
+            }
+            State::Offline => {
+                let reason = reason.unwrap_or("it has said so");
+                warn!(device = %spec.key, reason, "device is offline");
+                self.happened.push(events::offline(spec, reason));
+            }
+            State::Unknown | State::Unhealthy => {
+                info!(device = %spec.key, state = state.name(), "device has said how it is");
             }
         }
+        self.device.touch();
+        self.say_by(Instant::now());
     }
 
     fn take(&mut self, readings: Vec<Reading>) {
@@ -234,7 +248,10 @@ impl<D: Driver> Actor<D> {
         match absent {
             // Answers to some requests and not to others are no absence.
             Some(reason) if !answered => self.note_absence(&reason),
-            _ if answered => self.note_presence(now),
+            _ if answered => {
+                self.absence.reset();
+                self.turn(State::Online, None);
+            }
             _ => {}
         }
     }
@@ -246,34 +263,7 @@ impl<D: Driver> Actor<D> {
             // It may be another when it comes back.
             schedule.is_known = false;
         }
-        let before = {
-            let mut twin = self.device.twin();
-            twin.absence = Some(reason.into());
-            std::mem::replace(&mut twin.state, State::Offline)
-        };
-        if before != State::Offline {
-            warn!(device = %self.device.spec.key, reason, "device is offline");
-            self.happened.push(events::offline(&self.device.spec, reason));
-            self.say_by(Instant::now());
-        }
-    }
-
-    fn note_presence(&mut self, now: UnixMs) {
-        self.absence.reset();
-        let before = {
-            let mut twin = self.device.twin();
-            twin.absence = None;
-            twin.last_online = Some(now);
-            std::mem::replace(&mut twin.state, State::Online)
-        };
-        if before != State::Online {
-            info!(device = %self.device.spec.key, "device is online");
-            // Its first answer after a start of edgecore is no news.
-            if before != State::Unknown {
-                self.happened.push(events::online(&self.device.spec));
-            }
-            self.say_by(Instant::now());
-        }
+        self.turn(State::Offline, Some(reason));
     }
 
     /// Writes each value that is to be there and is not, and reads it back.

@@ -7,8 +7,8 @@ use std::{
 
 use crds::devices::keys::SPEC_TIME_ANNOTATION;
 use crds::devices::v1beta1::{
-    self, AccessMode, AggregationFunction, DeviceModelSpec, DeviceProperty, ModelProperty, PropertyType,
-    Protocol, overlaid,
+    self, AccessMode, AggregationFunction, DeviceMethod, DeviceModelSpec, DeviceProperty, ModelProperty,
+    PropertyType, Protocol, PushMethod, overlaid,
 };
 use jiff::Timestamp;
 use proto::{Object, ResourceKey};
@@ -38,6 +38,8 @@ pub(super) struct DeviceSpec {
     pub(super) protocol: Box<str>,
     pub(super) connection: Map<String, Json>,
     pub(super) properties: Vec<Property>,
+    /// For its mapper.
+    pub(super) methods: Vec<DeviceMethod>,
     /// Properties that cannot be driven, and why.
     pub(super) refused: Vec<(Box<str>, String)>,
 }
@@ -55,6 +57,8 @@ pub(super) struct Property {
     pub(super) aggregation: Option<Aggregation>,
     /// Where its readings go as well.
     pub(super) push: Option<Target>,
+    /// Where its mapper puts them: what of `pushMethod` edgecore does not do itself.
+    pub(super) mapper_push: Option<Box<PushMethod>>,
     /// As it is written; not checked.
     pub(super) desired: Option<Box<str>>,
     pub(super) visitor: Map<String, Json>,
@@ -144,6 +148,7 @@ impl RawDevice {
             protocol: protocol.to_lowercase().into(),
             connection: overlaid(model.protocol_config_data, config_data),
             properties,
+            methods: spec.methods,
             refused,
         })
     }
@@ -216,9 +221,15 @@ fn combined(model: &ModelProperty, device: &DeviceProperty) -> Result<Property, 
         deadband: deadband(model, device)?,
         aggregation: aggregation(model, device)?,
         push: device.push_method.as_ref().map(Target::parse).transpose()?.flatten(),
+        mapper_push: device.push_method.as_ref().and_then(mapper_push),
         desired: device.desired.as_ref().map(|desired| desired.value.as_str().into()),
         visitor: overlaid(visitor(&model.visitors), visitor(&device.visitors)),
     })
+}
+
+fn mapper_push(method: &PushMethod) -> Option<Box<PushMethod>> {
+    let rest = PushMethod { http: None, mqtt: None, ..method.clone() };
+    (rest != PushMethod::default()).then(|| Box::new(rest))
 }
 
 /// What is set is compared with what is reported, which has to be what the device says then.

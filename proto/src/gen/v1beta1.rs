@@ -149,12 +149,18 @@ pub struct CustomizedValue {
         ::prost_types::Any,
     >,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PushMethod {
     #[prost(message, optional, tag = "1")]
     pub http: ::core::option::Option<PushMethodHttp>,
     #[prost(message, optional, tag = "2")]
     pub mqtt: ::core::option::Option<PushMethodMqtt>,
+    #[prost(message, optional, tag = "3")]
+    pub db_method: ::core::option::Option<DbMethod>,
+    #[prost(message, optional, tag = "4")]
+    pub otel: ::core::option::Option<PushMethodOtel>,
+    #[prost(message, optional, tag = "5")]
+    pub anomaly_detection: ::core::option::Option<AnomalyDetection>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PushMethodHttp {
@@ -177,6 +183,100 @@ pub struct PushMethodMqtt {
     pub qos: i32,
     #[prost(bool, tag = "4")]
     pub retained: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PushMethodOtel {
+    #[prost(string, tag = "1")]
+    pub endpoint_url: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AnomalyDetection {
+    #[prost(map = "string, message", tag = "1")]
+    pub data: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost_types::Any,
+    >,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DbMethod {
+    #[prost(message, optional, tag = "1")]
+    pub influxdb2: ::core::option::Option<DbMethodInfluxdb2>,
+    #[prost(message, optional, tag = "2")]
+    pub redis: ::core::option::Option<DbMethodRedis>,
+    #[prost(message, optional, tag = "3")]
+    pub tdengine: ::core::option::Option<DbMethodTdEngine>,
+    #[prost(message, optional, tag = "4")]
+    pub mysql: ::core::option::Option<DbMethodMySql>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DbMethodInfluxdb2 {
+    #[prost(message, optional, tag = "1")]
+    pub influxdb2_client_config: ::core::option::Option<Influxdb2ClientConfig>,
+    #[prost(message, optional, tag = "2")]
+    pub influxdb2_data_config: ::core::option::Option<Influxdb2DataConfig>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Influxdb2ClientConfig {
+    #[prost(string, tag = "1")]
+    pub url: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub org: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub bucket: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Influxdb2DataConfig {
+    #[prost(string, tag = "1")]
+    pub measurement: ::prost::alloc::string::String,
+    #[prost(map = "string, string", tag = "2")]
+    pub tag: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(string, tag = "3")]
+    pub field_key: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DbMethodRedis {
+    #[prost(message, optional, tag = "1")]
+    pub redis_client_config: ::core::option::Option<RedisClientConfig>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RedisClientConfig {
+    #[prost(string, tag = "1")]
+    pub addr: ::prost::alloc::string::String,
+    #[prost(int32, tag = "2")]
+    pub db: i32,
+    #[prost(int32, tag = "3")]
+    pub poolsize: i32,
+    #[prost(int32, tag = "4")]
+    pub min_idle_conns: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DbMethodTdEngine {
+    #[prost(message, optional, tag = "1")]
+    pub td_engine_client_config: ::core::option::Option<TdEngineClientConfig>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TdEngineClientConfig {
+    #[prost(string, tag = "1")]
+    pub addr: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub dbname: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DbMethodMySql {
+    #[prost(message, optional, tag = "1")]
+    pub mysql_client_config: ::core::option::Option<MySqlClientConfig>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MySqlClientConfig {
+    #[prost(string, tag = "1")]
+    pub addr: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub database: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub user_name: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeviceStatus {

@@ -4,7 +4,13 @@ use std::collections::HashMap;
 
 use crds::devices::{
     keys::MODEL,
-    v1beta1::{AccessMode, DeviceModelSpec},
+    v1beta1::{
+        AccessMode, DeviceMethod, DeviceModelSpec, PushMethod,
+        push::{
+            DbMethod, Influxdb2, Influxdb2Data, MySql, MySqlClient, Redis, RedisClient, TdEngine,
+            TdEngineClient,
+        },
+    },
 };
 use prost::Message as _;
 use prost_types::Any;
@@ -42,7 +48,7 @@ pub(super) fn described(
                 config_data: Some(customized(&spec.connection)),
             }),
             properties: spec.properties.iter().map(|one| property(one, &twin, protocol)).collect(),
-            methods: Vec::new(),
+            methods: spec.methods.iter().map(method).collect(),
         }),
         status: None,
     };
@@ -72,7 +78,62 @@ fn property(property: &Property, twin: &Twin, protocol: &str) -> api::DeviceProp
         report_cycle: millis(property.report),
         collect_cycle: millis(property.collect),
         report_to_cloud: property.to_cloud,
-        push_method: None,
+        push_method: property.mapper_push.as_deref().map(push_method),
+    }
+}
+
+fn method(method: &DeviceMethod) -> api::DeviceMethod {
+    let DeviceMethod { name, description, property_names } = method.clone();
+    api::DeviceMethod { name, description, property_names }
+}
+
+/// Without HTTP and MQTT, over which edgecore pushes what the mapper reports: so it waits on the disk while nobody takes it.
+fn push_method(method: &PushMethod) -> api::PushMethod {
+    let PushMethod { http: _, mqtt: _, otel, db_method, anomaly_detection } = method;
+    let is_watched = !anomaly_detection.is_empty();
+    api::PushMethod {
+        http: None,
+        mqtt: None,
+        db_method: db_method.clone().map(db_method_of),
+        otel: otel.clone().map(|otel| api::PushMethodOtel { endpoint_url: otel.endpoint_url }),
+        anomaly_detection: is_watched
+            .then(|| api::AnomalyDetection { data: customized(anomaly_detection).data }),
+    }
+}
+
+fn db_method_of(DbMethod { influxdb2, redis, tdengine, mysql }: DbMethod) -> api::DbMethod {
+    api::DbMethod {
+        influxdb2: influxdb2.map(
+            |Influxdb2 { influxdb2_client_config: client, influxdb2_data_config: data }| {
+                let Influxdb2Data { measurement, tag, field_key } = data;
+                api::DbMethodInfluxdb2 {
+                    influxdb2_client_config: Some(api::Influxdb2ClientConfig {
+                        url: client.url,
+                        org: client.org,
+                        bucket: client.bucket,
+                    }),
+                    influxdb2_data_config: Some(api::Influxdb2DataConfig {
+                        measurement,
+                        tag: tag.into_iter().collect(),
+                        field_key,
+                    }),
+                }
+            },
+        ),
+        redis: redis.map(
+            |Redis { redis_client_config: RedisClient { addr, db, poolsize, min_idle_conns } }| {
+                let client = api::RedisClientConfig { addr, db, poolsize, min_idle_conns };
+                api::DbMethodRedis { redis_client_config: Some(client) }
+            },
+        ),
+        tdengine: tdengine.map(|TdEngine { client_config: TdEngineClient { addr, db_name } }| {
+            let client = api::TdEngineClientConfig { addr, dbname: db_name };
+            api::DbMethodTdEngine { td_engine_client_config: Some(client) }
+        }),
+        mysql: mysql.map(|MySql { mysql_client_config: MySqlClient { addr, database, user_name } }| {
+            let client = api::MySqlClientConfig { addr, database, user_name };
+            api::DbMethodMySql { mysql_client_config: Some(client) }
+        }),
     }
 }
 

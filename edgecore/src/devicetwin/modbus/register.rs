@@ -446,6 +446,7 @@ mod tests {
             deadband: None,
             aggregation: None,
             push: None,
+            mapper_push: None,
             desired: None,
             visitor,
         }

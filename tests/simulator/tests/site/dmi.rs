@@ -156,6 +156,13 @@ fn desired(device: &api::Device) -> Option<&str> {
     Some(&device.spec.as_ref()?.properties.first()?.desired.as_ref()?.value)
 }
 
+/// Its first method, and the Redis that its first property is to go to.
+fn passed_on(device: &api::Device) -> Option<(&str, &str)> {
+    let spec = device.spec.as_ref()?;
+    let database = spec.properties.first()?.push_method.as_ref()?.db_method.as_ref()?;
+    Some((&spec.methods.first()?.name, &database.redis.as_ref()?.redis_client_config.as_ref()?.addr))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mapper_registers_and_is_told_what_it_does_not_know() -> Result<()> {
     framed(async |run| {
@@ -163,7 +170,9 @@ async fn a_mapper_registers_and_is_told_what_it_does_not_know() -> Result<()> {
             json!({"properties": [{"name": "level", "type": "INT", "minimum": "0", "maximum": "100"}]});
         let mut device = json!({"deviceModelRef": {"name": "lamp"},
             "protocol": {"protocolName": "bacnet", "configData": {"ip": "192.0.2.1", "port": 47808}},
+            "methods": [{"name": "dim", "propertyNames": ["level"]}],
             "properties": [{"name": "level", "reportCycle": 100, "desired": {"value": "40"},
+                "pushMethod": {"dbMethod": {"redis": {"redisClientConfig": {"addr": "db:6379", "poolsize": 2}}}},
                 "visitors": {"protocolName": "bacnet", "configData": {"object": "AV1"}}}]});
         let node = Node::start(run)?;
         node.put("DeviceModel", "lamp", &model).await?;
@@ -184,6 +193,7 @@ async fn a_mapper_registers_and_is_told_what_it_does_not_know() -> Result<()> {
         let told = [next(&mut calls).await?, next(&mut calls).await?];
         ensure!(matches!(&told[0], Call::Model(model) if model.name == "lamp"), "{told:?}");
         ensure!(matches!(&told[1], Call::Register(device) if desired(device) == Some("40")), "{told:?}");
+        ensure!(passed_on(&given.device_list[0]) == Some(("dim", "db:6379")), "{given:?}");
 
         let reported = api::TwinProperty { value: "40".to_owned(), ..Default::default() };
         let twin =
