@@ -3,6 +3,7 @@
 //!
 //! Types, defaults and checks only: nothing here reads a file, a socket or a clock.
 
+pub mod broker;
 pub mod componentconfig;
 pub mod devices;
 pub mod generated;

@@ -26,7 +26,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
-    devicetwin::{DeviceTwin, Devices, Dmi},
+    devicetwin::{DeviceTwin, Devices, DevicesConfig, Dmi},
     doors::{self, Doors},
     edged::Edged,
     edgehub::{EdgeHub, HubState, LinkUse, Renewal},
@@ -112,12 +112,13 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     let (hub, state) = EdgeHub::new(hub, store.clone(), asked)?;
     let (streams, opened) = mpsc::channel(edgestream::WAITING);
     let hub = if serve_streams { hub.serving(streams) } else { hub };
+    let clock = Arc::clone(hub.clock());
     let renewal = Renewal {
         node: node.clone(),
         identity,
         asks: asks.clone(),
         hub: state.clone(),
-        clock: Arc::clone(hub.clock()),
+        clock: Arc::clone(&clock),
     };
     let mut registry = Registry::default();
     metrics::register(&mut registry, store.clone(), state.clone());
@@ -127,7 +128,10 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
         std::fs::create_dir_all(directory)
             .with_context(|| format!("failed to make {} for the admin socket", directory.display()))?;
     }
-    let devices = devices.map(|devices| DeviceTwin::new(devices, store.clone(), state.clone()));
+    let devices = devices.map(|devices| {
+        let devices = DevicesConfig { access: devices.access.at(&clock), ..devices };
+        DeviceTwin::new(devices, store.clone(), state.clone())
+    });
     let known = devices.as_ref().map(DeviceTwin::devices);
     if let Some(known) = known.clone() {
         registry.register_collector(Box::new(known.clone()));
@@ -143,7 +147,9 @@ async fn serve(config: Config, log_level: LogLevel, stop: &CancellationToken) ->
     let door_to_broker = mqtt.first().and_then(Place::door);
     let buses: Vec<EventBus> = known
         .iter()
-        .flat_map(|known| mqtt.iter().map(|place| EventBus::new(place.clone(), node.clone(), known.clone())))
+        .flat_map(|known| {
+            mqtt.iter().map(|place| EventBus::new(place.clone().at(&clock), node.clone(), known.clone()))
+        })
         .collect();
     if let Some(known) = known {
         admin = admin.taking("/devices", set_device(known));

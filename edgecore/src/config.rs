@@ -1,22 +1,26 @@
 //! The configuration as the components take it, made once from the file's types. The file is taken apart with no `..`, so
 //! that a new key does not compile until something uses it.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use crds::componentconfig::{
-    LogFormat as RawLogFormat,
-    edgecore::{
-        CgroupDriver, CommonConfig, Database, EdgeCoreConfig, EdgeHub, EdgeHubQuic, EdgeHubWebSocket,
-        EdgeStream, Edged, Modules, MonitorServer,
+use crds::{
+    broker::BrokerAddress,
+    componentconfig::{
+        LogFormat as RawLogFormat,
+        edgecore::{
+            CgroupDriver, CommonConfig, Database, EdgeCoreConfig, EdgeHub, EdgeHubQuic, EdgeHubWebSocket,
+            EdgeStream, Edged, EventBusTls, Modules, MonitorServer,
+        },
     },
 };
-use runtime::telemetry::LogFormat;
+use runtime::{telemetry::LogFormat, tls::Trust};
 
 use crate::{
-    devicetwin::{BusAddress, DevicesConfig, OwnBroker},
+    access::{Access, ExternalBroker, OwnBroker},
+    devicetwin::{BusAddress, DevicesConfig},
     edged::{EdgedConfig, node_status::NodeStatusConfig},
     edgehub::{HubConfig, IdentityPaths},
-    eventbus::{BrokerSettings, BrokerUsers, ExternalBroker, Place, own_login},
+    eventbus::{BrokerSettings, BrokerUsers, Place, own_login},
 };
 
 /// Between attempts to get through with QUIC while the WebSocket does: what blocks UDP for a minute may do so for months, and
@@ -127,21 +131,31 @@ impl From<EdgeCoreConfig> for Config {
             queue: usize::try_from(event_bus.mqtt_session_queue_size).unwrap_or(usize::MAX),
             users,
         });
-        let external = event_bus.external().map(|(host, port)| ExternalBroker {
-            host,
-            port,
+        let file = |path: String| (!path.is_empty()).then(|| PathBuf::from(path));
+        let EventBusTls { enable: _, ca_file, cert_file, private_key_file } = event_bus.tls.clone();
+        let external = event_bus.external().map(|address| ExternalBroker {
+            address,
             login: Some((event_bus.mqtt_username, event_bus.mqtt_password))
                 .filter(|(user, _)| !user.is_empty()),
+            trust: Trust {
+                ca_file: file(ca_file),
+                identity: file(cert_file).zip(file(private_key_file)),
+                clock: Arc::default(),
+            },
         });
         let usual_broker = match (&broker, &external) {
-            (Some(own), _) => Some(own.listen.to_string()),
-            (None, Some(external)) => Some(format!("{}:{}", external.host, external.port)),
-            (None, None) => None,
+            (Some(own), _) => Some(BrokerAddress::from(own.listen)),
+            (None, external) => external.as_ref().map(|external| external.address.clone()),
         };
         let own_broker = broker.as_ref().and_then(|broker| {
             let users = broker.users.as_ref()?;
             Some(OwnBroker { listen: broker.listen, login: users.own.clone() })
         });
+        let access = Access {
+            own: own_broker,
+            external: external.clone(),
+            trust: Trust { ca_file: file(device_twin.ca_file), ..Trust::default() },
+        };
         let mqtt = broker.map(Place::Own).into_iter().chain(external.map(Place::External)).collect();
         Self {
             log_level,
@@ -193,7 +207,7 @@ impl From<EdgeCoreConfig> for Config {
             devices: device_twin.enable.then(|| DevicesConfig {
                 modbus: BusAddress::of_node(&device_twin.modbus),
                 broker: usual_broker,
-                own_broker,
+                access,
             }),
             mqtt,
             dmi_socket: device_twin.enable.then_some(paths.dmi_socket),

@@ -15,7 +15,6 @@ mod handle;
 mod metrics;
 mod modbus;
 mod mqtt;
-mod own_broker;
 mod push;
 mod rules;
 mod simulated;
@@ -30,6 +29,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use crds::broker::BrokerAddress;
 use crds::devices::{
     keys::{DEVICE, MODEL},
     value,
@@ -63,9 +63,9 @@ pub use self::{
     dmi::Dmi,
     handle::{Devices, Member, PropertyView},
     modbus::{BusAddress, SerialLine},
-    own_broker::OwnBroker,
 };
 use crate::{
+    access::Access,
     edgehub::{HubState, next_session},
     metamanager::{Store, StoreError},
 };
@@ -78,10 +78,9 @@ const RETRY: Duration = Duration::from_secs(2);
 pub struct DevicesConfig {
     /// The bus of Modbus devices that name no address.
     pub modbus: Option<BusAddress>,
-    /// The broker of MQTT devices that name none, HOST:PORT.
-    pub broker: Option<String>,
-    /// `None`: there is none, or nobody has to log in there.
-    pub own_broker: Option<OwnBroker>,
+    /// The broker of MQTT devices that name none, and of rules.
+    pub broker: Option<BrokerAddress>,
+    pub access: Access,
 }
 
 /// Keeps an actor for each device.
@@ -112,7 +111,7 @@ struct Driven {
 
 impl DeviceTwin {
     pub fn new(config: DevicesConfig, store: Store, hub: watch::Receiver<HubState>) -> Self {
-        let pusher = Pusher::new(store.clone(), config.own_broker.clone());
+        let pusher = Pusher::new(store.clone(), config.access.clone());
         Self {
             config,
             handle: Devices::new(store.clone()),
@@ -129,8 +128,8 @@ impl DeviceTwin {
 
     /// To be run beside it.
     pub fn rules(&self) -> Rules {
-        let DevicesConfig { modbus: _, broker, own_broker } = &self.config;
-        Rules::new(self.store.clone(), self.handle.clone(), broker.clone(), own_broker.clone())
+        let DevicesConfig { modbus: _, broker, access } = &self.config;
+        Rules::new(self.store.clone(), self.handle.clone(), broker.clone(), access.clone())
     }
 
     /// For the rest of the process.
@@ -262,8 +261,7 @@ impl DeviceTwin {
                 Ok(self.spawn(spec, driver, unread, None))
             }
             "mqtt" => {
-                let (driver, unread) =
-                    Mqtt::new(&spec, self.config.broker.as_deref(), self.config.own_broker.as_ref())?;
+                let (driver, unread) = Mqtt::new(&spec, self.config.broker.as_ref(), &self.config.access)?;
                 Ok(self.spawn(spec, driver, unread, None))
             }
             // KubeEdge's example of a mapper calls it the latter.

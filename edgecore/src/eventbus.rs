@@ -11,11 +11,12 @@ mod payload;
 mod topic;
 mod users;
 
-use std::{collections::BTreeSet, collections::HashMap, convert::Infallible, time::Duration};
+use std::{collections::BTreeSet, collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
+use crds::broker::{BrokerAddress, authority};
 use jiff::Timestamp;
 use proto::ResourceKey;
-use runtime::backoff::Backoff;
+use runtime::{backoff::Backoff, tls::Clock};
 use serde_json::{Value as Json, json};
 use tokio::{sync::mpsc, task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,6 @@ use tracing::{info, warn};
 
 pub use self::{
     broker::BrokerSettings,
-    external::ExternalBroker,
     users::{BrokerUsers, own_login},
 };
 use self::{
@@ -32,6 +32,7 @@ use self::{
     payload::{Question, Refusal, StateUpdate, TwinUpdate, Twins},
     topic::{Asked, DeviceId},
 };
+use crate::access::ExternalBroker;
 use crate::devicetwin::{Devices, Follower, Member, SetError};
 
 /// Messages of clients that wait to be answered.
@@ -48,13 +49,24 @@ pub enum Place {
 }
 
 impl Place {
+    /// Has certificates verified at the time of this clock.
+    #[must_use]
+    pub fn at(mut self, clock: &Arc<Clock>) -> Self {
+        if let Self::External(external) = &mut self {
+            external.trust.clock = Arc::clone(clock);
+        }
+        self
+    }
+
     /// The port at which pods expect it, and where it is. `None`: it is open to them, and to everybody, as it is.
     pub fn door(&self) -> Option<(u16, String)> {
         match self {
             Self::Own(BrokerSettings { listen, .. }) => {
                 listen.ip().is_loopback().then(|| (listen.port(), listen.to_string()))
             }
-            Self::External(ExternalBroker { host, port, .. }) => Some((*port, format!("{host}:{port}"))),
+            Self::External(ExternalBroker { address: BrokerAddress { host, port, secure: _ }, .. }) => {
+                Some((*port, authority(host, *port)))
+            }
         }
     }
 }
@@ -90,11 +102,8 @@ impl EventBus {
                         address = %listen, reason,
                         "apps at this site have no MQTT; modules.eventBus.mqttServerInternal may name another address"
                     ),
-                    Place::External(ExternalBroker { host, port, .. }) => {
-                        warn!(
-                            broker = format!("{host}:{port}"),
-                            reason, "the MQTT broker of this site is away"
-                        );
+                    Place::External(ExternalBroker { address, .. }) => {
+                        warn!(broker = %address, reason, "the MQTT broker of this site is away");
                     }
                 }
                 self.said = Some(reason);
@@ -127,7 +136,7 @@ impl EventBus {
                 let external = External::connect(broker, &self.node, heard)
                     .await
                     .map_err(|error| runtime::chain(&error).to_string())?;
-                info!(broker = format!("{}:{}", broker.host, broker.port), "connected to the MQTT broker");
+                info!(broker = %broker.address, "connected to the MQTT broker");
                 let publisher = external.publisher();
                 running.spawn(async move {
                     external.run().await.map_err(|error| runtime::chain(&error).to_string())

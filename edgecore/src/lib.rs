@@ -9,6 +9,7 @@ pub mod edgestream;
 pub mod eventbus;
 pub mod metamanager;
 
+pub mod access;
 pub mod app;
 pub mod config;
 pub mod doors;

@@ -21,11 +21,13 @@ mod clock;
 mod grace;
 pub mod pin;
 mod tickets;
+mod trust;
 
 pub use authorities::Authorities;
 pub use authority::{CertificateAuthority, CsrError, node_csr, node_csr_for};
 pub use clock::Clock;
 pub use pin::{PinError, pinned_client_config};
+pub use trust::Trust;
 
 /// Prefix of a node's common name.
 pub const NODE_CN: &str = "system:node:";
@@ -52,6 +54,8 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
     #[error("CA certificate is not usable to verify clients")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
+    #[error("{0} holds no certificate")]
+    NoRoots(String),
     #[error("certificate is no CA's")]
     NoAuthority,
     #[error("certificate is malformed")]

@@ -86,7 +86,7 @@ pub struct Publish {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Post {
-    /// http://HOST:PORT/PATH
+    /// http://HOST:PORT/PATH, or with https.
     pub url: String,
     /// What is sent. Left out: JSON with the rule's name, and when it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -4,6 +4,7 @@ use std::{convert::Infallible, fs, net::SocketAddr, path::Path};
 
 use anyhow::{Context, Result, bail};
 use edgecore::{
+    access::Access,
     devicetwin::{DeviceTwin, Devices, DevicesConfig},
     edgehub::HubState,
     eventbus::{BrokerSettings, EventBus, Place},
@@ -36,7 +37,7 @@ impl Node {
         fs::create_dir_all(dir)?;
         let store = Store::open(&dir.join("store"), Options::default())?;
         let (hub, state) = watch::channel(HubState::default());
-        let config = DevicesConfig { modbus: None, broker: Some(broker.to_string()), own_broker: None };
+        let config = DevicesConfig { modbus: None, broker: Some(broker.into()), access: Access::default() };
         let twin = DeviceTwin::new(config, store.clone(), state);
         let devices = twin.devices();
         let settings =

@@ -4,6 +4,7 @@ mod connection;
 mod path;
 mod place;
 
+use crds::broker::BrokerAddress;
 use rumqttc::{AsyncClient, MqttOptions, QoS};
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -13,10 +14,10 @@ use self::{
 };
 use super::{
     driver::{Driver, Heard, Reading, Trouble},
-    own_broker::OwnBroker,
     spec::DeviceSpec,
     value::Value,
 };
+use crate::access::Access;
 
 /// Messages of a device that its actor has not taken yet; more wait at the broker.
 const HEARD: usize = 16;
@@ -37,8 +38,8 @@ impl Mqtt {
     /// The second is what cannot be read, and why. The error is that of the whole device.
     pub(super) fn new(
         spec: &DeviceSpec,
-        of_node: Option<&str>,
-        own: Option<&OwnBroker>,
+        of_node: Option<&BrokerAddress>,
+        access: &Access,
     ) -> Result<(Self, Vec<(usize, String)>), String> {
         let server = Server::parse(&spec.connection, of_node)?;
         let status = Status::parse(&spec.connection)?;
@@ -59,16 +60,19 @@ impl Mqtt {
         let routes: Vec<Route> = routes.collect();
         // No other client of the broker has it: two with one id would end each other's connection for ever.
         let id = format!("skerry-{}-{}-{}", spec.key.namespace(), spec.key.name(), spec.uid);
-        let mut options = MqttOptions::new(id, server.host.clone(), server.port);
+        let mut options = MqttOptions::new(id, server.address.host.clone(), server.address.port);
         options.set_max_packet_size(LONGEST, LONGEST);
         if let Some((user, password)) = &server.login {
             options.set_credentials(user.clone(), password.clone());
-        } else if let Some((user, password)) = own.and_then(|own| own.login_at(&server.host, server.port)) {
+        } else if let Some((user, password)) = access.login_at(&server.address) {
             options.set_credentials(user, password);
         }
         let (client, events) = AsyncClient::new(options, REQUESTS);
         let (say, heard) = mpsc::channel(HEARD);
-        let connection = Connection { client: client.clone(), events, server, routes, status, say };
+        let trust = server.address.secure.then(|| access.trust_at(&server.address).clone());
+        let Server { address, login: _ } = server;
+        let connection =
+            Connection { client: client.clone(), events, broker: address, trust, routes, status, say };
         let mut task = JoinSet::new();
         task.spawn(connection.run());
         Ok((Self { places, client, heard, _connection: task }, refused))

@@ -25,8 +25,8 @@ pub(super) use self::{
     sink::{Letter, Refused, Sink},
     target::Target,
 };
-use super::{own_broker::OwnBroker, twin::UnixMs};
-use crate::metamanager::Store;
+use super::twin::UnixMs;
+use crate::{access::Access, metamanager::Store};
 
 /// Readings that wait for one target; the oldest ones go first.
 const MOST: usize = 10_000;
@@ -141,12 +141,12 @@ impl Push {
 pub(super) struct Pusher {
     push: Push,
     store: Store,
-    own_broker: Option<OwnBroker>,
+    access: Access,
 }
 
 impl Pusher {
     /// With what the store has from before.
-    pub(super) fn new(store: Store, own_broker: Option<OwnBroker>) -> Self {
+    pub(super) fn new(store: Store, access: Access) -> Self {
         let push = Push::default();
         let kept = store.list_local(PREFIX).unwrap_or_else(|error| {
             warn!(error = %runtime::chain(&error), "what was to be pushed cannot be read");
@@ -162,7 +162,7 @@ impl Pusher {
             queue.next = number + 1;
             queue.waiting.extend(samples);
         }
-        Self { push, store, own_broker }
+        Self { push, store, access }
     }
 
     pub(super) fn push(&self) -> Push {
@@ -179,7 +179,7 @@ impl Pusher {
             let targets: Vec<Target> = self.push.queues().keys().cloned().collect();
             for target in targets {
                 if served.insert(target.clone()) {
-                    workers.spawn(work(self.push.clone(), target, self.own_broker.clone()));
+                    workers.spawn(work(self.push.clone(), target, self.access.clone()));
                 }
             }
             let idle =
@@ -229,7 +229,7 @@ impl Pusher {
 }
 
 /// Sends what waits for one target, for ever.
-async fn work(push: Push, target: Target, own_broker: Option<OwnBroker>) {
+async fn work(push: Push, target: Target, access: Access) {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut sink: Option<Sink> = None;
     let mut is_away = false;
@@ -250,7 +250,7 @@ async fn work(push: Push, target: Target, own_broker: Option<OwnBroker>) {
         let sent = async {
             let open = match sink.take() {
                 Some(open) => open,
-                None => Sink::open(&target, own_broker.as_ref()).await?,
+                None => Sink::open(&target, &access).await?,
             };
             let open = sink.insert(open);
             open.send(&target, &Letter::of(&target, &sample)).await

@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use crds::broker::BrokerAddress;
 use crds::devices::{
     keys::{DEVICE, RULE},
     rules::{DeviceRuleSpec, DeviceRuleStatus},
@@ -36,8 +37,11 @@ use self::{
     condition::{Condition, Facts},
     moment::{Held, Kept, Moment},
 };
-use super::{Devices, Follower, OwnBroker, device::unix_ms, handle::Known, twin::UnixMs};
-use crate::metamanager::{Store, StoreError};
+use super::{Devices, Follower, device::unix_ms, handle::Known, twin::UnixMs};
+use crate::{
+    access::Access,
+    metamanager::{Store, StoreError},
+};
 
 /// While the store takes nothing.
 const RETRY: Duration = Duration::from_secs(2);
@@ -149,15 +153,10 @@ fn kept_key(key: &ResourceKey) -> String {
 }
 
 impl Rules {
-    /// `broker` is HOST:PORT of the node's.
-    pub(super) fn new(
-        store: Store,
-        devices: Devices,
-        broker: Option<String>,
-        own_broker: Option<OwnBroker>,
-    ) -> Self {
+    /// `broker` is the node's.
+    pub(super) fn new(store: Store, devices: Devices, broker: Option<BrokerAddress>, access: Access) -> Self {
         let changes = devices.follow();
-        let means = Means { devices, store, broker, own_broker };
+        let means = Means { devices, store, broker, access };
         Self { means, changes, known: BTreeMap::new(), doing: JoinSet::new(), retry_at: None }
     }
 

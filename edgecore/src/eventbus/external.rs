@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use crds::componentconfig::edgecore::Secret;
 use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, Packet, QoS, SubscribeFilter};
+use runtime::tls::TlsError;
 use tokio::{sync::mpsc, time};
 
 use super::broker::{Heard, Publisher};
-use crate::mqtt::connected;
+use crate::{
+    access::ExternalBroker,
+    mqtt::{connected, transport},
+};
 
 /// Messages on their way there; who has more waits.
 const REQUESTS: usize = 100;
@@ -15,18 +18,12 @@ const LONGEST: usize = 1 << 20;
 /// To connect.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExternalBroker {
-    pub host: String,
-    pub port: u16,
-    /// User and password.
-    pub login: Option<(String, Secret)>,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ExternalError {
     #[error("the broker did not answer within {PATIENCE:?}")]
     TimedOut,
+    #[error(transparent)]
+    Trust(#[from] TlsError),
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     #[error("it takes no subscriptions now")]
@@ -47,11 +44,15 @@ impl External {
         heard: mpsc::Sender<Heard>,
     ) -> Result<Self, ExternalError> {
         // One edgecore has one connection; what apps ask while it is away the broker keeps.
-        let mut options = MqttOptions::new(format!("skerry-{node}"), broker.host.clone(), broker.port);
+        let ExternalBroker { address, login, trust } = broker;
+        let mut options = MqttOptions::new(format!("skerry-{node}"), address.host.clone(), address.port);
         options.set_clean_session(false);
         options.set_max_packet_size(LONGEST, LONGEST);
-        if let Some((user, password)) = &broker.login {
+        if let Some((user, password)) = login {
             options.set_credentials(user.clone(), password.0.clone());
+        }
+        if address.secure {
+            options.set_transport(transport(trust)?);
         }
         let (client, mut events) = AsyncClient::new(options, REQUESTS);
         time::timeout(PATIENCE, connected(&mut events)).await.map_err(|_| ExternalError::TimedOut)??;

@@ -9,11 +9,11 @@ use http::{HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::{CertificateError, ClientConfig, RootCertStore, pki_types::ServerName};
+use rustls::{CertificateError, pki_types::ServerName};
 use tokio::{net::TcpStream, task::JoinSet, time};
 
 use super::Line;
-use crate::tls::{self, Clock, TlsError};
+use crate::tls::{Clock, TlsError, Trust};
 
 /// What a proxy may answer with, at most. What it says beyond status and headers is not read.
 const MAX_ANSWER: usize = 16 << 10;
@@ -27,9 +27,7 @@ pub struct Proxy {
     address: String,
     /// If it is spoken to within TLS, whose certificate it has to show.
     name: Option<ServerName<'static>>,
-    /// The CAs of which that has to be; without one, those that the system trusts.
-    ca_file: Option<PathBuf>,
-    clock: Arc<Clock>,
+    trust: Trust,
     /// Basic (RFC 7617).
     credentials: Option<HeaderValue>,
     patience: Duration,
@@ -63,8 +61,6 @@ enum Failure {
     Silent(Duration),
     #[error("cannot be verified")]
     Roots(#[source] TlsError),
-    #[error("cannot be verified: {0} holds no certificate")]
-    NoRoots(String),
     #[error("has a certificate of a CA that is not trusted here")]
     NotTrusted(#[source] io::Error),
     #[error("has a certificate for another name")]
@@ -114,7 +110,7 @@ impl TunnelError {
             Failure::Silent(_) => {
                 "check that it is a proxy as its URL says (https:// within TLS, http:// without), and that it gets through to cloudcore"
             }
-            Failure::Roots(_) | Failure::NoRoots(_) | Failure::NotTrusted(_) => {
+            Failure::Roots(_) | Failure::NotTrusted(_) => {
                 "name the file with its CA, PEM, in modules.edgeHub.websocket.proxyCaFile (keadm join --proxy-ca-file), or add the CA \
                  to those that the system trusts"
             }
@@ -182,7 +178,7 @@ impl FromStr for Proxy {
         let host = authority.host();
         let name = is_tls.then(|| server_name(host).ok_or(ProxyError::Url)).transpose()?;
         let address = format!("{host}:{}", authority.port_u16().unwrap_or(port));
-        Ok(Self { address, name, ca_file: None, clock: Arc::default(), credentials, patience: PATIENCE })
+        Ok(Self { address, name, trust: Trust::default(), credentials, patience: PATIENCE })
     }
 }
 
@@ -217,14 +213,16 @@ impl Proxy {
         if url.is_empty() {
             return Ok(None);
         }
-        let ca_file = Some(ca_file).filter(|path| !path.is_empty()).map(PathBuf::from);
-        Ok(Some(Self { ca_file, ..url.parse()? }))
+        let mut proxy: Self = url.parse()?;
+        proxy.trust.ca_file = Some(ca_file).filter(|path| !path.is_empty()).map(PathBuf::from);
+        Ok(Some(proxy))
     }
 
     /// Has its certificate verified at the time of this clock.
     #[must_use]
-    pub fn at(self, clock: Arc<Clock>) -> Self {
-        Self { clock, ..self }
+    pub fn at(mut self, clock: Arc<Clock>) -> Self {
+        self.trust.clock = clock;
+        self
     }
 
     pub fn address(&self) -> &str {
@@ -256,30 +254,8 @@ impl Proxy {
 
     async fn secure(&self, line: Line) -> Result<Line, Failure> {
         let Some(name) = &self.name else { return Ok(line) };
-        let tls = self.tls()?;
+        let tls = self.trust.client_config().map_err(Failure::Roots)?;
         line.secure(name.clone(), Arc::new(tls)).await.map_err(failed_tls)
-    }
-
-    fn tls(&self) -> Result<ClientConfig, Failure> {
-        let mut roots = RootCertStore::empty();
-        let from = if let Some(path) = &self.ca_file {
-            for ca in tls::read_certificates(path).map_err(Failure::Roots)? {
-                roots.add(ca).map_err(|error| Failure::Roots(error.into()))?;
-            }
-            path.display().to_string()
-        } else {
-            // There are systems with one that nobody can read, beside those that count.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            "what the system trusts".to_owned()
-        };
-        if roots.is_empty() {
-            return Err(Failure::NoRoots(from));
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_details(provider, Arc::clone(&self.clock) as _)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Failure::Roots(error.into()))?;
-        Ok(config.with_root_certificates(roots).with_no_client_auth())
     }
 
     async fn ask(&self, line: Line, target: &str) -> Result<Line, Failure> {

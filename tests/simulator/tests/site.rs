@@ -17,6 +17,8 @@ mod odd;
 mod push;
 #[path = "site/rules.rs"]
 mod rules;
+#[path = "site/secure.rs"]
+mod secure;
 #[path = "site/traps.rs"]
 mod traps;
 

@@ -15,12 +15,20 @@ pub struct DeviceTwin {
     /// Where mappers, programs of others that drive devices, register (DMI): a socket, or the directory for dmi.sock. Empty:
     /// dmi.sock in /etc/kubeedge, or in rootDirectory.
     pub dmi_sock_path: String,
+    /// The CAs of the brokers and collectors that devices, readings and rules go to within TLS, PEM. Empty: those that the system
+    /// trusts.
+    pub ca_file: String,
     pub modbus: ModbusBus,
 }
 
 impl Default for DeviceTwin {
     fn default() -> Self {
-        Self { enable: true, dmi_sock_path: String::new(), modbus: ModbusBus::default() }
+        Self {
+            enable: true,
+            dmi_sock_path: String::new(),
+            ca_file: String::new(),
+            modbus: ModbusBus::default(),
+        }
     }
 }
 
@@ -63,6 +71,7 @@ impl DeviceTwin {
         let key = |name: &str| format!("modules.deviceTwin.modbus.{name}");
         let ModbusBus { ip, port, serial_port, baud_rate, data_bits, parity, stop_bits } = &self.modbus;
         absolute(faults, "modules.deviceTwin.dmiSockPath", &self.dmi_sock_path);
+        absolute(faults, "modules.deviceTwin.caFile", &self.ca_file);
         faults.check(ip.is_empty() || serial_port.is_empty(), &key("ip"), || {
             "is set, and so is serialPort: a node has one usual bus; devices at the other name its address".to_owned()
         });

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
-use crate::componentconfig::Faults;
+use crate::{broker::BrokerAddress, componentconfig::Faults};
 
 /// MQTT for apps at the site, with KubeEdge's topics of devices: a broker in edgecore, or one that is there anyway.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -22,7 +22,7 @@ pub struct EventBus {
     /// Who may log in at the broker in edgecore, and what each may subscribe to and publish (docs/devices.md). It is read again
     /// when it has changed. Empty: nobody has to log in, and everybody may do everything.
     pub mqtt_users_file: String,
-    /// Where the other broker is: tcp://HOST:PORT.
+    /// Where the other broker is: tcp://HOST:PORT, or ssl://HOST:PORT within TLS.
     pub mqtt_server_external: String,
     /// For the other broker. Empty: nobody logs in.
     pub mqtt_username: String,
@@ -30,6 +30,26 @@ pub struct EventBus {
     pub mqtt_password: Secret,
     /// How many messages the broker in edgecore keeps for a client that is away.
     pub mqtt_session_queue_size: u32,
+    /// For the other broker, within TLS.
+    #[serde(rename = "eventBusTLS")]
+    pub tls: EventBusTls,
+}
+
+/// TLS to the other broker.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EventBusTls {
+    /// true speaks TLS to a tcp:// address, too.
+    pub enable: bool,
+    /// The CAs of its certificate, PEM. Empty: those that the system trusts.
+    #[serde(rename = "tlsMqttCAFile")]
+    pub ca_file: String,
+    /// The certificate to show it, PEM. Empty: none.
+    #[serde(rename = "tlsMqttCertFile")]
+    pub cert_file: String,
+    /// Its key, PEM.
+    #[serde(rename = "tlsMqttPrivateKeyFile")]
+    pub private_key_file: String,
 }
 
 impl Default for EventBus {
@@ -43,6 +63,7 @@ impl Default for EventBus {
             mqtt_username: String::new(),
             mqtt_password: Secret::default(),
             mqtt_session_queue_size: 100,
+            tls: EventBusTls::default(),
         }
     }
 }
@@ -53,8 +74,8 @@ impl EventBus {
         (self.enable && self.mqtt_mode != 2).then(|| self.listen()).flatten()
     }
 
-    /// Host and port of the other one, if it is to be used.
-    pub fn external(&self) -> Option<(String, u16)> {
+    /// The other one, if it is to be used.
+    pub fn external(&self) -> Option<BrokerAddress> {
         (self.enable && self.mqtt_mode != 0).then(|| self.other()).flatten()
     }
 
@@ -62,10 +83,9 @@ impl EventBus {
         self.mqtt_server_internal.strip_prefix("tcp://")?.parse().ok()
     }
 
-    fn other(&self) -> Option<(String, u16)> {
-        let (host, port) = self.mqtt_server_external.strip_prefix("tcp://")?.rsplit_once(':')?;
-        let host = host.trim_matches(['[', ']']);
-        (!host.is_empty()).then_some((host.to_owned(), port.parse().ok()?))
+    fn other(&self) -> Option<BrokerAddress> {
+        let address: BrokerAddress = self.mqtt_server_external.parse().ok()?;
+        Some(BrokerAddress { secure: address.secure || self.tls.enable, ..address })
     }
 
     pub(super) fn validate(&self, faults: &mut Faults) {
@@ -77,14 +97,24 @@ impl EventBus {
             format!("{:?} is no tcp://IP:PORT, as in tcp://127.0.0.1:1883", self.mqtt_server_internal)
         });
         super::absolute(faults, &key("mqttUsersFile"), &self.mqtt_users_file);
-        faults.check(self.other().is_some(), &key("mqttServerExternal"), || {
-            format!("{:?} is no tcp://HOST:PORT, as in tcp://127.0.0.1:1883", self.mqtt_server_external)
-        });
+        if let Err(error) = self.mqtt_server_external.parse::<BrokerAddress>() {
+            faults.check(false, &key("mqttServerExternal"), || {
+                format!("{:?} {error}", self.mqtt_server_external)
+            });
+        }
         let is_one = self.mqtt_mode == 1 && self.mqtt_server_internal == self.mqtt_server_external;
         faults.check(!is_one, &key("mqttServerExternal"), || {
             "is where the broker in edgecore listens; with mqttMode 1 that needs another port".to_owned()
         });
         let queue = u64::from(self.mqtt_session_queue_size);
         faults.at_least(&key("mqttSessionQueueSize"), queue, 1, "it is in messages");
+        let EventBusTls { enable: _, ca_file, cert_file, private_key_file } = &self.tls;
+        super::absolute(faults, &key("eventBusTLS.tlsMqttCAFile"), ca_file);
+        super::absolute(faults, &key("eventBusTLS.tlsMqttCertFile"), cert_file);
+        super::absolute(faults, &key("eventBusTLS.tlsMqttPrivateKeyFile"), private_key_file);
+        let is_whole = cert_file.is_empty() == private_key_file.is_empty();
+        faults.check(is_whole, &key("eventBusTLS.tlsMqttCertFile"), || {
+            "and tlsMqttPrivateKeyFile go together: name both, or neither".to_owned()
+        });
     }
 }

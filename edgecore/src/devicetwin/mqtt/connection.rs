@@ -2,20 +2,20 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crds::devices::v1beta1::PropertyType;
+use crds::{broker::BrokerAddress, devices::v1beta1::PropertyType};
 use rumqttc::{AsyncClient, Event, EventLoop, Packet, Publish, QoS, SubscribeFilter};
-use runtime::backoff::Backoff;
+use runtime::{backoff::Backoff, tls::Trust};
 use tokio::{sync::mpsc, time};
 use tracing::debug;
 
-use super::{
-    path::Path,
-    place::{Server, Status},
-};
-use crate::devicetwin::{
-    driver::{Heard, Reading, Trouble},
-    twin::State,
-    value::Value,
+use super::{path::Path, place::Status};
+use crate::{
+    devicetwin::{
+        driver::{Heard, Reading, Trouble},
+        twin::State,
+        value::Value,
+    },
+    mqtt,
 };
 
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
@@ -32,7 +32,9 @@ pub(super) struct Route {
 pub(super) struct Connection {
     pub(super) client: AsyncClient,
     pub(super) events: EventLoop,
-    pub(super) server: Server,
+    pub(super) broker: BrokerAddress,
+    /// Whom to believe, if it is spoken to within TLS.
+    pub(super) trust: Option<Trust>,
     pub(super) routes: Vec<Route>,
     pub(super) status: Option<Status>,
     pub(super) say: mpsc::Sender<Heard>,
@@ -43,7 +45,7 @@ impl Connection {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
-            let heard = match self.events.poll().await {
+            let heard = match self.next().await {
                 Ok(Event::Incoming(Packet::ConnAck(_))) => {
                     backoff.reset();
                     self.subscribe();
@@ -51,10 +53,8 @@ impl Connection {
                 }
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.heard(&publish),
                 Ok(_) => continue,
-                Err(error) => {
-                    let Server { host, port, .. } = &self.server;
-                    let reason =
-                        format!("no connection to the broker at {host}:{port}: {}", runtime::chain(&error));
+                Err(reason) => {
+                    let reason = format!("no connection to the broker at {}: {reason}", self.broker);
                     let away = |route: &Route| (route.at, Err(Trouble::device(reason.clone())));
                     let heard = Heard { readings: self.routes.iter().map(away).collect(), state: None };
                     if self.say.send(heard).await.is_err() {
@@ -68,6 +68,18 @@ impl Connection {
                 return;
             }
         }
+    }
+
+    /// What happens next. An error is the end of a connection, or of an attempt to have one.
+    async fn next(&mut self) -> Result<Event, String> {
+        // With each attempt anew: the files may have been replaced.
+        if let Some(trust) = &self.trust
+            && self.events.network.is_none()
+        {
+            let transport = mqtt::transport(trust).map_err(|error| runtime::chain(&error).to_string())?;
+            self.events.mqtt_options.set_transport(transport);
+        }
+        self.events.poll().await.map_err(|error| runtime::chain(&error).to_string())
     }
 
     /// With each connection anew: the broker keeps no session of it. Nothing waits in the queue yet, so that there is room for it.

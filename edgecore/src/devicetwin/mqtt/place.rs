@@ -1,17 +1,16 @@
 //! What a Device says of where an MQTT device, and its properties, are.
 
+use crds::broker::BrokerAddress;
 use serde_json::{Map, Value as Json};
 
 use super::{super::value::Value, path::Path};
 
-const USUAL_PORT: u16 = 1883;
 /// MQTT allows 65,535 bytes; nobody has more than this.
 const LONGEST_TOPIC: usize = 512;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Server {
-    pub(super) host: String,
-    pub(super) port: u16,
+    pub(super) address: BrokerAddress,
     pub(super) login: Option<(String, String)>,
 }
 
@@ -59,29 +58,18 @@ fn path(config: &Map<String, Json>, key: &str) -> Result<Option<Path>, String> {
 }
 
 impl Server {
-    /// `of_node` is HOST:PORT.
-    pub(super) fn parse(config: &Map<String, Json>, of_node: Option<&str>) -> Result<Self, String> {
-        let named = text(config, "server").or(of_node).ok_or(
-            "spec.protocol.configData.server is missing, and the node has no broker of its own (modules.eventBus)",
-        )?;
-        let address = named.strip_prefix("tcp://").or(named.strip_prefix("mqtt://")).unwrap_or(named);
-        let wrong = || {
-            format!("spec.protocol.configData.server {named:?} is no tcp://HOST:PORT; TLS is not spoken yet")
+    pub(super) fn parse(config: &Map<String, Json>, of_node: Option<&BrokerAddress>) -> Result<Self, String> {
+        let address = match text(config, "server") {
+            Some(server) => server
+                .parse()
+                .map_err(|error| format!("spec.protocol.configData.server {server:?} {error}"))?,
+            None => of_node.cloned().ok_or(
+                "spec.protocol.configData.server is missing, and the node has no broker of its own (modules.eventBus)",
+            )?,
         };
-        if address.contains("://") {
-            return Err(wrong());
-        }
-        let (host, port) = match address.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse().map_err(|_| wrong())?),
-            None => (address, USUAL_PORT),
-        };
-        let host = host.trim_matches(['[', ']']);
-        if host.is_empty() {
-            return Err(wrong());
-        }
         let login = text(config, "username")
             .map(|user| (user.to_owned(), text(config, "password").unwrap_or_default().to_owned()));
-        Ok(Self { host: host.to_owned(), port, login })
+        Ok(Self { address, login })
     }
 }
 
@@ -138,18 +126,12 @@ mod tests {
 
     #[test]
     fn a_broker_is_the_one_that_is_named_or_the_nodes() {
-        let of = |server: &str| Server::parse(&map(json!({"server": server})), Some("127.0.0.1:1883"));
-        for (server, host, port) in [
-            ("", "127.0.0.1", 1883),
-            ("tcp://broker:1884", "broker", 1884),
-            ("mqtt://broker", "broker", 1883),
-            ("[::1]:1883", "::1", 1883),
-        ] {
-            let of = of(server).unwrap();
-            assert_eq!((of.host.as_str(), of.port), (host, port), "{server}");
-        }
-        assert!(of("ssl://broker:8883").unwrap_err().contains("TLS"));
-        assert!(of("broker:x").is_err() && Server::parse(&Map::new(), None).is_err());
+        let node = "tcp://127.0.0.1:1883".parse().unwrap();
+        let of = |server: &str| Server::parse(&map(json!({"server": server})), Some(&node));
+        assert_eq!(of("").unwrap().address, node);
+        assert_eq!(of("ssl://broker").unwrap().address.to_string(), "ssl://broker:8883");
+        assert!(of("broker:x").unwrap_err().contains("server \"broker:x\" is no tcp://HOST:PORT"));
+        assert!(Server::parse(&Map::new(), None).is_err());
     }
 
     #[test]

@@ -2,19 +2,29 @@
 
 use std::{
     future::{self, Future},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
+use crds::broker::authority;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::Full;
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use jiff::{Timestamp, tz::TimeZone};
 use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS};
-use tokio::{net::TcpStream, time};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::JoinSet,
+    time,
+};
+use tokio_rustls::TlsConnector;
 
-use super::{OwnBroker, Sample, Target};
-use crate::mqtt::connected;
+use super::{Sample, Target};
+use crate::{access::Access, mqtt};
 
 /// For a broker to confirm.
 const MQTT_PATIENCE: Duration = Duration::from_secs(15);
@@ -53,7 +63,9 @@ pub(in crate::devicetwin) enum Refused {
 
 pub(in crate::devicetwin) enum Sink {
     /// A connection for each: collectors are not asked often.
-    Http,
+    Http {
+        tls: Option<Arc<ClientConfig>>,
+    },
     Mqtt {
         client: AsyncClient,
         events: Box<EventLoop>,
@@ -68,20 +80,27 @@ fn local_time(sample: &Sample) -> String {
 }
 
 impl Sink {
-    pub(in crate::devicetwin) async fn open(
-        target: &Target,
-        own_broker: Option<&OwnBroker>,
-    ) -> Result<Self, Refused> {
+    pub(in crate::devicetwin) async fn open(target: &Target, access: &Access) -> Result<Self, Refused> {
         match target {
-            Target::Http { .. } => Ok(Self::Http),
-            Target::Mqtt { host, port, .. } => {
-                let mut options =
-                    MqttOptions::new(format!("skerry-push-{}", target.id()), host.clone(), *port);
-                if let Some((user, password)) = own_broker.and_then(|own| own.login_at(host, *port)) {
+            Target::Http { secure, .. } => {
+                let tls = secure.then(|| access.trust.client_config()).transpose();
+                let tls = tls.map_err(|error| Refused::Now(runtime::chain(&error).to_string()))?;
+                Ok(Self::Http { tls: tls.map(Arc::new) })
+            }
+            Target::Mqtt { broker, .. } => {
+                let id = format!("skerry-push-{}", target.id());
+                let mut options = MqttOptions::new(id, broker.host.clone(), broker.port);
+                if let Some((user, password)) = access.login_at(broker) {
                     options.set_credentials(user, password);
                 }
+                if broker.secure {
+                    let transport = mqtt::transport(access.trust_at(broker));
+                    options.set_transport(
+                        transport.map_err(|error| Refused::Now(runtime::chain(&error).to_string()))?,
+                    );
+                }
                 let (client, mut events) = AsyncClient::new(options, MQTT_REQUESTS);
-                within(MQTT_PATIENCE, connected(&mut events)).await?;
+                within(MQTT_PATIENCE, mqtt::connected(&mut events)).await?;
                 Ok(Self::Mqtt { client, events: Box::new(events) })
             }
         }
@@ -90,7 +109,7 @@ impl Sink {
     /// Keeps what is open alive, until it is not.
     pub(super) async fn idle(&mut self) {
         match self {
-            Self::Http => future::pending().await,
+            Self::Http { .. } => future::pending().await,
             Self::Mqtt { events, .. } => while events.poll().await.is_ok() {},
         }
     }
@@ -112,9 +131,9 @@ impl Sink {
                     .map_err(|error| Refused::Now(error.to_string()))?;
                 within(MQTT_PATIENCE, taken(events, qos)).await
             }
-            (_, Target::Http { host, port, path, timeout_seconds }) => {
-                let posted =
-                    time::timeout(Duration::from_secs(*timeout_seconds), post(host, *port, path, letter));
+            (Self::Http { tls }, Target::Http { secure: _, host, port, path, timeout_seconds }) => {
+                let posted = post(host, *port, path, letter, tls.clone());
+                let posted = time::timeout(Duration::from_secs(*timeout_seconds), posted);
                 let status = match posted.await {
                     Ok(Ok(status)) => status,
                     Ok(Err(reason)) => return Err(Refused::Now(reason)),
@@ -128,7 +147,9 @@ impl Sink {
                     _ => Err(Refused::Now(format!("HTTP {status}"))),
                 }
             }
-            (Self::Http, Target::Mqtt { .. }) => Err(Refused::Now("opened for another target".to_owned())),
+            (Self::Http { .. }, Target::Mqtt { .. }) | (Self::Mqtt { .. }, Target::Http { .. }) => {
+                Err(Refused::Now("opened for another target".to_owned()))
+            }
         }
     }
 }
@@ -155,19 +176,38 @@ async fn within<T>(
     }
 }
 
-async fn post(host: &str, port: u16, path: &str, letter: &Letter) -> Result<StatusCode, String> {
-    let text = |error: hyper::Error| runtime::chain(&error).to_string();
-    let stream = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+async fn post(
+    host: &str,
+    port: u16,
+    path: &str,
+    letter: &Letter,
+    tls: Option<Arc<ClientConfig>>,
+) -> Result<StatusCode, String> {
     let request = Request::builder()
         .method(Method::POST)
         .uri(path)
-        .header(header::HOST, format!("{host}:{port}"))
+        .header(header::HOST, authority(host, port))
         .header(header::CONTENT_TYPE, letter.content_type)
         .body(Full::new(Bytes::from(letter.body.clone())))
         .map_err(|error| error.to_string())?;
-    let mut tasks = tokio::task::JoinSet::new();
+    let stream = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
+    let answered = match tls {
+        None => exchange(stream, request).await,
+        Some(tls) => {
+            let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+            let stream = TlsConnector::from(tls).connect(name, stream).await;
+            exchange(stream.map_err(|error| format!("no TLS with it: {error}"))?, request).await
+        }
+    };
+    answered.map_err(|error| runtime::chain(&error).to_string())
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> hyper::Result<StatusCode> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let mut tasks = JoinSet::new();
     tasks.spawn(connection);
-    Ok(sender.send_request(request).await.map_err(text)?.status())
+    Ok(sender.send_request(request).await?.status())
 }

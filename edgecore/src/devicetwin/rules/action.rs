@@ -3,15 +3,19 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use crds::devices::rules::{self, Post, Publish, RaiseEvent};
+use crds::{
+    broker::BrokerAddress,
+    devices::rules::{self, Post, Publish, RaiseEvent},
+};
 use proto::{ResourceKey, message::ReportKind};
 use serde_json::json;
 use tokio::time;
 
 use super::Moment;
 use crate::{
+    access::Access,
     devicetwin::{
-        Devices, OwnBroker,
+        Devices,
         events::{About, event},
         push::{Letter, Refused, Sink, Target},
         twin::UnixMs,
@@ -90,9 +94,9 @@ impl Action {
 pub(super) struct Means {
     pub(super) devices: Devices,
     pub(super) store: Store,
-    /// HOST:PORT of the node's broker.
-    pub(super) broker: Option<String>,
-    pub(super) own_broker: Option<OwnBroker>,
+    /// The node's.
+    pub(super) broker: Option<BrokerAddress>,
+    pub(super) access: Access,
 }
 
 /// The rule, and when it was that it began or was over.
@@ -124,9 +128,8 @@ impl Means {
                 .await
                 .map_err(|error| runtime::chain(&error).to_string()),
             Action::Publish { topic, payload } => {
-                let broker =
-                    self.broker.as_deref().ok_or("the node has no MQTT broker (modules.eventBus)")?;
-                let target = Target::of_broker(broker, topic)?;
+                let broker = self.broker.as_ref().ok_or("the node has no MQTT broker (modules.eventBus)")?;
+                let target = Target::of_broker(broker, topic);
                 self.send(&target, &Letter { content_type: "text/plain", body: payload.clone() }).await
             }
             Action::Post { target, body } => {
@@ -145,8 +148,7 @@ impl Means {
     async fn send(&self, target: &Target, letter: &Letter) -> Result<(), String> {
         let mut attempt = 1;
         loop {
-            let sent =
-                async { Sink::open(target, self.own_broker.as_ref()).await?.send(target, letter).await };
+            let sent = async { Sink::open(target, &self.access).await?.send(target, letter).await };
             match sent.await {
                 Ok(()) => return Ok(()),
                 Err(Refused::Now(_)) if attempt < ATTEMPTS => time::sleep(PAUSE * attempt).await,
@@ -206,7 +208,7 @@ mod tests {
         for (action, reason) in [
             (json!({"set": {"device": "pump", "property": "p", "value": ""}}), "none of spec.devices"),
             (json!({"publish": {"topic": "a/#"}}), "no topic"),
-            (json!({"post": {"url": "https://h"}}), "post.url"),
+            (json!({"post": {"url": "ftp://h"}}), "post.url"),
             (json!({}), "not just one"),
             (json!({"publish": {"topic": "a"}, "post": {"url": "http://h"}}), "not just one"),
         ] {

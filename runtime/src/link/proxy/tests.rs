@@ -3,6 +3,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use rustls::{ClientConfig, RootCertStore};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpListener,
@@ -10,7 +11,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::tls::CertificateAuthority;
+use crate::tls::{self, CertificateAuthority};
 
 const TARGET: &str = "cloud.example:10000";
 const ESTABLISHED: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
@@ -157,7 +158,8 @@ async fn our_tls_within_the_proxys_carries_much_both_ways() {
     let file = dir.path().join("ca.pem");
     fs::write(&file, tls::pem("CERTIFICATE", ca.certificate())).unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
-    let proxy = Proxy { ca_file: Some(file), ..url.parse().unwrap() };
+    let mut proxy: Proxy = url.parse().unwrap();
+    proxy.trust.ca_file = Some(file);
     let mut serving = JoinSet::new();
     serving.spawn(async move {
         let mut io = outer.accept(listener.accept().await.unwrap().0).await.unwrap();
@@ -204,7 +206,7 @@ async fn a_proxy_that_cannot_be_verified_is_told_nothing() {
         (Some(&gone), "cannot be verified: failed to read ", "proxyCaFile"),
     ] {
         let mut at = secured(ip, "127.0.0.1").await;
-        at.proxy.ca_file = file.cloned();
+        at.proxy.trust.ca_file = file.cloned();
         let error = io::Error::from(tunnel(&at.proxy).await.err().unwrap()).to_string();
         assert!(error.contains(told) && error.contains(advice), "{file:?}: {error}");
         assert!(error.starts_with(&format!("proxy https://{}", at.proxy.address())), "{error}");
@@ -259,7 +261,7 @@ async fn a_proxy_that_answers_nothing_or_without_end_is_not_waited_for() {
     for scheme in ["http", "https"] {
         let mut proxy: Proxy = format!("{scheme}://{}", listener.local_addr().unwrap()).parse().unwrap();
         proxy.patience = Duration::from_millis(100);
-        proxy.ca_file.clone_from(&at.proxy.ca_file);
+        proxy.trust.clone_from(&at.proxy.trust);
         let error = tunnel(&proxy).await.err().unwrap();
         assert!(error.to_string().ends_with("has not answered within 100ms"), "{error}");
     }

@@ -3,10 +3,12 @@
 use std::net::{Ipv4Addr, TcpListener};
 
 use anyhow::{Result, ensure};
+use edgecore::access::ExternalBroker;
 use harness::{
     process::{Daemon, command},
     simulator::ModbusSlaves,
 };
+use runtime::tls::Trust;
 use serde_json::json;
 
 use crate::{
@@ -141,7 +143,8 @@ async fn a_broker_that_is_there_anyway_will_do() -> Result<()> {
     framed(async |run| {
         let broker = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let port = broker.port().to_string();
-        let node = Node::start_with_broker(run, broker)?;
+        let external = ExternalBroker { address: broker.into(), login: None, trust: Trust::default() };
+        let node = Node::start_with_broker(run, external)?;
         let model = json!({"properties": [{"name": "level", "type": "INT"}]});
         let device = json!({"deviceModelRef": {"name": "lamp"}, "protocol": {"protocolName": "zigbee"},
             "properties": [{"name": "level", "reportCycle": 100, "desired": {"value": "40"}}]});

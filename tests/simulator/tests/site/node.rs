@@ -1,21 +1,24 @@
 //! An edgecore as far as devices go, with no cloud.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, TcpListener},
     path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use crds::broker::BrokerAddress;
 use edgecore::{
-    devicetwin::{DeviceTwin, DevicesConfig, Dmi, OwnBroker},
+    access::{Access, ExternalBroker, OwnBroker},
+    devicetwin::{DeviceTwin, DevicesConfig, Dmi},
     edgehub::HubState,
-    eventbus::{BrokerSettings, BrokerUsers, EventBus, ExternalBroker, Place, own_login},
+    eventbus::{BrokerSettings, BrokerUsers, EventBus, Place, own_login},
     metamanager::{DesiredChange, Options, Store},
 };
 use harness::{Run, wait};
 use proto::{Object, ResourceKey, message::ReportKind};
+use runtime::tls::Trust;
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -49,44 +52,39 @@ fn key(kind: &str, name: &str) -> Result<ResourceKey> {
 impl Node {
     /// On the store of this run.
     pub(crate) fn start(run: &Arc<Run>) -> Result<Self> {
-        Self::start_own(run, None)
+        Self::start_believing(run, Trust::default())
+    }
+
+    /// As [`start`](Self::start), where this is whom to believe within TLS.
+    pub(crate) fn start_believing(run: &Arc<Run>, trust: Trust) -> Result<Self> {
+        Self::start_own(run, None, trust)
     }
 
     /// As [`start`](Self::start), where who may use the broker is in this file.
     pub(crate) fn start_with_users(run: &Arc<Run>, file: &Path) -> Result<Self> {
-        Self::start_own(run, Some(BrokerUsers { file: file.to_owned(), own: own_login() }))
+        let users = BrokerUsers { file: file.to_owned(), own: own_login() };
+        Self::start_own(run, Some(users), Trust::default())
     }
 
-    fn start_own(run: &Arc<Run>, users: Option<BrokerUsers>) -> Result<Self> {
-        let store = Store::open(&run.dir().join("store"), Options::default())?;
-        let hub = watch::channel(HubState::default());
+    fn start_own(run: &Arc<Run>, users: Option<BrokerUsers>, trust: Trust) -> Result<Self> {
         let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let own = users.as_ref().map(|users| OwnBroker { listen, login: users.own.clone() });
         let broker = BrokerSettings { listen, directory: run.dir().join("mqtt"), queue: 100, users };
-        Ok(Self::start_at(run, store, hub, listen, Place::Own(broker)))
+        let access = Access { own, external: None, trust };
+        Self::start_at(run, listen.into(), access, Place::Own(broker))
     }
 
     /// As [`start`](Self::start), with a broker that is there.
-    pub(crate) fn start_with_broker(run: &Arc<Run>, broker: SocketAddr) -> Result<Self> {
-        let store = Store::open(&run.dir().join("store"), Options::default())?;
-        let external = ExternalBroker { host: broker.ip().to_string(), port: broker.port(), login: None };
-        let hub = watch::channel(HubState::default());
-        Ok(Self::start_at(run, store, hub, broker, Place::External(external)))
+    pub(crate) fn start_with_broker(run: &Arc<Run>, broker: ExternalBroker) -> Result<Self> {
+        let access = Access { external: Some(broker.clone()), ..Access::default() };
+        Self::start_at(run, broker.address.clone(), access, Place::External(broker))
     }
 
-    fn start_at(
-        run: &Arc<Run>,
-        store: Store,
-        (hub, state): (watch::Sender<HubState>, watch::Receiver<HubState>),
-        listen: SocketAddr,
-        place: Place,
-    ) -> Self {
-        let own_broker = match &place {
-            Place::Own(BrokerSettings { users: Some(users), .. }) => {
-                Some(OwnBroker { listen, login: users.own.clone() })
-            }
-            _ => None,
-        };
-        let config = DevicesConfig { modbus: None, broker: Some(listen.to_string()), own_broker };
+    fn start_at(run: &Arc<Run>, broker: BrokerAddress, access: Access, place: Place) -> Result<Self> {
+        let store = Store::open(&run.dir().join("store"), Options::default())?;
+        let (hub, state) = watch::channel(HubState::default());
+        let port = broker.port;
+        let config = DevicesConfig { modbus: None, broker: Some(broker), access };
         let devices = DeviceTwin::new(config, store.clone(), state);
         let bus = EventBus::new(place, "edge-1".to_owned(), devices.devices());
         let dmi = Dmi::new(run.dir().join("dmi.sock"), store.clone(), devices.devices());
@@ -98,7 +96,7 @@ impl Node {
         let task = tokio::spawn(async move {
             let (Ok(()), Ok(()), Ok(()), Ok(())) = tokio::join!(devices, bus, dmi, rules);
         });
-        Self { store, stop, task, port: listen.port(), _hub: hub }
+        Ok(Self { store, stop, task, port, _hub: hub })
     }
 
     pub(crate) fn mqtt_port(&self) -> u16 {

@@ -12,7 +12,14 @@ use http_body_util::{BodyExt as _, Collected, Empty};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::mpsc,
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     app::App,
@@ -20,28 +27,38 @@ use crate::{
     node::{Node, SOON},
 };
 
-/// A collector at this address, and what it is sent.
-pub(crate) async fn collector(at: SocketAddr) -> Result<(JoinSet<()>, mpsc::Receiver<String>)> {
+/// A collector at this address, perhaps within TLS, and what it is sent.
+pub(crate) async fn collector(
+    at: SocketAddr,
+    tls: Option<TlsAcceptor>,
+) -> Result<(JoinSet<()>, mpsc::Receiver<String>)> {
     let (say, heard) = mpsc::channel(100);
     let listener = TcpListener::bind(at).await?;
     let mut task = JoinSet::new();
     task.spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let say = say.clone();
-            let service = service_fn(move |request: Request<Incoming>| {
-                let say = say.clone();
-                async move {
-                    let path = request.uri().path().to_owned();
-                    let body =
-                        request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
-                    drop(say.send(format!("{path} {}", String::from_utf8_lossy(&body))).await);
-                    Ok::<_, Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
+            match &tls {
+                None => collect(stream, &say).await,
+                Some(tls) => {
+                    // One that does not believe it is not told anything, either.
+                    if let Ok(stream) = tls.accept(stream).await {
+                        collect(stream, &say).await;
+                    }
                 }
-            });
-            drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+            }
         }
     });
     Ok((task, heard))
+}
+
+async fn collect(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, say: &mpsc::Sender<String>) {
+    let service = service_fn(|request: Request<Incoming>| async {
+        let path = request.uri().path().to_owned();
+        let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+        drop(say.send(format!("{path} {}", String::from_utf8_lossy(&body))).await);
+        Ok::<_, Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
+    });
+    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,7 +84,7 @@ async fn what_nobody_takes_waits_over_a_restart() -> Result<()> {
             node.until_reported("tank", "level", level).await?;
         }
         node.end().await?;
-        let (_serving, mut heard) = collector(at).await?;
+        let (_serving, mut heard) = collector(at, None).await?;
         let _node = Node::start(run)?;
         for level in ["1", "2", "3"] {
             let sent = timeout(SOON, heard.recv()).await?.context("the collector has ended")?;

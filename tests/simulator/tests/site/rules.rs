@@ -54,7 +54,7 @@ async fn a_rule_begins_once_is_over_once_and_outlasts_a_restart() -> Result<()> 
         let slaves = ModbusSlaves::tcp(run, program(), "kiln", &["1:input:0=20", "1:coil:0=0"]).await?;
         let node = Node::start(run)?;
         let mut app = App::start("app", node.mqtt_port(), &["alarms/#"]).await?;
-        let (_serving, mut posted) = collector(at).await?;
+        let (_serving, mut posted) = collector(at, None).await?;
         let rule = json!({
             "nodeName": "edge-1", "devices": {"kiln": "kiln-1"},
             "when": "kiln.heat > 80", "until": "kiln.heat < 70",
