@@ -201,6 +201,9 @@ impl DeviceTwin {
                 self.try_again();
             }
         }
+        if self.retry_at.is_none() {
+            self.handle.note_all_known();
+        }
     }
 
     /// Starts an actor for what the store has of a device, and ends the one before.

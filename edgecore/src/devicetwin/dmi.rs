@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,18 +20,20 @@ use bytes::Bytes;
 use proto::{ResourceKey, dmi::v1beta1 as api};
 use runtime::backoff::Backoff;
 use serde::{Deserialize, Serialize};
-use tokio::{sync::Notify, time};
+use tokio::{sync::watch, task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::{mapper::Told, server::Manager};
-use super::{Devices, Follower};
+use super::Devices;
 use crate::metamanager::{Store, StoreError};
 
 /// Between attempts to tell a mapper something.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// Under which the store keeps who has registered, by protocol.
 const PREFIX: &str = "mapper/";
+/// Under which it keeps what devices they were told of.
+const TOLD_PREFIX: &str = "mapper-told/";
 /// Far more than any site has protocols.
 const MOST_MAPPERS: usize = 64;
 
@@ -50,9 +52,7 @@ struct Mapper {
 /// Who has registered, by protocol, in lower case.
 #[derive(Clone)]
 struct Mappers {
-    known: Arc<Mutex<BTreeMap<String, Mapper>>>,
-    /// Somebody has.
-    registered: Arc<Notify>,
+    known: Arc<watch::Sender<BTreeMap<String, Mapper>>>,
     store: Store,
 }
 
@@ -66,20 +66,15 @@ impl Mappers {
         let known = kept.into_iter().filter_map(|(key, value)| {
             Some((key.strip_prefix(PREFIX)?.to_owned(), serde_json::from_slice(&value).ok()?))
         });
-        Self { known: Arc::new(Mutex::new(known.collect())), registered: Arc::default(), store }
-    }
-
-    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Mapper>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { known: Arc::new(watch::Sender::new(known.collect())), store }
     }
 
     /// Durable when it returns.
     async fn put(&self, protocol: &str, mut mapper: Mapper) -> Result<(), StoreError> {
-        mapper.number = self.known().get(protocol).map_or(0, |before| before.number) + 1;
+        mapper.number = self.known.borrow().get(protocol).map_or(0, |before| before.number) + 1;
         let kept = serde_json::to_vec(&mapper).unwrap_or_default();
         self.store.put_local(&format!("{PREFIX}{protocol}"), Bytes::from(kept)).await?;
-        self.known().insert(protocol.to_owned(), mapper);
-        self.registered.notify_one();
+        self.known.send_modify(|known| drop(known.insert(protocol.to_owned(), mapper)));
         Ok(())
     }
 }
@@ -87,7 +82,6 @@ impl Mappers {
 pub struct Dmi {
     socket: PathBuf,
     devices: Devices,
-    changes: Follower,
     mappers: Mappers,
     store: Store,
 }
@@ -95,47 +89,73 @@ pub struct Dmi {
 impl Dmi {
     /// `socket` is where mappers register.
     pub fn new(socket: PathBuf, store: Store, devices: Devices) -> Self {
-        let (changes, mappers) = (devices.follow(), Mappers::restored(store.clone()));
-        Self { socket, devices, changes, mappers, store }
+        let mappers = Mappers::restored(store.clone());
+        Self { socket, devices, mappers, store }
     }
 
     pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
-        let Self { socket, devices, changes, mappers, store } = self;
+        let Self { socket, devices, mappers, store } = self;
         let manager = Manager { devices: devices.clone(), mappers: mappers.clone(), store: store.clone() };
         tokio::select! {
             () = server::serve(&socket, manager) => {}
-            () = tell(&devices, &changes, &mappers, &store) => {}
+            () = tell(devices, mappers, store) => {}
             () = stop.cancelled() => {}
         }
         Ok(())
     }
 }
 
-/// Keeps mappers informed, for ever.
-async fn tell(devices: &Devices, changes: &Follower, mappers: &Mappers, store: &Store) {
-    let mut told: BTreeMap<String, Told> = BTreeMap::new();
-    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+/// Keeps mappers informed, for ever; each by itself, so that one which hangs holds up no other.
+async fn tell(devices: Devices, mappers: Mappers, store: Store) {
+    // Before that it looks as if there were none.
+    devices.all_known().await;
+    let (mut tasks, mut served) = (JoinSet::new(), BTreeSet::new());
+    let mut known = mappers.known.subscribe();
     loop {
-        let mut retry = false;
-        let known = mappers.known().clone();
-        for (protocol, mapper) in known {
-            let wanted = wanted(devices, store, &protocol);
-            let of_protocol = told.entry(protocol.clone()).or_default();
-            match of_protocol.bring(&mapper, &wanted).await {
-                Ok(0) => {}
-                Ok(count) => info!(protocol, mapper = mapper.name, count, "mapper told of its devices"),
-                Err(error) => {
-                    warn!(protocol, mapper = mapper.name, error = %runtime::chain(&error), "mapper is not told yet");
-                    retry = true;
-                }
+        let protocols: Vec<String> = known.borrow_and_update().keys().cloned().collect();
+        for protocol in protocols {
+            if served.insert(protocol.clone()) {
+                tasks.spawn(tell_one(protocol, devices.clone(), mappers.known.subscribe(), store.clone()));
             }
         }
-        if !retry {
-            backoff.reset();
+        if known.changed().await.is_err() {
+            return;
         }
+    }
+}
+
+async fn tell_one(
+    protocol: String,
+    devices: Devices,
+    mut known: watch::Receiver<BTreeMap<String, Mapper>>,
+    store: Store,
+) {
+    let changes = devices.follow();
+    let mut told = Told::restored(&protocol, store.clone());
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    loop {
+        let Some(mapper) = known.borrow_and_update().get(&protocol).cloned() else { return };
+        let wanted = wanted(&devices, &store, &protocol);
+        let retry = match told.bring(&mapper, &wanted).await {
+            Ok(count) => {
+                if count > 0 {
+                    info!(protocol, mapper = mapper.name, count, "mapper told of its devices");
+                }
+                backoff.reset();
+                false
+            }
+            Err(error) => {
+                warn!(protocol, mapper = mapper.name, error = %runtime::chain(&error), "mapper is not told yet");
+                true
+            }
+        };
         tokio::select! {
             _ = changes.changed() => {}
-            () = mappers.registered.notified() => {}
+            changed = known.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
             () = time::sleep(backoff.next_delay()), if retry => {}
         }
     }

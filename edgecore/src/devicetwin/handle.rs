@@ -7,6 +7,7 @@ use std::{
 
 use proto::ResourceKey;
 use serde_json::{Value as Json, json};
+use tokio::sync::SetOnce;
 
 use super::{
     changes::{Changes, Follower},
@@ -26,6 +27,8 @@ pub(super) enum Known {
 #[derive(Clone)]
 pub struct Devices {
     known: Arc<RwLock<BTreeMap<ResourceKey, Known>>>,
+    /// Set once each device that the store has is in `known`.
+    all_known: Arc<SetOnce<()>>,
     changes: Changes,
     store: Store,
 }
@@ -50,7 +53,7 @@ pub struct Member {
 
 impl Devices {
     pub(super) fn new(store: Store) -> Self {
-        Self { known: Arc::default(), changes: Changes::default(), store }
+        Self { known: Arc::default(), all_known: Arc::default(), changes: Changes::default(), store }
     }
 
     pub(super) fn put(&self, key: &ResourceKey, known: Known) {
@@ -65,6 +68,17 @@ impl Devices {
 
     pub(super) fn known(&self) -> RwLockReadGuard<'_, BTreeMap<ResourceKey, Known>> {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Each device that there is has been put.
+    pub(super) fn note_all_known(&self) {
+        // It fails only when that has been said.
+        drop(self.all_known.set(()));
+    }
+
+    /// Until the devices that the store has at the start are known: before that, one that is missing here may be there.
+    pub(super) async fn all_known(&self) {
+        self.all_known.wait().await;
     }
 
     pub(super) fn changes(&self) -> Changes {

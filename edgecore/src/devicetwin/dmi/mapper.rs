@@ -1,6 +1,10 @@
 //! One mapper: what it was told, and telling it the rest.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -8,36 +12,79 @@ use proto::{
     ResourceKey,
     dmi::v1beta1::{self as api, device_mapper_service_client::DeviceMapperServiceClient},
 };
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
 };
 
-use super::{Described, Mapper};
+use tracing::warn;
+
+use super::{Described, Mapper, TOLD_PREFIX};
+use crate::metamanager::{Store, StoreError};
 
 /// For one call, as KubeEdge's.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What the mapper of a protocol was told last: of each device, the message.
-#[derive(Default)]
+/// What the mapper of a protocol was told last.
 pub(super) struct Told {
+    /// Where the store keeps it.
+    key: String,
+    store: Store,
     /// Of which registration this is.
     number: u64,
-    devices: BTreeMap<ResourceKey, api::Device>,
+    /// Of each device, the message; `None`: by an edgecore before this one.
+    devices: BTreeMap<ResourceKey, Option<api::Device>>,
     models: BTreeMap<(String, String), api::DeviceModel>,
+    /// The devices that the store has: all that the mapper may know of.
+    kept: BTreeSet<ResourceKey>,
+}
+
+/// As the store has it.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    number: u64,
+    devices: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TellError {
+    #[error(transparent)]
+    Refused(#[from] Status),
+    #[error("what it knows is not kept")]
+    Store(#[from] StoreError),
 }
 
 impl Told {
+    /// As far as the store has it: what has gone since is taken from the mapper, too.
+    pub(super) fn restored(protocol: &str, store: Store) -> Self {
+        let key = format!("{TOLD_PREFIX}{protocol}");
+        let kept = store.local(&key).unwrap_or_else(|error| {
+            warn!(protocol, error = %runtime::chain(&error), "what its mapper was told cannot be read");
+            None
+        });
+        let kept = kept.and_then(|kept| serde_json::from_slice::<Kept>(&kept).ok());
+        let Kept { number, devices } = kept.unwrap_or(Kept { number: 0, devices: Vec::new() });
+        let kept: BTreeSet<ResourceKey> = devices.iter().filter_map(|key| key.parse().ok()).collect();
+        let devices = kept.iter().map(|key| (key.clone(), None)).collect();
+        Self { key, store, number, devices, models: BTreeMap::new(), kept }
+    }
+
     /// Tells the mapper what it does not know, and returns of how many devices.
     pub(super) async fn bring(
         &mut self,
         mapper: &Mapper,
         wanted: &BTreeMap<ResourceKey, Described>,
-    ) -> Result<usize, Status> {
+    ) -> Result<usize, TellError> {
         if self.number != mapper.number {
-            *self = Self { number: mapper.number, ..Self::default() };
+            self.number = mapper.number;
+            self.devices.clear();
+            self.models.clear();
+            self.kept.clear();
         }
+        // Before it is told: whatever happens, it is known what it may know.
+        self.keep(self.devices.keys().chain(wanted.keys()).cloned().collect()).await?;
         let mut client = client(mapper.address.clone());
         let gone: Vec<ResourceKey> =
             self.devices.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
@@ -50,7 +97,7 @@ impl Told {
             match answer {
                 Ok(_) => {}
                 Err(status) if status.code() == tonic::Code::NotFound => {}
-                Err(status) => return Err(status),
+                Err(status) => return Err(status.into()),
             }
             self.devices.remove(&key);
         }
@@ -59,20 +106,31 @@ impl Told {
                 self.model(&mut client, model).await?;
             }
             match self.devices.get(key) {
-                Some(told) if told == device => continue,
-                Some(_) => {
+                Some(Some(told)) if told == device => continue,
+                Some(Some(_)) => {
                     let device = Some(device.clone());
                     client.update_device(api::UpdateDeviceRequest { device }).await?;
                 }
-                None => {
+                Some(None) | None => {
                     let device = Some(device.clone());
                     client.register_device(api::RegisterDeviceRequest { device }).await?;
                 }
             }
-            self.devices.insert(key.clone(), device.clone());
+            self.devices.insert(key.clone(), Some(device.clone()));
             count += 1;
         }
+        self.keep(self.devices.keys().cloned().collect()).await?;
         Ok(count)
+    }
+
+    async fn keep(&mut self, devices: BTreeSet<ResourceKey>) -> Result<(), StoreError> {
+        if devices == self.kept {
+            return Ok(());
+        }
+        let kept = Kept { number: self.number, devices: devices.iter().map(ToString::to_string).collect() };
+        self.store.put_local(&self.key, serde_json::to_vec(&kept).unwrap_or_default().into()).await?;
+        self.kept = devices;
+        Ok(())
     }
 
     async fn model(

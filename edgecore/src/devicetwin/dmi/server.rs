@@ -136,8 +136,11 @@ impl DeviceManagerService for Manager {
                 "mapper.address {address:?} is no path of a socket"
             )));
         }
-        let is_new = !self.mappers.known().contains_key(&protocol);
-        if is_new && self.mappers.known().len() >= MOST_MAPPERS {
+        let is_one_too_many = {
+            let known = self.mappers.known.borrow();
+            !known.contains_key(&protocol) && known.len() >= MOST_MAPPERS
+        };
+        if is_one_too_many {
             return Err(Status::resource_exhausted(format!("{MOST_MAPPERS} mappers have registered")));
         }
         let registered =

@@ -3,16 +3,20 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use edgecore::metamanager::{DesiredChange, Options, Store};
 use harness::wait;
 use hyper::server::conn::http2;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     service::TowerToHyperService,
 };
-use proto::dmi::v1beta1::{
-    self as api,
-    device_manager_service_client::DeviceManagerServiceClient,
-    device_mapper_service_server::{DeviceMapperService, DeviceMapperServiceServer},
+use proto::{
+    ResourceKey,
+    dmi::v1beta1::{
+        self as api,
+        device_manager_service_client::DeviceManagerServiceClient,
+        device_mapper_service_server::{DeviceMapperService, DeviceMapperServiceServer},
+    },
 };
 use serde_json::json;
 use tokio::{
@@ -229,9 +233,50 @@ async fn a_mapper_registers_and_is_told_what_it_does_not_know() -> Result<()> {
             Ok(())
         })
         .await?;
-        node.delete("Device", "lamp").await?;
-        let call = next(&mut calls).await?;
-        ensure!(call == Call::Remove("lamp".to_owned()), "{call:?}");
+        // One that goes while edgecore is away is taken from it all the same.
+        node.end().await?;
+        {
+            let store = Store::open(&run.dir().join("store"), Options::default())?;
+            let key: ResourceKey = "Device.devices.kubeedge.io/default/lamp".parse()?;
+            store.apply(vec![DesiredChange::Delete(key)]).await?;
+            store.close().await?;
+        }
+        let node = Node::start(run)?;
+        wait::until("the device is taken from it", SOON, async || {
+            let call = next(&mut calls).await?;
+            ensure!(call == Call::Remove("lamp".to_owned()), "{call:?}");
+            Ok(())
+        })
+        .await?;
+        node.end().await
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mapper_that_hangs_holds_up_no_other() -> Result<()> {
+    framed(async |run| {
+        let node = Node::start(run)?;
+        let mut manager_of_node = manager(&run.dir().join("dmi.sock")).await?;
+        let (hanging, own) = (run.dir().join("hanging.sock"), run.dir().join("mapper.sock"));
+        // It takes connections, and answers nothing.
+        let _listener = UnixListener::bind(&hanging)?;
+        let (_serving, mut calls) = mapper(&own)?;
+        for (protocol, socket) in [("aaa", &hanging), ("bacnet", &own)] {
+            manager_of_node.mapper_register(registration(socket, protocol)).await?;
+        }
+        let model = json!({"properties": [{"name": "level", "type": "INT"}]});
+        node.put("DeviceModel", "lamp", &model).await?;
+        for (name, protocol) in [("first", "aaa"), ("second", "bacnet")] {
+            let device = json!({"deviceModelRef": {"name": "lamp"}, "protocol": {"protocolName": protocol},
+                "properties": [{"name": "level"}]});
+            node.put("Device", name, &device).await?;
+        }
+        let asked = std::time::Instant::now();
+        let told = [next(&mut calls).await?, next(&mut calls).await?];
+        ensure!(matches!(&told[1], Call::Register(device) if device.name == "second"), "{told:?}");
+        // A call may take 10 s.
+        ensure!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
         node.end().await
     })
     .await
