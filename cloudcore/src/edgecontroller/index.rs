@@ -4,38 +4,32 @@
 //! keeps the digest of what is there. A change marks the object's key in the [`KeySet`] of each session that needs it;
 //! what is sent is looked up when it is sent, so only the newest state is.
 
+mod devices;
+mod subscription;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
-        Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
 use crds::componentconfig::sync::{USUAL_CONFIG_MAP, config_map_name};
-use proto::{
-    Digest, Object, ResourceKey, Seen,
-    session::{Freshness, View},
-};
-use tracing::warn;
+use proto::{Digest, Object, ResourceKey, Seen};
 
+pub use self::subscription::{NodeSubscription, SyncConfig};
 use super::{
-    class,
     key_set::KeySet,
-    objects::{Cached, DEVICE, DeviceFacts, Facts, KINDS, Kind, NodeFacts, Owned, Placement, PodFacts},
-    placement,
+    objects::{Cached, DEVICE, Facts, KINDS, Kind, NodeFacts, Owned, PodFacts},
     protection::{Eviction, Guard},
 };
 
 /// Keys that changed while a session was busy. A node that falls further behind is better served by a new session,
 /// which compares inventories.
 const MAX_DIRTY: usize = 50_000;
-
-/// How long a session waits for caches that are older than what its edge has been told of. A cache that lags has caught up
-/// by then: bookmarks come every minute. One that has not is the API server's newest, which was restored from a backup.
-const PATIENCE: Duration = Duration::from_secs(150);
 
 /// The shared index.
 pub struct Index {
@@ -296,60 +290,6 @@ impl Index {
         self.read().nodes.iter().map(|(node, view)| (node.to_string(), view.digest)).collect()
     }
 
-    /// Devices that may have to be placed.
-    pub fn unplaced(&self) -> &Arc<KeySet> {
-        &self.queues.unplaced
-    }
-
-    /// Whom a device is to be given to now: `Some(None)` is nobody. `None` where nothing is to be done, or not yet. With the device's
-    /// version.
-    pub fn placement(&self, key: &ResourceKey) -> Option<(Option<Box<str>>, u64)> {
-        let state = self.read();
-        let cached = state.objects.get(key)?;
-        let Facts::Device(device) = &cached.facts else { return None };
-        // Before all nodes are known, none is gone.
-        if !state.kinds["Node"].listed {
-            return None;
-        }
-        let is_there = |node: &str| state.node(node).is_some();
-        let is_free = device
-            .holder
-            .as_ref()
-            .is_none_or(|holder| !is_there(holder) || state.let_go.get(key).is_some_and(|by| by == holder));
-        let wanted = match &device.wanted {
-            Placement::Nowhere => None,
-            Placement::Node(node) => Some(node.clone()),
-            Placement::Selected(_) if device.holder.as_deref().is_some_and(is_there) => return None,
-            // One that fits none yet waits for one.
-            Placement::Selected(selector) => Some(placement::choose(selector, state.edge_nodes())?),
-        };
-        (is_free && wanted != device.holder).then_some((wanted, cached.object.version.resource_version))
-    }
-
-    /// Devices that this node is to give up.
-    pub fn leaving(&self, node: &str) -> Vec<ResourceKey> {
-        if self.leaving.load(Ordering::Relaxed) == 0 {
-            return Vec::new();
-        }
-        let state = self.read();
-        let is_its = |key: &&ResourceKey| {
-            let facts = state.objects.get(*key).map(|cached| &cached.facts);
-            let holder =
-                if let Some(Facts::Device(device)) = facts { device.holder.as_deref() } else { None };
-            holder == Some(node) && !state.let_go.contains_key(*key)
-        };
-        state.displaced.iter().filter(is_its).cloned().collect()
-    }
-
-    /// The node is known to have the device no more.
-    pub fn let_go(&self, node: &str, key: &ResourceKey) {
-        let mut state = self.write();
-        if state.displaced.contains(key) {
-            state.let_go.insert(key.clone(), node.into());
-            self.queues.unplaced.mark(key);
-        }
-    }
-
     /// Pods that wait to be protected from eviction, or to be given back to it.
     pub fn unguarded(&self) -> &Arc<KeySet> {
         &self.queues.unguarded
@@ -403,7 +343,7 @@ impl Index {
             state.choose_sync_config(&node);
             state.guard_all(&node, &self.queues.unguarded);
         }
-        NodeSubscription { index: Arc::clone(self), node, id, dirty, behind_since: OnceLock::new() }
+        NodeSubscription::new(Arc::clone(self), node, id, dirty)
     }
 
     fn unsubscribe(&self, node: &Arc<str>, id: u64) {
@@ -458,18 +398,6 @@ impl State {
         seen.iter().find_map(|(kind, version)| {
             let (kind, state) = self.kinds.get_key_value(kind).filter(|(_, state)| !state.absent)?;
             (state.newest < version).then_some((*kind, state.newest, version))
-        })
-    }
-
-    /// With their labels.
-    fn edge_nodes(&self) -> impl Iterator<Item = placement::Candidate> {
-        self.objects.iter().filter_map(|(key, cached)| match &cached.facts {
-            Facts::Node(node) if node.edge => Some(placement::Candidate::new(
-                key.name(),
-                &cached.object.bytes,
-                node.ready.as_deref() == Some("True"),
-            )),
-            _ => None,
         })
     }
 
@@ -542,29 +470,6 @@ impl State {
             (Facts::Plain | Facts::DeviceStatus(_) | Facts::Rule(_), _) => {}
         }
         sessions
-    }
-
-    fn device_changed(&mut self, key: &ResourceKey, now: &DeviceFacts, unplaced: &KeySet) {
-        if self.let_go.get(key).is_some_and(|by| now.holder.as_ref() != Some(by)) {
-            self.let_go.remove(key);
-        }
-        if now.is_displaced() {
-            self.displaced.insert(key.clone());
-            // Its sessions see to it that they have it no more.
-            if let Some(view) = now.holder.as_ref().and_then(|holder| self.nodes.get(&**holder)) {
-                view.mark(key);
-            }
-        } else {
-            self.displaced.remove(key);
-            self.let_go.remove(key);
-        }
-        unplaced.mark(key);
-    }
-
-    fn look_at_displaced(&self, unplaced: &KeySet) {
-        for key in &self.displaced {
-            unplaced.mark(key);
-        }
     }
 
     fn remove(&mut self, key: &ResourceKey, queues: &Queues) {
@@ -777,113 +682,6 @@ impl State {
 fn sync_key(map: &str) -> Option<ResourceKey> {
     let (namespace, name) = config_map_name(map)?;
     ResourceKey::new("ConfigMap", namespace, name).ok()
-}
-
-/// What there is of a node's link settings.
-#[derive(Debug, PartialEq, Eq)]
-pub enum SyncConfig {
-    /// No ConfigMap.
-    None,
-    Map(Object),
-    /// It cannot be told: its name is none, or it is not to be read, or not all has been listed.
-    Unknown,
-}
-
-/// A session's window on what its node needs.
-pub struct NodeSubscription {
-    index: Arc<Index>,
-    node: Arc<str>,
-    id: u64,
-    dirty: Arc<KeySet>,
-    /// Everything was listed, and the edge knew more.
-    behind_since: OnceLock<Instant>,
-}
-
-impl NodeSubscription {
-    pub fn dirty(&self) -> &KeySet {
-        &self.dirty
-    }
-
-    /// It may have changed whenever a key of a Node or a ConfigMap was marked, and once all has been listed.
-    pub fn sync_config(&self) -> SyncConfig {
-        let state = self.index.read();
-        let Some(key) = state.nodes.get(&self.node).and_then(|view| view.sync_config.as_ref()) else {
-            let named = state.node(&self.node).is_some_and(|node| node.sync_config.is_some());
-            return if named { SyncConfig::Unknown } else { SyncConfig::None };
-        };
-        match state.objects.get(key) {
-            Some(cached) => SyncConfig::Map(cached.object.clone()),
-            None if state.unreadable.contains(key) || !state.is_complete() => SyncConfig::Unknown,
-            None => SyncConfig::None,
-        }
-    }
-}
-
-impl Drop for NodeSubscription {
-    fn drop(&mut self) {
-        self.index.unsubscribe(&self.node, self.id);
-    }
-}
-
-impl View for NodeSubscription {
-    fn freshness(&self, seen: &Seen) -> Freshness {
-        let mut state = self.index.write();
-        if state.is_complete() {
-            let Some((kind, here, there)) = state.older_than(seen) else { return Freshness::Current };
-            if self.behind_since.get_or_init(Instant::now).elapsed() > PATIENCE {
-                warn!(
-                    node = %self.node,
-                    kind,
-                    here,
-                    there,
-                    "the edge has been told of newer objects than the API server has; was it restored from a backup?"
-                );
-                return Freshness::WentBack;
-            }
-        }
-        // Whoever brings a cache forward wakes it.
-        state.waiting.insert(self.id, Arc::clone(&self.dirty));
-        Freshness::Behind
-    }
-
-    fn get(&self, key: &ResourceKey) -> Option<Object> {
-        let state = self.index.read();
-        state.nodes.get(&self.node)?.references.get(key)?;
-        state.objects.get(key).map(|cached| cached.object.clone())
-    }
-
-    fn objects(&self) -> Vec<Object> {
-        let state = self.index.read();
-        let Some(view) = state.nodes.get(&self.node) else { return Vec::new() };
-        view.references
-            .keys()
-            .filter_map(|key| state.objects.get(key))
-            .map(|cached| cached.object.clone())
-            .collect()
-    }
-
-    fn digest(&self) -> Digest {
-        self.index.read().nodes.get(&self.node).map(|view| view.digest).unwrap_or_default()
-    }
-
-    fn knows(&self, key: &ResourceKey) -> bool {
-        let state = self.index.read();
-        let needed = || state.nodes.get(&self.node).is_some_and(|view| view.references.contains_key(key));
-        let is_watched = state.kinds.get(key.kind()).is_some_and(|kind| !kind.absent);
-        is_watched && !(state.unreadable.contains(key) && needed())
-    }
-
-    fn newest_change(&self, kind: &str) -> u64 {
-        self.index.read().kinds.get(kind).map_or(0, |kind| kind.changed)
-    }
-
-    fn class(&self, key: &ResourceKey, bytes: &[u8], gone: bool) -> Option<usize> {
-        let class = class::of(key, bytes, gone)?;
-        // It is obeyed at both ends at once, or at neither.
-        let state = self.index.read();
-        let settings = state.nodes.get(&self.node).and_then(|view| view.sync_config.as_ref());
-        (settings != Some(key)).then_some(class)
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use futures_util::FutureExt;
+use proto::session::{Freshness, View};
 use serde_json::{Value, json};
 
 use super::*;
