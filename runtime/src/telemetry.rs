@@ -1,8 +1,11 @@
 //! Logs: structured, to standard error, with a level that can be changed while the process runs.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+
+/// Libraries that log a line for each thing that a peer does wrong, which would be the peer's to write to the disk.
+const QUIET: &[(&str, &str)] = &[("mqtt5", "error")];
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -65,7 +68,23 @@ impl LogLevel {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::builder()
-        .parse(filter)
-        .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
+    // Whoever names one wants to hear it.
+    let quiet = QUIET.iter().filter(|(library, _)| !filter.contains(library));
+    let quiet = quiet.map(|(library, level)| format!("{library}={level}"));
+    let directives: Vec<String> = iter::once(filter.to_owned()).chain(quiet).collect();
+    let parsed = EnvFilter::builder().parse(directives.join(","));
+    parsed.map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_peers_make_talk_is_heard_by_whoever_names_it() {
+        assert_eq!(parse("info").unwrap().to_string(), "mqtt5=error,info");
+        assert_eq!(parse("info,mqtt5=debug").unwrap().to_string(), "mqtt5=debug,info");
+        let error = parse("info=loud").unwrap_err().to_string();
+        assert!(error.starts_with("log filter \"info=loud\" is not valid"), "{error}");
+    }
 }

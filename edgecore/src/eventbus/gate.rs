@@ -10,6 +10,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
 };
 
 use mqtt5::{
@@ -17,10 +18,13 @@ use mqtt5::{
     packet::connect::ConnectPacket,
     protocol::v5::reason_codes::ReasonCode,
 };
-use tokio::task;
+use tokio::{task, time};
 use tracing::{error, info, warn};
 
 use super::users::{BrokerUsers, Digest, Key, Seen, User, Users};
+
+/// How long a client waits to hear that it does not get in.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 pub(super) struct Gate(Arc<Inner>);
 
@@ -142,7 +146,12 @@ impl AuthProvider for Gate {
     ) -> Pin<Box<dyn Future<Output = mqtt5::Result<AuthResult>> + Send + 'a>> {
         Box::pin(async move {
             self.look().await;
-            Ok(self.0.admit(connect, client_addr))
+            let answer = self.0.admit(connect, client_addr);
+            if !answer.authenticated {
+                // Who tries one password after the other is at it for years.
+                time::sleep(REFUSAL).await;
+            }
+            Ok(answer)
         })
     }
 

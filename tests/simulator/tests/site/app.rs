@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, MqttOptions, Packet, QoS, SubscribeReasonCode,
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, MqttOptions, Packet, QoS, SubscribeFilter,
+    SubscribeReasonCode,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -66,12 +67,23 @@ impl App {
         let (said, heard) = mpsc::channel(QUEUE);
         let (subscribed, acks) = mpsc::channel(QUEUE);
         let mut task = JoinSet::new();
+        let (again, wanted) =
+            (client.clone(), topics.iter().map(|&topic| topic.to_owned()).collect::<Vec<_>>());
+        let mut is_first = true;
         task.spawn(async move {
             loop {
                 match connection.poll().await {
                     Ok(Event::Incoming(Packet::Publish(publish))) => {
                         let payload = serde_json::from_slice(&publish.payload).unwrap_or_default();
                         if said.send((publish.topic, payload)).await.is_err() {
+                            return;
+                        }
+                    }
+                    // A broker that has ended knows of nothing.
+                    Ok(Event::Incoming(Packet::ConnAck(_))) if !std::mem::take(&mut is_first) => {
+                        let filters = wanted.iter().cloned();
+                        let filters = filters.map(|topic| SubscribeFilter::new(topic, QoS::AtLeastOnce));
+                        if again.try_subscribe_many(filters).is_err() {
                             return;
                         }
                     }

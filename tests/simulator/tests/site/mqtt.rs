@@ -160,13 +160,19 @@ async fn a_broker_that_is_there_anyway_will_do() -> Result<()> {
         let set = json!({"event_id": "1", "twin": {"level": {"actual": {"value": "40"}}}});
         mapper.ask(&format!("{topic}/update"), &set).await?;
         node.until_reported("lamp", "level", "40").await?;
-        // It comes back, and all is told anew.
+        // It comes back, and what has changed meanwhile is told.
         drop(mosquitto);
+        let mut device = device;
+        device["properties"][0]["desired"] = json!({"value": "70"});
+        node.put("Device", "lamp", &device).await?;
         let _mosquitto = start()?;
         mapper
-            .until(&document, |document| document["twin"]["level"]["current"]["actual"]["value"] == "40")
-            .await
-            .map(drop)
+            .until(&document, |document| {
+                let twin = &document["twin"]["level"]["current"];
+                twin["expected"]["value"] == "70" && twin["actual"]["value"] == "40"
+            })
+            .await?;
+        node.end().await
     })
     .await
 }
