@@ -22,7 +22,7 @@ use super::{
     events,
     gathered::Gathered,
     push::{Push, Sample},
-    twin::State,
+    twin::{State, UnixMs},
 };
 use crate::{
     edgehub::{HubState, next_session},
@@ -67,6 +67,8 @@ struct Schedule {
     gathered: Gathered,
     /// Not before this a reading is pushed again.
     push_at: Instant,
+    /// The newest reading, until it is.
+    unpushed: Option<(Box<str>, UnixMs)>,
 }
 
 impl<D: Driver> Actor<D> {
@@ -90,6 +92,7 @@ impl<D: Driver> Actor<D> {
                 writes: Backoff::new(Duration::from_secs(1), Duration::from_mins(1)),
                 gathered: Gathered::new(now),
                 push_at: now,
+                unpushed: None,
             })
             .collect();
         Self {
@@ -128,6 +131,7 @@ impl<D: Driver> Actor<D> {
                 }
             }
             self.read_due().await;
+            self.push_due();
             self.write_due().await;
             self.report_due().await;
         }
@@ -135,7 +139,11 @@ impl<D: Driver> Actor<D> {
 
     fn next(&self) -> Instant {
         let live = self.reported_at + LIVENESS;
-        let times = self.schedule.iter().flat_map(|one| [Some(one.read_at), one.write_at]);
+        let times = self.schedule.iter().flat_map(|one| {
+            // Of a device that is asked another reading comes, and goes instead.
+            let push_at = one.unpushed.as_ref().filter(|_| !D::IS_ASKED).map(|_| one.push_at);
+            [Some(one.read_at), one.write_at, push_at]
+        });
         times.chain([self.report_at]).flatten().min().unwrap_or(live).min(live)
     }
 
@@ -218,12 +226,8 @@ impl<D: Driver> Actor<D> {
                             schedule.gathered.take(aggregation, property.kind, value, Instant::now())
                         }
                     };
-                    if let (Some(value), Some(target)) = (&value, &property.push)
-                        && schedule.push_at <= Instant::now()
-                    {
-                        schedule.push_at = Instant::now() + property.report;
-                        let (property, value) = (property.name.clone(), value.to_string().into());
-                        self.push.put(target, Sample { property, value, at: now });
+                    if let (Some(value), Some(_)) = (&value, &property.push) {
+                        schedule.unpushed = Some((value.to_string().into(), now));
                     }
                     value.is_some_and(|value| device.twin().observe(property, &value, now))
                 }
@@ -253,6 +257,19 @@ impl<D: Driver> Actor<D> {
                 self.turn(State::Online, None);
             }
             _ => {}
+        }
+    }
+
+    fn push_due(&mut self) {
+        let now = Instant::now();
+        for (property, schedule) in self.device.spec.properties.iter().zip(&mut self.schedule) {
+            if let Some(target) = &property.push
+                && schedule.push_at <= now
+                && let Some((value, at)) = schedule.unpushed.take()
+            {
+                schedule.push_at = now + property.report;
+                self.push.put(target, Sample { property: property.name.clone(), value, at });
+            }
         }
     }
 

@@ -85,12 +85,52 @@ async fn what_nobody_takes_waits_over_a_restart() -> Result<()> {
         }
         node.end().await?;
         let (_serving, mut heard) = collector(at, None).await?;
-        let _node = Node::start(run)?;
-        for level in ["1", "2", "3"] {
-            let sent = timeout(SOON, heard.recv()).await?.context("the collector has ended")?;
-            ensure!(sent.starts_with(&format!("/in level={level}&time=20")), "{sent}");
+        let node = Node::start(run)?;
+        let mut sent = Vec::new();
+        while !sent.last().is_some_and(|last: &String| last.starts_with("/in level=3&time=20")) {
+            sent.push(timeout(SOON, heard.recv()).await?.context("the collector has ended")?);
         }
-        Ok(())
+        // The second has made way if the third came within the same cycle of 10 ms.
+        let is_next =
+            |(at, sent): (usize, &String)| sent.starts_with(&format!("/in level={}&time=20", at + 1));
+        ensure!(sent.len() == 2 || sent.iter().enumerate().all(is_next), "{sent:?}");
+        ensure!(sent[0].starts_with("/in level=1&"), "{sent:?}");
+        node.end().await
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_too_soon_after_another_goes_later() -> Result<()> {
+    framed(async |run| {
+        let at = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let (_serving, mut heard) = collector(at, None).await?;
+        let node = Node::start(run)?;
+        let model = json!({"properties": [{"name": "level", "type": "INT"}]});
+        let device = json!({"deviceModelRef": {"name": "tank"}, "protocol": {"protocolName": "sonar"},
+            "properties": [{"name": "level", "reportCycle": 2000, "pushMethod": {"http": {
+                "hostName": "127.0.0.1", "port": at.port(), "requestPath": "/in"}}}]});
+        node.put("DeviceModel", "tank", &model).await?;
+        node.put("Device", "tank", &device).await?;
+        let mut mapper = App::start("mapper", node.mqtt_port(), &["$hw/events/device/#"]).await?;
+        let topic = "$hw/events/device/default/tank/twin/update";
+        let update =
+            |level: &str| json!({"event_id": level, "twin": {"level": {"actual": {"value": level}}}});
+        wait::until("the device is known", SOON, async || {
+            let answer = mapper.ask(topic, &update("1")).await?;
+            ensure!(answer.get("code").is_none(), "{answer}");
+            Ok::<_, anyhow::Error>(())
+        })
+        .await?;
+        let sent = timeout(SOON, heard.recv()).await?.context("the collector has ended")?;
+        ensure!(sent.starts_with("/in level=1&"), "{sent}");
+        // Of several within one cycle the last one goes, and nothing else has to happen for it.
+        for level in ["2", "3", "4"] {
+            mapper.ask(topic, &update(level)).await?;
+        }
+        let sent = timeout(SOON, heard.recv()).await?.context("the collector has ended")?;
+        ensure!(sent.starts_with("/in level=4&"), "{sent}");
+        node.end().await
     })
     .await
 }
