@@ -4,11 +4,12 @@
 mod housekeeping;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
+use crds::devices::keys::DEVICE;
 use proto::{Object, ResourceKey, Version};
 use tokio::{
     sync::watch,
@@ -44,6 +45,8 @@ pub(super) struct Dispatcher {
     /// Something of the store could not be read: when to try again.
     reread_at: Option<Instant>,
     log_limits: LogLimits,
+    /// The names of the node's devices by namespace, as last read from the store.
+    devices: HashMap<Box<str>, Arc<[Box<str>]>>,
     /// The desired pods by key, as last read from the store.
     desired: HashMap<ResourceKey, Desired>,
     workers: HashMap<PodUid, Worker>,
@@ -77,6 +80,7 @@ impl Dispatcher {
             desired_read: false,
             reread_at: None,
             log_limits,
+            devices: HashMap::new(),
             desired: HashMap::new(),
             workers: HashMap::new(),
             tasks: JoinSet::new(),
@@ -161,9 +165,11 @@ impl Dispatcher {
             self.take(key, *version, self.shared.store.get(key));
         }
         self.desired_read = true;
+        self.devices = devices(&versions);
         self.adjust(stop);
         for worker in self.workers.values_mut() {
             worker.tell_references(&versions);
+            worker.tell_devices(&self.devices);
         }
     }
 
@@ -224,7 +230,8 @@ impl Dispatcher {
         let uid = pod.uid.clone();
         let listed = self.listed(&uid);
         let references = references(&pod);
-        let (input, receiver) = watch::channel(Input { pod, intent, listed, references: 0 });
+        let devices = self.devices.get(pod.namespace()).cloned().unwrap_or_default();
+        let (input, receiver) = watch::channel(Input { pod, intent, listed, references: 0, devices });
         let worker = PodWorker::new(self.shared.clone(), receiver, false);
         let span = tracing::info_span!("pod", %uid);
         let task = tracing::Instrument::instrument(worker.run(stop.clone()), span);
@@ -320,6 +327,27 @@ impl Worker {
             self.input.send_modify(|input| input.references += 1);
         }
     }
+
+    fn tell_devices(&mut self, devices: &HashMap<Box<str>, Arc<[Box<str>]>>) {
+        self.input.send_if_modified(|input| {
+            let now = devices.get(input.pod.namespace()).cloned().unwrap_or_default();
+            let changed = input.devices != now;
+            input.devices = now;
+            changed
+        });
+    }
+}
+
+/// The names of devices by namespace, in order.
+fn devices(versions: &HashMap<ResourceKey, Version>) -> HashMap<Box<str>, Arc<[Box<str>]>> {
+    let mut names: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for key in versions.keys().filter(|key| key.kind() == DEVICE) {
+        names.entry(key.namespace()).or_default().insert(key.name());
+    }
+    let of_namespace = names.into_iter();
+    of_namespace
+        .map(|(namespace, names)| (namespace.into(), names.into_iter().map(Box::from).collect()))
+        .collect()
 }
 
 fn references(pod: &DesiredPod) -> BTreeMap<ResourceKey, Option<Version>> {

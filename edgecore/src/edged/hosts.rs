@@ -1,6 +1,12 @@
 //! The `/etc/hosts` of a pod.
 
-use std::{fmt::Write as _, fs, io, net::IpAddr, path::Path};
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{self, Write as _},
+    net::IpAddr,
+    path::Path,
+};
 
 use super::pod::DesiredPod;
 
@@ -21,15 +27,13 @@ pub fn hostname(pod: &DesiredPod) -> String {
     short.trim_end_matches(['-', '.']).to_owned()
 }
 
-/// The names of devices of the node, and the address at which the pod reaches what speaks for them.
-pub type DeviceNames = Option<(IpAddr, Vec<String>)>;
-
+/// `devices` are those of the node in the pod's namespace, and the address at which it reaches what speaks for them.
 pub fn content(
     pod: &DesiredPod,
     ips: &[String],
     cluster_domain: &str,
     host_file: &Path,
-    devices: &DeviceNames,
+    devices: Option<(IpAddr, &[Box<str>])>,
 ) -> String {
     let mut text = if pod.host_network() {
         let own = fs::read_to_string(host_file).unwrap_or_default();
@@ -46,7 +50,7 @@ pub fn content(
         }
         text
     };
-    if let Some((ip, names)) = devices.as_ref().filter(|(_, names)| !names.is_empty()) {
+    if let Some((ip, names)) = devices.filter(|(_, names)| !names.is_empty()) {
         text.push_str("\n# Devices of this node: its MQTT broker.\n");
         push_line(&mut text, &ip.to_string(), &names.join("\t"));
     }
@@ -65,11 +69,13 @@ fn push_line(text: &mut String, ip: &str, names: &str) {
     writeln!(text, "{ip}\t{names}").unwrap_or_default();
 }
 
-/// Written in place: it is bind-mounted into containers that run.
+/// Written in place: it is bind-mounted into containers that run, which read at any time. So it is never empty, either.
 pub fn write(path: &Path, content: &str) -> io::Result<()> {
     if fs::read_to_string(path).is_ok_and(|old| old == content) {
         return Ok(());
     }
-    fs::write(path, content)?;
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(content.as_bytes())?;
+    file.set_len(content.len() as u64)?;
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
 }

@@ -98,6 +98,8 @@ pub struct Input {
     pub listed: Option<(Instant, Listed)>,
     /// Grows when something that the pod refers to has changed.
     pub references: u64,
+    /// The names of the node's devices in the pod's namespace: it reaches the broker under them.
+    pub devices: Arc<[Box<str>]>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +134,8 @@ pub struct PodWorker {
     mounted: Option<Mounted>,
     /// What the volumes were last made from; `None` has them looked at anew.
     references_mounted: Option<u64>,
+    /// The devices that were last written into its `/etc/hosts`; `None` has it looked at anew.
+    devices_named: Option<Arc<[Box<str>]>>,
     /// A listing asked for before this does not show what was done.
     acted_at: Option<Instant>,
     /// Within a pass: what a listing would show now.
@@ -190,6 +194,7 @@ impl PodWorker {
             pass: None,
             mounted: None,
             references_mounted: None,
+            devices_named: None,
             acted_at: fresh.then(Instant::now),
             foreseen: None,
             failures: 0,
@@ -375,7 +380,7 @@ impl PodWorker {
                 if self.memory.hold.is_none_or(|hold| hold <= Instant::now()) {
                     self.memory.waiting = None;
                     let refresh = self.refresh_volumes().await;
-                    wake = earlier(wake, refresh);
+                    wake = earlier(earlier(wake, refresh), self.refresh_hosts());
                     let address = self.address();
                     self.probes.keep_up(
                         &self.current.pod,

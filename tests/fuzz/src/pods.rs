@@ -25,7 +25,7 @@ pub(crate) fn pod(bytes: &[u8]) {
     drop(unsupported::find(&pod));
     drop(unsupported::of_ephemeral_containers(&pod));
     assert!(!hosts::hostname(&pod).contains('/'));
-    drop(hosts::content(&pod, &["10.0.0.1".to_owned()], "cluster.local", Path::new("/dev/null"), &None));
+    drop(hosts::content(&pod, &["10.0.0.1".to_owned()], "cluster.local", Path::new("/dev/null"), None));
     drop(dns::sandbox_dns(&pod, &dns::DnsSettings::default()));
     let _ = (
         resources::qos_class(&pod.spec),

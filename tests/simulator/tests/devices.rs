@@ -1,6 +1,9 @@
 //! A device as its operator sees it: applied with kubectl, read with kubectl, set with kubectl, and all of it goes on with the line cut.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::{
@@ -51,10 +54,12 @@ spec:
     )
 }
 
-/// A pod that sends CONNECT to `mqtt://pump-1:1883` and succeeds with CONNACK.
+/// A pod that sends CONNECT to `mqtt://pump-1:1883` until it is answered with CONNACK.
 fn app() -> String {
     let connect = r"\020\015\000\004MQTT\004\002\000\074\000\001a";
-    let says = format!("(printf '{connect}'; sleep 2) | nc pump-1 1883 | od -An -tx1 | grep '20 02 00 00'");
+    let says = format!(
+        "until (printf '{connect}'; sleep 2) | nc pump-1 1883 | od -An -tx1 | grep '20 02 00 00'; do sleep 1; done"
+    );
     format!(
         "
 apiVersion: v1
@@ -62,7 +67,7 @@ kind: Pod
 metadata: {{name: app, namespace: default}}
 spec:
   nodeName: edge-1
-  restartPolicy: OnFailure
+  restartPolicy: Never
   terminationGracePeriodSeconds: 0
   containers:
   - name: app
@@ -150,6 +155,10 @@ fn is_same(one: &Value, other: &Value) -> bool {
     }
 }
 
+fn unix_seconds() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
+}
+
 async fn older(scene: &Scene, kind: &str, name: &str) -> Result<Value> {
     let kind = format!("{kind}.v1alpha2.devices.kubeedge.io");
     Ok(serde_json::from_str(&scene.cluster.kubectl(&["get", &kind, name, "-o", "json"]).await?)?)
@@ -167,6 +176,14 @@ async fn a_device_is_read_and_set_with_kubectl() -> Result<()> {
         let slaves =
             ModbusSlaves::start(&bench.run, simulator, "pump", &["1:input:0=250", "1:holding:0=900"]).await?;
 
+        let phase = async |wanted: &str| {
+            let phase = ["get", "pod", "app", "-o", "jsonpath={.status.phase}"];
+            let phase = scene.cluster.kubectl(&phase).await?;
+            ensure!(phase == wanted, "{phase}");
+            Ok::<_, anyhow::Error>(())
+        };
+        scene.cluster.apply(&app()).await?;
+        wait::until("the pod runs", SOON, async || phase("Running").await).await?;
         scene.cluster.apply(MODEL).await?;
         scene.cluster.apply(&device(slaves.port()?)).await?;
         until(&scene, "devices", "online", |status| status["state"] == "online").await?;
@@ -179,15 +196,8 @@ async fn a_device_is_read_and_set_with_kubectl() -> Result<()> {
             .await?;
         ensure!(owner == "Device", "{owner}");
 
-        // A pod finds the broker under the device's name, and is answered: CONNACK.
-        scene.cluster.apply(&app()).await?;
-        wait::until("the pod has spoken MQTT", SOON, async || {
-            let phase =
-                scene.cluster.kubectl(&["get", "pod", "app", "-o", "jsonpath={.status.phase}"]).await?;
-            ensure!(phase == "Succeeded", "{phase}");
-            Ok::<_, anyhow::Error>(())
-        })
-        .await?;
+        // A pod that was there before the device finds the broker under its name.
+        wait::until("the pod has spoken MQTT", SOON, async || phase("Succeeded").await).await?;
 
         set_speed(&scene, "1200").await?;
         until_reported(&scene, "speed", "1200").await?;
@@ -195,6 +205,7 @@ async fn a_device_is_read_and_set_with_kubectl() -> Result<()> {
 
         site.cut(LineCut::Silent)?;
         set_speed(&scene, "1500").await?;
+        let said = unix_seconds()?;
         slaves.set(1, "input", 0, &[300]).await?;
         let old = edge.pid()?;
         kill9(old)?;
@@ -216,6 +227,13 @@ async fn a_device_is_read_and_set_with_kubectl() -> Result<()> {
         };
         let table = ctl(&["get", "device", "-o", "wide"]).await?;
         ensure!(table.contains("pump-1") && table.contains("speed=1200"), "{table}");
+        // The API server tells when by the second; within one the cloud's word counts.
+        wait::until("the next second", SOON, async || {
+            let now = unix_seconds()?;
+            ensure!(now > said, "{now}");
+            Ok::<_, anyhow::Error>(())
+        })
+        .await?;
         ctl(&["set", "device", "pump-1", "speed=800"]).await?;
         wait::until("the pump does as the site says", SOON, async || {
             let speed = slaves.get(1, "holding", 0).await?;

@@ -3,13 +3,12 @@
 
 use std::{
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use crds::devices::keys::DEVICE;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
 use proto::cri::v1::{self, CgroupDriver};
@@ -439,9 +438,7 @@ impl PodWorker {
     ) -> io::Result<Vec<v1::Mount>> {
         let directory = self.shared.volumes.make_pod_directory(&pod.uid)?;
         let hosts_file = directory.join("etc-hosts");
-        let own = std::path::Path::new("/etc/hosts");
-        let text = hosts::content(pod, ips, &self.shared.dns.cluster_domain, own, &self.device_names(pod));
-        hosts::write(&hosts_file, &text)?;
+        hosts::write(&hosts_file, &self.hosts(pod, ips))?;
         let message_file = self.termination_file(pod, &spec.name, attempt);
         if let Some(parent) = message_file.parent() {
             fs::create_dir_all(parent)?;
@@ -460,18 +457,33 @@ impl PodWorker {
         ])
     }
 
-    /// Of its namespace: others may have the same.
-    fn device_names(&self, pod: &DesiredPod) -> hosts::DeviceNames {
-        let door = match &self.pass {
-            _ if pod.host_network() => IpAddr::from([127, 0, 0, 1]),
-            Some(pass) => pass.door()?,
-            None => return None,
-        };
-        // A store that cannot be read is told of where it matters more.
-        let known = self.shared.store.inventory().unwrap_or_default();
-        let devices = known.into_iter().map(|(key, _)| key);
-        let of_pod = devices.filter(|key| key.kind() == DEVICE && key.namespace() == pod.namespace());
-        Some((door, of_pod.map(|key| key.name().to_owned()).collect()))
+    fn hosts(&self, pod: &DesiredPod, ips: &[String]) -> String {
+        let devices = self.door(pod).map(|door| (door, &*self.current.devices));
+        hosts::content(pod, ips, &self.shared.dns.cluster_domain, Path::new("/etc/hosts"), devices)
+    }
+
+    /// Where the pod finds what speaks for devices, once its addresses are known.
+    fn door(&self, pod: &DesiredPod) -> Option<IpAddr> {
+        if pod.host_network() { Some(Ipv4Addr::LOCALHOST.into()) } else { self.pass.as_ref()?.door() }
+    }
+
+    /// Devices come and go while its containers run. Returns when to look again.
+    pub(super) fn refresh_hosts(&mut self) -> Option<Instant> {
+        let pod = Arc::clone(&self.current.pod);
+        let file = self.shared.volumes.pod_directory(&pod.uid).join("etc-hosts");
+        if self.devices_named.as_ref() == Some(&self.current.devices) || self.door(&pod).is_none() {
+            return None;
+        }
+        let ips = self.addresses.as_ref().map_or(&[][..], |(_, ips)| ips);
+        // Its first container gets one.
+        if file.exists()
+            && let Err(error) = hosts::write(&file, &self.hosts(&pod, ips))
+        {
+            tracing::warn!(pod = %pod.key, %error, "the names of devices are not in its hosts file yet");
+            return Some(Instant::now() + LAST_HOLD);
+        }
+        self.devices_named = Some(Arc::clone(&self.current.devices));
+        None
     }
 
     pub(super) fn termination_file(&self, pod: &DesiredPod, container: &str, attempt: u32) -> PathBuf {
