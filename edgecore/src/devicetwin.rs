@@ -261,16 +261,16 @@ impl DeviceTwin {
         match &*spec.protocol {
             "modbus" => {
                 let (driver, unread) = Modbus::new(&spec, &mut self.buses, self.config.modbus.as_ref())?;
-                Ok(self.spawn(spec, driver, unread, None))
+                Ok(self.spawn(spec.taken(), driver, unread, None))
             }
             "mqtt" => {
                 let (driver, unread) = Mqtt::new(&spec, self.config.broker.as_ref(), &self.config.access)?;
-                Ok(self.spawn(spec, driver, unread, None))
+                Ok(self.spawn(spec.taken(), driver, unread, None))
             }
             // KubeEdge's example of a mapper calls it the latter.
             "virtual" | "virtualprotocol" => {
                 let driver = Virtual::new(&spec)?;
-                Ok(self.spawn(spec, driver, Vec::new(), None))
+                Ok(self.spawn(spec.taken(), driver, Vec::new(), None))
             }
             _ => {
                 let inbox = Inbox::default();

@@ -3,7 +3,10 @@
 //! Level-triggered: what the device is to be is looked at again after each reading, so that a device that was away, was reset or was
 //! set by hand is set again. A device whose spec changes gets a new actor.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -33,6 +36,10 @@ use crate::{
 const SLACK: Duration = Duration::from_millis(5);
 /// A device of which nothing changes says so often that it is there.
 const LIVENESS: Duration = Duration::from_mins(5);
+/// Readings are reported at moments that lie so far apart, for all devices the same: what many of them have to say goes to the disk
+/// with one sync. For those with a cycle at least [`PATIENT`] long it is little beside that.
+const TOGETHER: Duration = Duration::from_millis(250);
+const PATIENT: Duration = Duration::from_secs(1);
 /// Never.
 const NEVER: Duration = Duration::from_hours(24 * 365 * 10);
 /// While the store takes nothing.
@@ -57,6 +64,18 @@ pub(super) struct Actor<D> {
     push: Push,
 }
 
+/// The first of the moments of [`TOGETHER`] that is still to come, and not before `due`.
+fn together(due: Instant) -> Instant {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let since = due.max(Instant::now()).saturating_duration_since(*FIRST);
+    *FIRST + TOGETHER * moments(since)
+}
+
+/// How many of them have to pass for it to be later than `since`.
+fn moments(since: Duration) -> u32 {
+    u32::try_from(since.as_nanos() / TOGETHER.as_nanos() + 1).unwrap_or(u32::MAX)
+}
+
 struct Schedule {
     read_at: Instant,
     /// It has been read, or refused to be, since the actor began: a kept value may be old.
@@ -64,7 +83,7 @@ struct Schedule {
     write_at: Option<Instant>,
     writes: Backoff,
     /// Of a property whose readings become fewer.
-    gathered: Gathered,
+    gathered: Option<Box<Gathered>>,
     /// Not before this a reading is pushed again.
     push_at: Instant,
     /// The newest reading, until it is.
@@ -84,13 +103,13 @@ impl<D: Driver> Actor<D> {
             .spec
             .properties
             .iter()
-            .map(|_| Schedule {
+            .map(|property| Schedule {
                 read_at: if D::IS_ASKED { now } else { now + NEVER },
                 is_known: !D::IS_ASKED,
                 // What is desired does not wait for a reading that does not come.
                 write_at: (!D::IS_ASKED).then_some(now),
                 writes: Backoff::new(Duration::from_secs(1), Duration::from_mins(1)),
-                gathered: Gathered::new(now),
+                gathered: property.aggregation.map(|_| Box::new(Gathered::new(now))),
                 push_at: now,
                 unpushed: None,
             })
@@ -220,11 +239,11 @@ impl<D: Driver> Actor<D> {
                 Ok(value) => {
                     answered = true;
                     schedule.is_known = true;
-                    let value = match property.aggregation {
-                        None => Some(value),
-                        Some(aggregation) => {
-                            schedule.gathered.take(aggregation, property.kind, value, Instant::now())
+                    let value = match (property.aggregation, &mut schedule.gathered) {
+                        (Some(aggregation), Some(gathered)) => {
+                            gathered.take(aggregation, property.kind, value, Instant::now())
                         }
+                        _ => Some(value),
                     };
                     if let (Some(value), Some(_)) = (&value, &property.push) {
                         schedule.unpushed = Some((value.to_string().into(), now));
@@ -246,7 +265,7 @@ impl<D: Driver> Actor<D> {
             }
             if is_news && property.to_cloud {
                 let due = self.reported_at + property.report;
-                self.say_by(due);
+                self.say_by(if property.report < PATIENT { due } else { together(due) });
             }
         }
         match absent {
@@ -364,5 +383,17 @@ impl<D: Driver> Actor<D> {
             warn!(device = %spec.key, error = %runtime::chain(&failure), "an event is lost");
         }
         kept.and(reported.map(drop))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_of_many_devices_are_made_at_once() {
+        let millis = Duration::from_millis;
+        assert_eq!([0, 1, 249].map(|since| moments(millis(since))), [1; 3]);
+        assert_eq!([250, 251, 499].map(|since| moments(millis(since))), [2; 3]);
     }
 }
