@@ -4,6 +4,7 @@
 //! set by hand is set again. A device whose spec changes gets a new actor.
 
 use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -25,6 +26,7 @@ use super::{
     events,
     gathered::Gathered,
     push::{Push, Sample},
+    spec::DeviceSpec,
     twin::{State, UnixMs},
 };
 use crate::{
@@ -40,6 +42,7 @@ const LIVENESS: Duration = Duration::from_mins(5);
 /// with one sync. For those with a cycle at least [`PATIENT`] long it is little beside that.
 const TOGETHER: Duration = Duration::from_millis(250);
 const PATIENT: Duration = Duration::from_secs(1);
+const LONGEST_STAGGER: Duration = Duration::from_secs(2);
 /// Never.
 const NEVER: Duration = Duration::from_hours(24 * 365 * 10);
 /// While the store takes nothing.
@@ -52,6 +55,9 @@ pub(super) struct Actor<D> {
     hub: watch::Receiver<HubState>,
     /// By the property's position.
     schedule: Vec<Schedule>,
+    /// How much sooner than a cycle after the first reading the second one comes: devices that began together are not asked in one
+    /// burst for ever.
+    stagger: Duration,
     /// Between attempts to reach a device that does not answer.
     absence: Backoff,
     /// When to report, if there is anything to say.
@@ -62,6 +68,16 @@ pub(super) struct Actor<D> {
     /// Events that are not kept yet.
     happened: Vec<Bytes>,
     push: Push,
+}
+
+/// Between nothing and half a cycle, the same each time for one device. All its properties have the same, so that those which are read
+/// together go on to be.
+fn stagger(spec: &DeviceSpec) -> Duration {
+    let shortest = spec.properties.iter().map(|property| property.collect).min().unwrap_or_default();
+    let mut hasher = DefaultHasher::new();
+    spec.key.hash(&mut hasher);
+    let share = u32::try_from(hasher.finish() % 1024).unwrap_or_default();
+    shortest.min(LONGEST_STAGGER) * share / 2048
 }
 
 /// The first of the moments of [`TOGETHER`] that is still to come, and not before `due`.
@@ -115,6 +131,7 @@ impl<D: Driver> Actor<D> {
             })
             .collect();
         Self {
+            stagger: stagger(&device.spec),
             device,
             driver,
             store,
@@ -173,8 +190,9 @@ impl<D: Driver> Actor<D> {
         }
         let due: Vec<usize> =
             (0..self.schedule.len()).filter(|&at| self.schedule[at].read_at <= now + SLACK).collect();
+        let stagger = std::mem::take(&mut self.stagger);
         for &at in &due {
-            let cycle = self.device.spec.properties[at].collect;
+            let cycle = self.device.spec.properties[at].collect.saturating_sub(stagger);
             let next = self.schedule[at].read_at + cycle;
             // What was missed is not made up for.
             self.schedule[at].read_at = if next > now { next } else { now + cycle };
