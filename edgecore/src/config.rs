@@ -9,18 +9,21 @@ use crds::{
         LogFormat as RawLogFormat,
         edgecore::{
             CgroupDriver, CommonConfig, Database, EdgeCoreConfig, EdgeHub, EdgeHubQuic, EdgeHubWebSocket,
-            EdgeStream, Edged, EventBusTls, Modules, MonitorServer,
+            EdgeStream, Edged, EventBusTls, Modules, MonitorServer, MqttServerTls,
         },
     },
 };
-use runtime::{telemetry::LogFormat, tls::Trust};
+use runtime::{
+    telemetry::LogFormat,
+    tls::{ServerIdentity, Trust},
+};
 
 use crate::{
     access::{Access, ExternalBroker, OwnBroker},
     devicetwin::{BusAddress, DevicesConfig},
     edged::{EdgedConfig, node_status::NodeStatusConfig},
     edgehub::{HubConfig, IdentityPaths},
-    eventbus::{BrokerSettings, BrokerUsers, Place, own_login},
+    eventbus::{BrokerSettings, BrokerTls, BrokerUsers, Place, own_login},
 };
 
 /// Between attempts to get through with QUIC while the WebSocket does: what blocks UDP for a minute may do so for months, and
@@ -125,13 +128,21 @@ impl From<EdgeCoreConfig> for Config {
         };
         let users = &event_bus.mqtt_users_file;
         let users = (!users.is_empty()).then(|| BrokerUsers { file: PathBuf::from(users), own: own_login() });
+        let file = |path: String| (!path.is_empty()).then(|| PathBuf::from(path));
+        let MqttServerTls { address: _, cert_file, private_key_file, client_ca_file } =
+            event_bus.server_tls.clone();
+        let identity = ServerIdentity {
+            certificate: cert_file.into(),
+            key: private_key_file.into(),
+            client_ca_file: file(client_ca_file),
+            clock: Arc::default(),
+        };
         let broker = event_bus.own().map(|listen| BrokerSettings {
-            listen,
-            directory: paths.mqtt_dir,
+            tls: event_bus.own_tls().map(|listen| BrokerTls { listen, identity }),
             queue: usize::try_from(event_bus.mqtt_session_queue_size).unwrap_or(usize::MAX),
             users,
+            ..BrokerSettings::open(listen, paths.mqtt_dir)
         });
-        let file = |path: String| (!path.is_empty()).then(|| PathBuf::from(path));
         let EventBusTls { enable: _, ca_file, cert_file, private_key_file } = event_bus.tls.clone();
         let external = event_bus.external().map(|address| ExternalBroker {
             address,

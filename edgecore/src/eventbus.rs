@@ -22,15 +22,15 @@ use tokio::{sync::mpsc, task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use self::{
-    broker::BrokerSettings,
-    users::{BrokerUsers, own_login},
-};
 use self::{
     broker::{Broker, Heard, Publisher},
     external::External,
     payload::{Question, Refusal, StateUpdate, TwinUpdate, Twins},
     topic::{Asked, DeviceId},
+};
+pub use self::{
+    broker::{BrokerSettings, BrokerTls},
+    users::{BrokerUsers, own_login},
 };
 use crate::access::ExternalBroker;
 use crate::devicetwin::{Devices, Follower, Member, SetError};
@@ -52,8 +52,10 @@ impl Place {
     /// Has certificates verified at the time of this clock.
     #[must_use]
     pub fn at(mut self, clock: &Arc<Clock>) -> Self {
-        if let Self::External(external) = &mut self {
-            external.trust.clock = Arc::clone(clock);
+        match &mut self {
+            Self::External(external) => external.trust.clock = Arc::clone(clock),
+            Self::Own(BrokerSettings { tls: Some(tls), .. }) => tls.identity.clock = Arc::clone(clock),
+            Self::Own(_) => {}
         }
         self
     }
@@ -127,8 +129,9 @@ impl EventBus {
                     .map_err(|error| runtime::chain(&error).to_string())?;
                 info!(address = %settings.listen, "serving MQTT");
                 let publisher = broker.publisher();
+                let stop = stop.clone();
                 running.spawn(async move {
-                    broker.run().await.map_err(|error| runtime::chain(&error).to_string())
+                    broker.run(stop).await.map_err(|error| runtime::chain(&error).to_string())
                 });
                 publisher
             }

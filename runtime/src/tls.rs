@@ -19,6 +19,7 @@ pub mod authorities;
 pub mod authority;
 mod clock;
 mod grace;
+mod identity;
 pub mod pin;
 mod tickets;
 mod trust;
@@ -26,6 +27,7 @@ mod trust;
 pub use authorities::Authorities;
 pub use authority::{CertificateAuthority, CsrError, node_csr, node_csr_for};
 pub use clock::Clock;
+pub use identity::ServerIdentity;
 pub use pin::{PinError, pinned_client_config};
 pub use trust::Trust;
 

@@ -15,7 +15,7 @@ mod event_bus;
 mod paths;
 
 pub use devices::{DeviceTwin, ModbusBus};
-pub use event_bus::{EventBus, EventBusTls};
+pub use event_bus::{EventBus, EventBusTls, MqttServerTls};
 pub use paths::EdgePaths;
 
 /// The apiVersion that is written; KubeEdge's older one is read as well.

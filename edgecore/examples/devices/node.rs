@@ -16,8 +16,6 @@ use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 const NAMESPACE: &str = "default";
-/// As edgecore's configuration has it by default.
-const QUEUE: usize = 100;
 
 pub(crate) struct Node {
     pub(crate) store: Store,
@@ -40,8 +38,7 @@ impl Node {
         let config = DevicesConfig { modbus: None, broker: Some(broker.into()), access: Access::default() };
         let twin = DeviceTwin::new(config, store.clone(), state);
         let devices = twin.devices();
-        let settings =
-            BrokerSettings { listen: broker, directory: dir.join("mqtt"), queue: QUEUE, users: None };
+        let settings = BrokerSettings::open(broker, dir.join("mqtt"));
         let bus = EventBus::new(Place::Own(settings), "edge-1".to_owned(), devices.clone());
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(twin.run(stop.clone()));

@@ -16,9 +16,12 @@ pub struct EventBus {
     pub enable: bool,
     /// 0: the broker in edgecore. 2: one that is there anyway. 1: both.
     pub mqtt_mode: u8,
-    /// Where the broker in edgecore listens: tcp://IP:PORT. There is no TLS, and without mqttUsersFile nobody has to log in, so
-    /// anything but a loopback address lets the network in.
+    /// Where the broker in edgecore listens: tcp://IP:PORT. Without mqttUsersFile nobody has to log in, so anything but a loopback
+    /// address lets the network in.
     pub mqtt_server_internal: String,
+    /// Where else it listens, within TLS.
+    #[serde(rename = "mqttServerTLS")]
+    pub server_tls: MqttServerTls,
     /// Who may log in at the broker in edgecore, and what each may subscribe to and publish (docs/devices.md). It is read again
     /// when it has changed. Empty: nobody has to log in, and everybody may do everything.
     pub mqtt_users_file: String,
@@ -33,6 +36,21 @@ pub struct EventBus {
     /// For the other broker, within TLS.
     #[serde(rename = "eventBusTLS")]
     pub tls: EventBusTls,
+}
+
+/// TLS to the broker in edgecore. The files are read for each client, so that they may be replaced.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MqttServerTls {
+    /// ssl://IP:PORT. Empty: nowhere.
+    pub address: String,
+    /// The broker's certificate, PEM, with those between it and its CA.
+    pub cert_file: String,
+    /// Its key, PEM.
+    pub private_key_file: String,
+    /// Clients show a certificate of one of these CAs, PEM. Empty: they need none.
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: String,
 }
 
 /// TLS to the other broker.
@@ -58,6 +76,7 @@ impl Default for EventBus {
             enable: true,
             mqtt_mode: 0,
             mqtt_server_internal: "tcp://127.0.0.1:1883".to_owned(),
+            server_tls: MqttServerTls::default(),
             mqtt_users_file: String::new(),
             mqtt_server_external: "tcp://127.0.0.1:1883".to_owned(),
             mqtt_username: String::new(),
@@ -72,6 +91,11 @@ impl EventBus {
     /// Where the broker in edgecore listens, if there is to be one.
     pub fn own(&self) -> Option<SocketAddr> {
         (self.enable && self.mqtt_mode != 2).then(|| self.listen()).flatten()
+    }
+
+    /// Where it listens within TLS, if it is to.
+    pub fn own_tls(&self) -> Option<SocketAddr> {
+        self.own().and_then(|_| self.server_tls.listen())
     }
 
     /// The other one, if it is to be used.
@@ -96,6 +120,7 @@ impl EventBus {
         faults.check(self.listen().is_some(), &key("mqttServerInternal"), || {
             format!("{:?} is no tcp://IP:PORT, as in tcp://127.0.0.1:1883", self.mqtt_server_internal)
         });
+        self.server_tls.validate(faults, &key("mqttServerTLS"));
         super::absolute(faults, &key("mqttUsersFile"), &self.mqtt_users_file);
         if let Err(error) = self.mqtt_server_external.parse::<BrokerAddress>() {
             faults.check(false, &key("mqttServerExternal"), || {
@@ -116,5 +141,30 @@ impl EventBus {
         faults.check(is_whole, &key("eventBusTLS.tlsMqttCertFile"), || {
             "and tlsMqttPrivateKeyFile go together: name both, or neither".to_owned()
         });
+    }
+}
+
+impl MqttServerTls {
+    fn listen(&self) -> Option<SocketAddr> {
+        self.address.strip_prefix("ssl://")?.parse().ok()
+    }
+
+    fn validate(&self, faults: &mut Faults, key: &str) {
+        let Self { address, cert_file, private_key_file, client_ca_file } = self;
+        let key = |name: &str| format!("{key}.{name}");
+        for (name, path) in
+            [("certFile", cert_file), ("privateKeyFile", private_key_file), ("clientCAFile", client_ca_file)]
+        {
+            super::absolute(faults, &key(name), path);
+        }
+        if address.is_empty() {
+            return;
+        }
+        faults.check(self.listen().is_some(), &key("address"), || {
+            format!("{address:?} is no ssl://IP:PORT, as in ssl://0.0.0.0:8883")
+        });
+        for (name, path) in [("certFile", cert_file), ("privateKeyFile", private_key_file)] {
+            faults.check(!path.is_empty(), &key(name), || format!("is missing: {address} needs it"));
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, MqttOptions, Packet, QoS, SubscribeFilter,
-    SubscribeReasonCode,
+    SubscribeReasonCode, Transport,
 };
+use runtime::tls::Trust;
 use serde_json::{Value, json};
 use tokio::{
     sync::mpsc,
@@ -37,6 +38,57 @@ fn options(name: &str, port: u16, login: Login<'_>) -> MqttOptions {
     options
 }
 
+fn secured(name: &str, trust: &Trust, port: u16) -> Result<MqttOptions> {
+    let mut options = options(name, port, None);
+    options.set_transport(Transport::tls_with_config(trust.client_config()?.into()));
+    Ok(options)
+}
+
+/// Whether somebody is let in who comes so, within TLS.
+pub(crate) async fn is_let_in(trust: &Trust, port: u16) -> Result<bool> {
+    let (_client, mut connection) = AsyncClient::new(secured("somebody", trust, port)?, QUEUE);
+    let answer = timeout(SOON, connection.poll()).await.context("the broker does not answer")?;
+    Ok(matches!(answer, Ok(Event::Incoming(Packet::ConnAck(_)))))
+}
+
+/// An app that was there once comes back: what has waited for it, up to the one with this topic.
+pub(crate) async fn waited(name: &str, port: u16, last: &str) -> Result<Vec<String>> {
+    let (client, mut connection) = AsyncClient::new(returning(name, port), QUEUE);
+    let mut topics = Vec::new();
+    let heard = async {
+        while topics.last().is_none_or(|topic| topic != last) {
+            if let Event::Incoming(Packet::Publish(publish)) = connection.poll().await? {
+                topics.push(publish.topic);
+            }
+        }
+        client.try_disconnect()?;
+        while connection.poll().await.is_ok() {}
+        anyhow::Ok(())
+    };
+    let in_time = timeout(SOON, heard).await;
+    in_time.with_context(|| format!("{last} did not come; before it {topics:?}"))??;
+    Ok(topics)
+}
+
+/// An app is there once, and has subscribed to this when it goes.
+pub(crate) async fn leave_subscribed(name: &str, port: u16, topic: &str) -> Result<()> {
+    let (client, mut connection) = AsyncClient::new(returning(name, port), QUEUE);
+    client.try_subscribe(topic, QoS::AtLeastOnce)?;
+    let subscribed = async {
+        while !matches!(connection.poll().await?, Event::Incoming(Packet::SubAck(_))) {}
+        client.try_disconnect()?;
+        while connection.poll().await.is_ok() {}
+        anyhow::Ok(())
+    };
+    timeout(SOON, subscribed).await.context("the broker does not answer")?
+}
+
+fn returning(name: &str, port: u16) -> MqttOptions {
+    let mut options = options(name, port, None);
+    options.set_clean_session(false);
+    options
+}
+
 /// What the broker says to somebody who comes so.
 pub(crate) async fn greeting(port: u16, login: Login<'_>) -> Result<ConnectReturnCode> {
     let (_client, mut connection) = AsyncClient::new(options("somebody", port, login), QUEUE);
@@ -55,6 +107,16 @@ pub(crate) async fn greeting(port: u16, login: Login<'_>) -> Result<ConnectRetur
 }
 
 impl App {
+    /// As [`start`](Self::start), within TLS.
+    pub(crate) async fn start_within_tls(
+        name: &str,
+        trust: &Trust,
+        port: u16,
+        topics: &[&str],
+    ) -> Result<Self> {
+        Self::connect(secured(name, trust, port)?, topics).await
+    }
+
     /// One that has subscribed to these.
     pub(crate) async fn start(name: &str, port: u16, topics: &[&str]) -> Result<Self> {
         Self::start_as(name, None, port, topics).await
@@ -62,7 +124,10 @@ impl App {
 
     /// As [`start`](Self::start), of a user.
     pub(crate) async fn start_as(name: &str, login: Login<'_>, port: u16, topics: &[&str]) -> Result<Self> {
-        let options = options(name, port, login);
+        Self::connect(options(name, port, login), topics).await
+    }
+
+    async fn connect(options: MqttOptions, topics: &[&str]) -> Result<Self> {
         let (client, mut connection) = AsyncClient::new(options, QUEUE);
         let (said, heard) = mpsc::channel(QUEUE);
         let (subscribed, acks) = mpsc::channel(QUEUE);
@@ -112,6 +177,11 @@ impl App {
 
     pub(crate) async fn say(&self, topic: &str, payload: impl Into<Vec<u8>>) -> Result<()> {
         Ok(self.client.publish(topic, QoS::AtLeastOnce, false, payload).await?)
+    }
+
+    /// For whoever subscribes later, too.
+    pub(crate) async fn leave(&self, topic: &str, payload: &str) -> Result<()> {
+        Ok(self.client.publish(topic, QoS::AtLeastOnce, true, payload).await?)
     }
 
     pub(crate) async fn ask(&mut self, topic: &str, payload: &Value) -> Result<Value> {

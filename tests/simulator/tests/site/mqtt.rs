@@ -1,21 +1,25 @@
 //! What apps at the site read and write over MQTT, on the topics that KubeEdge has.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::{
+    fs::File,
+    net::{Ipv4Addr, TcpListener},
+};
 
 use anyhow::{Result, ensure};
 use edgecore::access::ExternalBroker;
 use harness::{
     process::{Daemon, command},
     simulator::ModbusSlaves,
+    wait,
 };
 use runtime::tls::Trust;
 use serde_json::json;
 
 use crate::{
     REGISTERS,
-    app::App,
+    app::{App, leave_subscribed, waited},
     framed,
-    node::{self, Node},
+    node::{self, Node, SOON},
     program, thermometer,
 };
 
@@ -228,4 +232,38 @@ async fn plays(mut thermostat: App, node: &Node) -> Result<()> {
     node.until_reported("t", "temperature", "19.5").await?;
     thermostat.say("home/status", "offline").await?;
     node.until("t", "offline", |status| (status["state"] == "offline").then_some(())).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_for_apps_outlasts_a_broker_that_nobody_uses() -> Result<()> {
+    framed(async |run| {
+        let node = Node::start(run)?;
+        // mqtt5 holds it as long as it runs.
+        let lock = run.dir().join("mqtt/.lock");
+        let rests = || {
+            wait::until("the broker rests", SOON, async || {
+                let lock = File::open(&lock)?;
+                lock.try_lock()?;
+                anyhow::Ok(())
+            })
+        };
+        leave_subscribed("absent", node.mqtt_port(), "orders/#").await?;
+        rests().await?;
+        for order in ["orders/1", "orders/2"] {
+            let mut sender = App::start("sender", node.mqtt_port(), &["seen/#"]).await?;
+            sender.say(order, "{}").await?;
+            sender.leave("recipe", "\"bread\"").await?;
+            // The broker has them when it answers this.
+            ensure!(sender.subscribe("seen").await?);
+            drop(sender);
+            rests().await?;
+        }
+        let orders = waited("absent", node.mqtt_port(), "orders/2").await?;
+        ensure!(orders == ["orders/1", "orders/2"], "{orders:?}");
+        rests().await?;
+        let mut late = App::start("late", node.mqtt_port(), &["recipe"]).await?;
+        late.until("recipe", |recipe| recipe == "bread").await?;
+        node.end().await
+    })
+    .await
 }

@@ -13,7 +13,7 @@ use edgecore::{
     access::{Access, ExternalBroker, OwnBroker},
     devicetwin::{DeviceTwin, DevicesConfig, Dmi},
     edgehub::HubState,
-    eventbus::{BrokerSettings, BrokerUsers, EventBus, Place, own_login},
+    eventbus::{BrokerSettings, BrokerTls, BrokerUsers, EventBus, Place, own_login},
     metamanager::{DesiredChange, Options, Store},
 };
 use harness::{Run, wait};
@@ -57,19 +57,32 @@ impl Node {
 
     /// As [`start`](Self::start), where this is whom to believe within TLS.
     pub(crate) fn start_believing(run: &Arc<Run>, trust: Trust) -> Result<Self> {
-        Self::start_own(run, None, trust)
+        Self::start_own(run, Self::broker(run)?, trust)
     }
 
     /// As [`start`](Self::start), where who may use the broker is in this file.
     pub(crate) fn start_with_users(run: &Arc<Run>, file: &Path) -> Result<Self> {
         let users = BrokerUsers { file: file.to_owned(), own: own_login() };
-        Self::start_own(run, Some(users), Trust::default())
+        let broker = BrokerSettings { users: Some(users), ..Self::broker(run)? };
+        Self::start_own(run, broker, Trust::default())
     }
 
-    fn start_own(run: &Arc<Run>, users: Option<BrokerUsers>, trust: Trust) -> Result<Self> {
+    /// As [`start`](Self::start), where the broker listens within TLS, too.
+    pub(crate) fn start_with_tls(run: &Arc<Run>, tls: BrokerTls) -> Result<Self> {
+        let broker = BrokerSettings { tls: Some(tls), ..Self::broker(run)? };
+        Self::start_own(run, broker, Trust::default())
+    }
+
+    /// One that hardly waits for the next client.
+    fn broker(run: &Arc<Run>) -> Result<BrokerSettings> {
         let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let own = users.as_ref().map(|users| OwnBroker { listen, login: users.own.clone() });
-        let broker = BrokerSettings { listen, directory: run.dir().join("mqtt"), queue: 100, users };
+        let linger = Duration::from_millis(100);
+        Ok(BrokerSettings { linger, ..BrokerSettings::open(listen, run.dir().join("mqtt")) })
+    }
+
+    fn start_own(run: &Arc<Run>, broker: BrokerSettings, trust: Trust) -> Result<Self> {
+        let listen = broker.listen;
+        let own = broker.users.as_ref().map(|users| OwnBroker { listen, login: users.own.clone() });
         let access = Access { own, external: None, trust };
         Self::start_at(run, listen.into(), access, Place::Own(broker))
     }

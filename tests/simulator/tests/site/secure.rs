@@ -10,20 +10,20 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use crds::broker::BrokerAddress;
-use edgecore::access::ExternalBroker;
+use edgecore::{access::ExternalBroker, eventbus::BrokerTls};
 use harness::{
     Run,
     process::{Daemon, command},
     wait,
 };
-use runtime::tls::{self, CertificateAuthority, Trust};
+use runtime::tls::{self, CertificateAuthority, ServerIdentity, Trust};
 use rustls_pki_types::PrivateKeyDer;
 use serde_json::json;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use crate::{
-    app::App,
+    app::{App, is_let_in},
     framed, mqtt,
     node::{Node, SOON},
     push::collector,
@@ -127,6 +127,50 @@ async fn a_broker_may_ask_for_a_certificate() -> Result<()> {
         app.until(&format!("{topic}/update/document"), |document| document["twin"].is_object()).await?;
         let twins = app.ask(&format!("{topic}/get"), &json!({"event_id": "1"})).await?;
         ensure!(twins["twin"]["temperature"]["actual"]["value"] == "19.5", "{twins}");
+        node.end().await
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_brokers_own_certificate_may_be_replaced() -> Result<()> {
+    framed(async |run| {
+        let (ca, of_clients) = (CertificateAuthority::generate()?, CertificateAuthority::generate()?);
+        let ca_file = certificate(run, "ca.crt", ca.certificate())?;
+        let (certificate_file, key) = server(run, &ca)?;
+        let identity = ServerIdentity {
+            certificate: certificate_file.clone(),
+            key,
+            client_ca_file: Some(certificate(run, "clients.crt", of_clients.certificate())?),
+            clock: Arc::default(),
+        };
+        let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let port = listen.port();
+        let node = Node::start_with_tls(run, BrokerTls { listen, identity })?;
+        let mut hears = App::start("hears", node.mqtt_port(), &["hall/#"]).await?;
+
+        let known = Trust {
+            ca_file: Some(ca_file.clone()),
+            identity: Some(client(run, &of_clients)?),
+            ..Trust::default()
+        };
+        let app = App::start_within_tls("app", &known, port, &["yard/#"]).await?;
+        app.say("hall/door", "\"open\"").await?;
+        hears.until("hall/door", |door| door == "open").await?;
+        let stranger = Trust { identity: None, ..known.clone() };
+        ensure!(!is_let_in(&stranger, port).await?, "somebody without a certificate is let in");
+        ensure!(is_let_in(&known, port).await?, "somebody with a certificate is kept out");
+
+        fs::write(&certificate_file, "no certificate")?;
+        ensure!(!is_let_in(&known, port).await?, "with which certificate?");
+        let renewed = CertificateAuthority::generate()?;
+        server(run, &renewed)?;
+        ensure!(!is_let_in(&known, port).await?, "a certificate of another CA is believed");
+        certificate(run, "ca.crt", renewed.certificate())?;
+        ensure!(is_let_in(&known, port).await?, "the renewed certificate is not shown");
+        // Whoever was there stays.
+        app.say("hall/door", "\"shut\"").await?;
+        hears.until("hall/door", |door| door == "shut").await?;
         node.end().await
     })
     .await
