@@ -41,6 +41,7 @@ use super::{
     frames,
     guests::Guest,
     holder::{self, NotYours},
+    pace::Pace,
     registry::{Registration, Registry},
     settings::Settings,
     told::{StatusesTold, Told},
@@ -288,12 +289,17 @@ async fn drive(
     };
     let mut heal = time::interval(driver.context.lease.renew_every);
     heal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pace = Pace::new(Instant::now());
     let end = loop {
+        let began = Instant::now();
         match driver.pump() {
             Ok(false) => {}
             Ok(true) => {
                 // Other sessions wait for this thread.
-                task::yield_now().await;
+                match pace.took(began, Instant::now()) {
+                    Some(rest) => time::sleep(rest).await,
+                    None => task::yield_now().await,
+                }
                 continue;
             }
             Err(end) => break end,
