@@ -14,6 +14,10 @@ use tracing::{error, info};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// Turns of tasks between looks at sockets and timers: of the usual 61, each a millisecond where many have much to do, others hear nothing
+/// for a good part of a second.
+const LOOK_AT_SOCKETS: u32 = 8;
+
 fn main() -> ExitCode {
     match start() {
         Ok(code) => code,
@@ -41,6 +45,7 @@ fn start() -> anyhow::Result<ExitCode> {
     let log_level = telemetry::init(&config.log_level, config.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .event_interval(LOOK_AT_SOCKETS)
         .build()
         .context("failed to start the asynchronous runtime")?;
     let outcome = runtime.block_on(async {

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use proto::{
-    Digest, Object, ResourceKey, Seen,
+    Object, ResourceKey, Seen,
     codec::{self, DecodeError},
     dictionary,
     message::{
@@ -228,9 +228,6 @@ impl View for Nothing {
     }
     fn objects(&self) -> Vec<Object> {
         Vec::new()
-    }
-    fn digest(&self) -> Digest {
-        Digest::default()
     }
     fn knows(&self, _: &ResourceKey) -> bool {
         true

@@ -71,6 +71,9 @@ const QUESTIONS_AT_ONCE: usize = 4;
 /// Of a frame, as it is sent: to make one of this length takes half a millisecond, and it is the last of its turn.
 const LONG: usize = 8 << 10;
 
+/// Who took longer than this lets others go first.
+const TURN: Duration = Duration::from_millis(1);
+
 /// For the last frames before the link is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -290,26 +293,33 @@ async fn drive(
     let mut heal = time::interval(driver.context.lease.renew_every);
     heal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pace = Pace::new(Instant::now());
+    // When a frame was received that is being looked at.
+    let mut received = None;
     let end = loop {
-        let began = Instant::now();
-        match driver.pump() {
-            Ok(false) => {}
-            Ok(true) => {
-                // Other sessions wait for this thread.
-                match pace.took(began, Instant::now()) {
-                    Some(rest) => time::sleep(rest).await,
-                    None => task::yield_now().await,
-                }
-                continue;
-            }
+        let began = received.take().unwrap_or_else(Instant::now);
+        let more = match driver.pump() {
+            Ok(more) => more,
             Err(end) => break end,
+        };
+        // Other sessions wait for this thread.
+        let now = Instant::now();
+        match pace.took(began, now) {
+            Some(rest) => time::sleep(rest).await,
+            None if more || now - began > TURN => task::yield_now().await,
+            None => {}
+        }
+        if more {
+            continue;
         }
         let deadline = Instant::from_std(driver.session.deadline());
         let stepped = tokio::select! {
             // Safe to cancel, says its contract. What lies in the socket is read before the deadline counts: it came in time,
             // however long we were busy.
             frame = time::timeout_at(deadline, receiver.receive()) => match frame {
-                Ok(Ok(Some(frame))) => driver.receive(frame),
+                Ok(Ok(Some(frame))) => {
+                    received = Some(Instant::now());
+                    driver.receive(frame)
+                }
                 Ok(Ok(None)) => Err(End::Closed),
                 Ok(Err(error)) => Err(End::Link(error)),
                 Err(_) => {

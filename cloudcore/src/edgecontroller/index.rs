@@ -1,7 +1,6 @@
 //! What each connected node should hold: a pure function of the caches, kept up to date change by change.
 //!
-//! The index owns the caches' contents. For every node with a session it counts how often each object is referred to, and
-//! keeps the digest of what is there. A change marks the object's key in the [`KeySet`] of each session that needs it;
+//! The index owns the caches' contents. For every node with a session it counts how often each object is referred to. A change marks the object's key in the [`KeySet`] of each session that needs it;
 //! what is sent is looked up when it is sent, so only the newest state is.
 
 mod devices;
@@ -30,6 +29,9 @@ use super::{
 /// Keys that changed while a session was busy. A node that falls further behind is better served by a new session,
 /// which compares inventories.
 const MAX_DIRTY: usize = 50_000;
+
+/// Objects of a node that is gone, let go in one turn: whoever waits for the index goes between two of them.
+const RELEASED_AT_ONCE: usize = 256;
 
 /// The shared index.
 pub struct Index {
@@ -89,7 +91,6 @@ struct NodeView {
     references: HashMap<ResourceKey, u32>,
     /// The ConfigMap with the node's link settings: one of `references`.
     sync_config: Option<ResourceKey>,
-    digest: Digest,
     /// By session: a new one may overlap the one that it supersedes.
     sessions: BTreeMap<u64, Arc<KeySet>>,
 }
@@ -287,7 +288,9 @@ impl Index {
 
     /// The digest of what each connected node should hold, by name.
     pub fn digests(&self) -> BTreeMap<String, Digest> {
-        self.read().nodes.iter().map(|(node, view)| (node.to_string(), view.digest)).collect()
+        let nodes: Vec<Arc<str>> = self.read().nodes.keys().cloned().collect();
+        // Who waits for the lock has it between two nodes.
+        nodes.into_iter().map(|node| (node.to_string(), self.read().digest(&node))).collect()
     }
 
     /// Pods that wait to be protected from eviction, or to be given back to it.
@@ -329,9 +332,8 @@ impl Index {
         state.next_session += 1;
         let dirty = Arc::new(KeySet::bounded(MAX_DIRTY));
         let node: Arc<str> = node.into();
-        let known = state.nodes.contains_key(&node);
-        state.nodes.entry(Arc::clone(&node)).or_default().sessions.insert(id, Arc::clone(&dirty));
-        if !known {
+        if !state.nodes.contains_key(&node) {
+            state.nodes.insert(Arc::clone(&node), NodeView::default());
             if let Ok(own) = ResourceKey::new("Node", "", &node) {
                 state.refer(&node, &own);
             }
@@ -343,19 +345,30 @@ impl Index {
             state.choose_sync_config(&node);
             state.guard_all(&node, &self.queues.unguarded);
         }
+        // After all that: a session looks at all of it at first, whatever is marked.
+        state.nodes.entry(Arc::clone(&node)).or_default().sessions.insert(id, Arc::clone(&dirty));
         NodeSubscription::new(Arc::clone(self), node, id, dirty)
     }
 
     fn unsubscribe(&self, node: &Arc<str>, id: u64) {
-        let mut state = self.write();
-        state.waiting.remove(&id);
-        let Some(view) = state.nodes.get_mut(node) else { return };
-        view.sessions.remove(&id);
-        if view.sessions.is_empty()
-            && let Some(view) = state.nodes.remove(node)
-        {
-            for key in view.references.keys() {
-                state.release(node, key);
+        let gone = {
+            let mut state = self.write();
+            state.waiting.remove(&id);
+            let Some(view) = state.nodes.get_mut(node) else { return };
+            view.sessions.remove(&id);
+            if !view.sessions.is_empty() {
+                return;
+            }
+            state.nodes.remove(node)
+        };
+        let keys: Vec<ResourceKey> = gone.into_iter().flat_map(|view| view.references.into_keys()).collect();
+        for some in keys.chunks(RELEASED_AT_ONCE) {
+            let mut state = self.write();
+            for key in some {
+                // It may be back.
+                if !state.nodes.get(node).is_some_and(|view| view.references.contains_key(key)) {
+                    state.release(node, key);
+                }
             }
         }
     }
@@ -371,6 +384,12 @@ impl Index {
 }
 
 impl State {
+    fn digest(&self, node: &str) -> Digest {
+        let needed = self.nodes.get(node).into_iter().flat_map(|view| view.references.keys());
+        let held = needed.filter_map(|key| Some((key, self.objects.get(key)?.object.version.hash)));
+        held.collect()
+    }
+
     fn is_complete(&self) -> bool {
         self.kinds.values().all(|kind| kind.listed)
     }
@@ -425,15 +444,8 @@ impl State {
         let previous = self.objects.insert(key.clone(), cached);
         if changed {
             self.mark_followed(&key);
-            // The same for each node.
-            let mut step = Digest::default();
-            if let Some(previous) = &previous {
-                step.remove(&key, previous.object.version.hash);
-            }
-            step.add(&key, hash);
             for node in self.holders.get(&key).into_iter().flatten() {
-                if let Some(view) = self.nodes.get_mut(node) {
-                    view.digest.step(step);
+                if let Some(view) = self.nodes.get(node) {
                     sessions.extend(view.sessions.values().cloned());
                 }
             }
@@ -480,10 +492,7 @@ impl State {
         }
         self.mark_followed(key);
         for node in self.holders.get(key).into_iter().flatten() {
-            if let Some(view) = self.nodes.get_mut(node) {
-                if let Some(previous) = &previous {
-                    view.digest.remove(key, previous.object.version.hash);
-                }
+            if let Some(view) = self.nodes.get(node) {
                 view.mark(key);
             }
         }
@@ -615,8 +624,7 @@ impl State {
         }
         view.references.insert(key.clone(), 1);
         self.holders.entry(key.clone()).or_default().insert(Arc::clone(node));
-        if let Some(cached) = self.objects.get(key) {
-            view.digest.add(key, cached.object.version.hash);
+        if self.objects.contains_key(key) {
             view.mark(key);
         }
         if let Some(volume) = self.volume_of(key) {
@@ -632,9 +640,6 @@ impl State {
             return;
         }
         view.references.remove(key);
-        if let Some(cached) = self.objects.get(key) {
-            view.digest.remove(key, cached.object.version.hash);
-        }
         // Marked in any case: the pod that needed it may have been removed just before the object was.
         view.mark(key);
         self.release(node, key);

@@ -37,7 +37,6 @@ pub trait View {
     fn freshness(&self, seen: &Seen) -> Freshness;
     fn get(&self, key: &ResourceKey) -> Option<Object>;
     fn objects(&self) -> Vec<Object>;
-    fn digest(&self) -> Digest;
     /// That the view has no object of this key means that there is none for this node; not that it cannot be read.
     fn knows(&self, key: &ResourceKey) -> bool;
     /// The newest change of a kind that has been looked at.
@@ -87,7 +86,7 @@ enum Phase {
         seen: Seen,
     },
     AwaitInventory {
-        entries: HashMap<ResourceKey, u64>,
+        entries: HashMap<ResourceKey, Sent>,
     },
     /// Sending the first difference.
     Syncing,
@@ -337,17 +336,14 @@ impl CloudSession {
         };
         for entry in inventory.entries {
             let key = entry.key.parse::<ResourceKey>().map_err(|error| Violation(error.to_string()))?;
-            entries.insert(key, entry.hash);
+            self.dirty.entry(key.clone()).or_insert(None);
+            entries.insert(key, Sent { hash: entry.hash, bytes: None });
         }
         if entries.len() > INVENTORY_ENTRIES {
             return Err(Violation(format!("inventory of more than {INVENTORY_ENTRIES} entries")));
         }
         if inventory.last {
-            self.sent = std::mem::take(entries)
-                .into_iter()
-                .map(|(key, hash)| (key, Sent { hash, bytes: None }))
-                .collect();
-            self.dirty.extend(self.sent.keys().map(|key| (key.clone(), None)));
+            self.sent = std::mem::take(entries);
             self.phase = Phase::Syncing;
         }
         Ok(())

@@ -42,6 +42,12 @@ impl TestView {
     }
 }
 
+impl TestView {
+    fn digest(&self) -> Digest {
+        self.objects.values().map(|object| (&object.key, object.version.hash)).collect()
+    }
+}
+
 impl View for TestView {
     fn freshness(&self, seen: &Seen) -> Freshness {
         match seen.iter().any(|(_, version)| version > self.seen) {
@@ -56,9 +62,6 @@ impl View for TestView {
     }
     fn objects(&self) -> Vec<Object> {
         self.objects.values().cloned().collect()
-    }
-    fn digest(&self) -> Digest {
-        self.objects.values().map(|object| (&object.key, object.version.hash)).collect()
     }
     fn knows(&self, key: &ResourceKey) -> bool {
         !self.unreadable.contains(key)

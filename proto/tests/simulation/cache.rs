@@ -120,6 +120,12 @@ pub(crate) struct NodeView<'a> {
     pub(crate) node: usize,
 }
 
+impl NodeView<'_> {
+    pub(crate) fn digest(&self) -> Digest {
+        self.objects().iter().map(|object| (&object.key, object.version.hash)).collect()
+    }
+}
+
 impl View for NodeView<'_> {
     fn freshness(&self, seen: &Seen) -> Freshness {
         let blind = [Some(Fault::EmptyCacheDeletes), Some(Fault::IncompleteCacheSyncs)];
@@ -152,10 +158,6 @@ impl View for NodeView<'_> {
         let keys = self.cache.references[self.node].iter();
         let objects = keys.filter_map(|key| self.cache.objects.get(key));
         objects.skip(skip).map(|cached| cached.object.clone()).collect()
-    }
-
-    fn digest(&self) -> Digest {
-        self.objects().iter().map(|object| (&object.key, object.version.hash)).collect()
     }
 
     fn knows(&self, _: &ResourceKey) -> bool {

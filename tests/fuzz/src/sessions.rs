@@ -60,9 +60,6 @@ impl View for Needed {
     fn objects(&self) -> Vec<Object> {
         self.objects.values().cloned().collect()
     }
-    fn digest(&self) -> Digest {
-        self.objects.values().map(|object| (&object.key, object.version.hash)).collect()
-    }
     fn knows(&self, key: &ResourceKey) -> bool {
         !key.as_str().ends_with('7')
     }

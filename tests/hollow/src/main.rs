@@ -117,6 +117,9 @@ struct Args {
     output: Output,
 }
 
+/// As in cloudcore: the nodes of a fleet are to wait for each other no longer than if each had a machine.
+const LOOK_AT_SOCKETS: u32 = 8;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     tls::install_provider();
@@ -124,7 +127,8 @@ fn main() -> ExitCode {
         let _level = runtime::telemetry::init("error", runtime::telemetry::LogFormat::Text)?;
         run(&args).await
     };
-    let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let built =
+        tokio::runtime::Builder::new_multi_thread().enable_all().event_interval(LOOK_AT_SOCKETS).build();
     match built.map_err(anyhow::Error::from).and_then(|executor| executor.block_on(run)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

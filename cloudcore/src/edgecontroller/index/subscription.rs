@@ -6,7 +6,7 @@ use std::{
 };
 
 use proto::{
-    Digest, Object, ResourceKey, Seen,
+    Object, ResourceKey, Seen,
     session::{Freshness, View},
 };
 use tracing::warn;
@@ -105,10 +105,6 @@ impl View for NodeSubscription {
             .filter_map(|key| state.objects.get(key))
             .map(|cached| cached.object.clone())
             .collect()
-    }
-
-    fn digest(&self) -> Digest {
-        self.index.read().nodes.get(&self.node).map(|view| view.digest).unwrap_or_default()
     }
 
     fn knows(&self, key: &ResourceKey) -> bool {
