@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
-use crate::{apart, flood::Flood, latency::Latencies};
+use crate::{apart, flood::Flood, latency::Latencies, machine::Sleeper};
 
 /// In a ConfigMap's data, see [`number_of`].
 const NUMBER: &str = "number";
@@ -61,6 +61,8 @@ pub(crate) struct Times {
     from_answer: Latencies,
     to_event: Latencies,
     from_event: Latencies,
+    /// How late a thread was woken that did nothing.
+    woken: Latencies,
     asked: u64,
     failed: u64,
     seconds: f64,
@@ -98,6 +100,9 @@ pub struct Outcome {
     pub after_p50: f64,
     pub after_p99: f64,
     pub after_longest: f64,
+    /// How late a thread of this machine was woken that did nothing meanwhile.
+    pub woken_p99: f64,
+    pub woken_longest: f64,
 }
 
 impl Changes {
@@ -217,6 +222,7 @@ impl Changes {
     ) -> Result<Times> {
         self.lock().times = Times::default();
         self.active.store(true, Relaxed);
+        let sleeper = Sleeper::start()?;
         let (slots, mut requests) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -254,6 +260,7 @@ impl Changes {
             while requests.try_join_next().is_some() {}
         }
         let seconds = begun.elapsed().as_secs_f64();
+        let woken = sleeper.end()?;
         while requests.join_next().await.is_some() {}
         let end = Instant::now() + patience;
         while Instant::now() < end && !self.lock().under_way.is_empty() {
@@ -262,6 +269,7 @@ impl Changes {
         let mut state = self.lock();
         state.under_way.clear();
         state.times.seconds = seconds;
+        state.times.woken = woken;
         Ok(state.times.clone())
     }
 }
@@ -272,6 +280,7 @@ impl Times {
         self.from_answer.merge(&other.from_answer);
         self.to_event.merge(&other.to_event);
         self.from_event.merge(&other.from_event);
+        self.woken.merge(&other.woken);
         self.asked += other.asked;
         self.failed += other.failed;
         self.seconds += other.seconds;
@@ -296,6 +305,8 @@ impl Times {
             after_p50: at(&self.from_event, 500),
             after_p99: at(&self.from_event, 990),
             after_longest: millis(self.from_event.longest()),
+            woken_p99: at(&self.woken, 990),
+            woken_longest: millis(self.woken.longest()),
         }
     }
 }

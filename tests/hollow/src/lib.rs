@@ -17,6 +17,7 @@ pub mod flood;
 mod guest;
 mod identity;
 mod latency;
+mod machine;
 mod node;
 mod reports;
 mod store;

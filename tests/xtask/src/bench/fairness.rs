@@ -52,6 +52,13 @@ async fn one(stage: &Stage, transport: &str, nodes: usize, objects: usize) -> Re
     let note = format!("the longest of {returns} returns, from its dial until all {objects} are stored");
     let mut figures =
         vec![Figure::whole(&name("one node comes back: until it is in sync"), "ms", longest).note(&note)];
+    for (of, when) in [("without", "alone"), ("with", "while one comes back")] {
+        for (what, field) in [("p99", "woken_p99"), ("longest", "woken_longest")] {
+            let figure = name(&format!("a thread that does nothing, {when}: woken late by, {what}"));
+            let note = "the machine's noise: what a program waits for a core that it asks for";
+            figures.push(Figure::whole(&figure, "ms", number(of, field)).note(note));
+        }
+    }
     for (what, field) in [
         ("API's answer to commit", ""),
         ("a bare watch's event to commit", "after_"),
