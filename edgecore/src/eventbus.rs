@@ -141,8 +141,10 @@ impl EventBus {
                     .map_err(|error| runtime::chain(&error).to_string())?;
                 info!(broker = %broker.address, "connected to the MQTT broker");
                 let publisher = external.publisher();
+                let stop = stop.clone();
                 running.spawn(async move {
-                    external.run().await.map_err(|error| runtime::chain(&error).to_string())
+                    let ended = stop.run_until_cancelled(external.run()).await.unwrap_or(Ok(()));
+                    ended.map_err(|error| runtime::chain(&error).to_string())
                 });
                 publisher
             }
@@ -169,9 +171,12 @@ impl EventBus {
                 Some(heard) = incoming.recv() => self.answer(&heard, publisher).await,
                 changed = self.changes.changed() => self.publish(changed, publisher).await,
                 Some(ended) = running.join_next() => return ended.map_err(|error| error.to_string())?,
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => break,
             }
         }
+        // Whoever waits to be heard is not.
+        drop(incoming);
+        running.join_next().await.transpose().map_err(|error| error.to_string())?.unwrap_or(Ok(()))
     }
 
     /// Publishes what has changed.

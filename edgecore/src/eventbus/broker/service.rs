@@ -83,6 +83,7 @@ impl Service {
     /// Until the connection ends.
     pub(super) async fn serve(self: Arc<Self>, Arrival { stream, from, tls }: Arrival) {
         let ended = async {
+            stream.set_nodelay(true)?;
             let transport = match tls {
                 Some(config) => BrokerTransport::tls(TlsStreamWrapper::new(handshake(config, stream).await?)),
                 None => BrokerTransport::tcp(stream),
