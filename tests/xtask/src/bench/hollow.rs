@@ -6,6 +6,7 @@
 
 mod changes;
 mod cores;
+mod flat;
 pub(crate) mod stage;
 
 use std::{collections::BTreeMap, time::Duration};

@@ -21,9 +21,12 @@ use harness::{
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::super::{
-    line::{self, Line},
-    reading,
+use super::{
+    super::{
+        line::{self, Line},
+        reading,
+    },
+    flat::Flat,
 };
 
 const SOON: Duration = Duration::from_mins(2);
@@ -49,6 +52,7 @@ pub(crate) struct Stage {
     /// Started until now: each has a log of its own.
     fleets: Cell<u32>,
     run: Arc<Run>,
+    _flat: Flat,
 }
 
 /// The load tool as it would ship.
@@ -85,6 +89,7 @@ impl Stage {
         nodes: usize,
         renewal: Duration,
     ) -> Result<Self> {
+        let flat = Flat::set()?;
         let site = Site::start(run, assets, &SiteOptions { images: false, ..SiteOptions::default() }).await?;
         site.output("sysctl", [&["-qw"], &PORTS[..]].concat()).await?;
         let options = ClusterOptions {
@@ -110,6 +115,7 @@ impl Stage {
             nodes,
             fleets: Cell::new(0),
             run: Arc::clone(run),
+            _flat: flat,
         };
         stage.admit_all(renewal)?;
         stage.restart_cloud().await?;
