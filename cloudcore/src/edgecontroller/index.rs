@@ -1,7 +1,8 @@
 //! What each connected node should hold: a pure function of the caches, kept up to date change by change.
 //!
-//! The index owns the caches' contents. For every node with a session it counts how often each object is referred to. A change marks the object's key in the [`KeySet`] of each session that needs it;
-//! what is sent is looked up when it is sent, so only the newest state is.
+//! The index owns the caches' contents. For every node with a session it counts how often each object is referred to. A change
+//! marks the object's key in the [`KeySet`] of each session that needs it; what is sent is looked up when it is sent, so only the
+//! newest state is.
 
 mod devices;
 mod subscription;

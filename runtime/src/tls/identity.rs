@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+use rustls::{ServerConfig, server::WebPkiClientVerifier};
 
-use super::{Clock, TlsError, provider, read_certificates, read_key};
+use super::{Clock, TlsError, provider, read_certificates, read_key, roots};
 
 /// As whom a server comes, and whom it lets in. The files are read for each configuration that is made, so that they may be replaced.
 #[derive(Debug, Clone)]
@@ -27,10 +27,7 @@ impl ServerIdentity {
             .with_safe_default_protocol_versions()?;
         let config = match &self.client_ca_file {
             Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for ca in read_certificates(path)? {
-                    roots.add(ca)?;
-                }
+                let roots = roots(&read_certificates(path)?)?;
                 if roots.is_empty() {
                     return Err(TlsError::NoRoots(path.display().to_string()));
                 }

@@ -45,6 +45,12 @@ impl NodeSubscription {
         Self { index, node, id, dirty, behind_since: OnceLock::new() }
     }
 
+    /// As the page of digests has it.
+    #[cfg(test)]
+    pub(super) fn digest(&self) -> proto::Digest {
+        self.index.read().digest(&self.node)
+    }
+
     pub fn dirty(&self) -> &KeySet {
         &self.dirty
     }

@@ -53,6 +53,13 @@ fn held(view: &NodeSubscription) -> Vec<String> {
     keys
 }
 
+/// What the page of digests says of the node is the digest of what the view holds.
+fn check_digest(view: &NodeSubscription) {
+    let objects = view.objects();
+    let digest: Digest = objects.iter().map(|object| (&object.key, object.version.hash)).collect();
+    assert_eq!(view.digest(), digest);
+}
+
 #[test]
 fn a_node_holds_its_pods_and_what_they_refer_to() {
     let index = Arc::new(Index::new());
@@ -61,6 +68,7 @@ fn a_node_holds_its_pods_and_what_they_refer_to() {
     let view = index.subscribe("n");
     assert_eq!(held(&view), ["ConfigMap/a/one", "Pod/a/p"]);
     assert!(view.get(&key("ConfigMap/a/two")).is_none(), "an object that another node needs");
+    check_digest(&view);
     drain(view.dirty());
 
     index.apply(kind("ConfigMap"), config_map("one", "1b", 6));
@@ -68,12 +76,14 @@ fn a_node_holds_its_pods_and_what_they_refer_to() {
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/one"]);
     index.apply(kind("Pod"), pod("p2", "n", &["one", "two"], 8));
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/two", "Pod/a/p2"]);
+    check_digest(&view);
 
     index.delete(kind("Pod"), &key("Pod/a/p"), 9);
     assert_eq!(drain(view.dirty()), ["Pod/a/p"], "the other pod still needs the config map");
     index.delete(kind("Pod"), &key("Pod/a/p2"), 10);
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/one", "ConfigMap/a/two", "Pod/a/p2"]);
     assert_eq!(held(&view), [""; 0]);
+    assert_eq!(view.digest(), Digest::default());
 }
 
 #[test]
@@ -88,6 +98,7 @@ fn the_same_content_is_no_change() {
     let again = view.get(&key("Pod/a/p")).unwrap();
     assert_eq!(again.version.resource_version, 4);
     assert_eq!(again.bytes.as_ptr(), held.as_ptr(), "a copy beside the one that sessions have");
+    check_digest(&view);
 }
 
 #[test]
@@ -99,8 +110,10 @@ fn a_relist_removes_what_is_not_in_it() {
     drain(view.dirty());
     index.replace(kind("Pod"), vec![pod("q", "n", &["one"], 7)], vec![], 8);
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/one", "Pod/a/p", "Pod/a/q"]);
+    check_digest(&view);
     index.replace(kind("ConfigMap"), Vec::new(), vec![], 9);
     assert_eq!(held(&view), ["Pod/a/q"]);
+    check_digest(&view);
 }
 
 #[test]
@@ -119,6 +132,7 @@ fn what_cannot_be_passed_on_is_not_gone() {
     // Once read, it may become unreadable: what was read last stays.
     index.replace(kind("ConfigMap"), Vec::new(), vec![one.clone(), two.clone()], 7);
     assert!(view.get(&one).is_some() && !view.knows(&two));
+    check_digest(&view);
     drain(view.dirty());
     index.delete(kind("ConfigMap"), &two, 8);
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/two"]);
@@ -128,6 +142,7 @@ fn what_cannot_be_passed_on_is_not_gone() {
     index.replace(kind("ConfigMap"), Vec::new(), vec![], 10);
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/one", "ConfigMap/a/two"]);
     assert!(view.get(&one).is_none() && view.knows(&two));
+    check_digest(&view);
     // What no pod needs may go, whether it can be read or not.
     index.withhold(kind("ConfigMap"), two.clone(), 11);
     index.delete(kind("Pod"), &key("Pod/a/p"), 12);
@@ -198,6 +213,7 @@ fn a_later_session_is_not_hurt_by_the_end_of_the_earlier_one() {
     drain(second.dirty());
     index.apply(kind("Pod"), pod("p2", "n", &[], 2));
     assert_eq!(drain(second.dirty()), ["Pod/a/p2"]);
+    check_digest(&second);
     drop(second);
     assert_eq!(index.sizes().1, 0);
     assert!(index.read().holders.is_empty());
@@ -286,6 +302,7 @@ fn a_claim_brings_the_volume_that_it_is_bound_to() {
     assert_eq!(held(&view), ["PersistentVolumeClaim/a/disk", "Pod/a/p", "Pod/a/q"]);
     index.apply(kind("PersistentVolumeClaim"), claim(&json!({"volumeName": "pv-1"})));
     assert!(held(&view).contains(&"PersistentVolume//pv-1".to_owned()), "{:?}", held(&view));
+    check_digest(&view);
     index.apply(kind("PersistentVolumeClaim"), claim(&json!({"volumeName": "pv-2"})));
     assert_eq!(held(&view), ["PersistentVolume//pv-2", "PersistentVolumeClaim/a/disk", "Pod/a/p", "Pod/a/q"]);
     index.delete(kind("Pod"), &key("Pod/a/p"), 9);
@@ -295,6 +312,7 @@ fn a_claim_brings_the_volume_that_it_is_bound_to() {
     index.apply(kind("PersistentVolumeClaim"), claim(&json!({"volumeName": "pv-1"})));
     index.delete(kind("Pod"), &key("Pod/a/q"), 11);
     assert_eq!(held(&view), [""; 0]);
+    assert_eq!(view.digest(), Digest::default());
     drop(view);
     assert!(index.read().holders.is_empty());
 }
@@ -351,6 +369,7 @@ fn a_node_holds_the_config_map_with_its_link_settings() {
     index.apply(kind("Node"), named("a/site"));
     assert_eq!(held(&view), ["ConfigMap/a/site", "Node//n"]);
     assert_eq!(drain(view.dirty()), ["ConfigMap/a/fleet", "ConfigMap/a/site", "Node//n"]);
+    check_digest(&view);
     // A name that is none: the node has nothing of this kind, and nothing is concluded from that.
     index.apply(kind("Node"), named("site"));
     assert_eq!((held(&view), map(&view)), (vec!["Node//n".to_owned()], "Unknown".to_owned()));
@@ -360,6 +379,7 @@ fn a_node_holds_the_config_map_with_its_link_settings() {
     assert_eq!(map(&view), "ConfigMap/a/missing");
     index.delete(kind("Node"), &key("Node//n"), 9);
     assert_eq!(held(&view), ["ConfigMap/a/fleet"]);
+    check_digest(&view);
     drop(view);
     // Whoever comes later finds it by the Node, and a pod may use the same one.
     index.apply(kind("Node"), named("a/site"));
@@ -367,4 +387,5 @@ fn a_node_holds_the_config_map_with_its_link_settings() {
     let view = index.subscribe("n");
     index.apply(kind("Node"), node("n", &json!({}), &json!({})));
     assert_eq!(held(&view), ["ConfigMap/a/fleet", "ConfigMap/a/site", "Node//n", "Pod/a/p"]);
+    check_digest(&view);
 }
