@@ -3,6 +3,9 @@
 //!
 //! Everything that the session started ends with it: its tasks are in one set, which is dropped with the driver.
 
+mod end;
+mod work;
+
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -13,14 +16,10 @@ use bytes::Bytes;
 use crds::componentconfig::sync::LinkSettings;
 use kube::Client;
 use proto::{
-    Lane,
-    codec::{self, DecodeError, EncodeError},
+    Lane, codec,
     limits::{MAX_TEXT, WINDOW_REPORTS},
-    message::{
-        Action, Answer, Batch, Body, GoodbyeReason, Question, Report, ReportAck, ReportKind, Request,
-        Response,
-    },
-    session::{CloudEvent, CloudSession, Dead, Patches, Violation},
+    message::{Action, Answer, Batch, Body, Question, Request, Response},
+    session::{CloudEvent, CloudSession, Patches},
 };
 use runtime::link::{
     Link, LinkError, Progress,
@@ -35,16 +34,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, trace, warn};
 
+use self::{
+    end::End,
+    work::{Done, Work},
+};
 use super::{
-    authorities::{self, Holding},
+    authorities::Holding,
     enrollment::Enrollment,
     frames,
     guests::Guest,
-    holder::{self, NotYours},
+    holder,
     pace::Pace,
     registry::{Registration, Registry},
     settings::Settings,
-    told::{StatusesTold, Told},
+    told::StatusesTold,
     traffic::Traffic,
 };
 use crate::{
@@ -53,8 +56,8 @@ use crate::{
         claim::Claim,
         index::{Index, NodeSubscription},
         lanes::Lanes,
-        lease::{Keeper, LeaseConfig},
-        upstream::{Delivery, Reporter, Upstream},
+        lease::LeaseConfig,
+        upstream::{Reporter, Upstream},
     },
     metrics::{EndLabels, Metrics, TransportLabels},
 };
@@ -64,9 +67,6 @@ const SOFTWARE: &str = concat!("cloudcore v", env!("CARGO_PKG_VERSION"));
 
 /// Reports of one node that the API server is asked to take at once. Those that wait to be tried again are not among them.
 const REPORTS_AT_ONCE: usize = 4;
-
-/// Questions of one node under way at once. How many may wait, the session knows.
-const QUESTIONS_AT_ONCE: usize = 4;
 
 /// Of a frame, as it is sent: to make one of this length takes half a millisecond, and it is the last of its turn.
 const LONG: usize = 8 << 10;
@@ -91,99 +91,6 @@ pub struct SessionContext {
     pub metrics: Metrics,
     pub hub: HubConfig,
     pub lease: LeaseConfig,
-}
-
-/// Why a session ended.
-#[derive(Debug, thiserror::Error)]
-enum End {
-    #[error("the edge closed the link")]
-    Closed,
-    #[error("the edge said goodbye ({reason:?}): {detail}")]
-    Goodbye { reason: GoodbyeReason, detail: String },
-    #[error("link broke")]
-    Link(#[source] LinkError),
-    #[error("edge sent something that is no frame")]
-    Decode(#[source] DecodeError),
-    #[error("frame cannot be sent")]
-    Encode(#[source] EncodeError),
-    #[error(transparent)]
-    Violation(Violation),
-    #[error(transparent)]
-    Dead(Dead),
-    #[error("there is no room any more for a link on which no hello has come")]
-    CrowdedOut,
-    #[error("a newer connection of the node took over")]
-    Superseded,
-    #[error("cloudcore is stopping")]
-    Stopping,
-    #[error("the node fell too far behind")]
-    Behind,
-    #[error(transparent)]
-    ShutOut(NotYours),
-    #[error("the edge does not answer; another session of it may have begun elsewhere")]
-    Elsewhere,
-    #[error("a task of the session failed")]
-    Task,
-}
-
-impl End {
-    /// What the edge is told, where there is something to tell.
-    fn farewell(&self) -> Option<(GoodbyeReason, String)> {
-        let reason = match self {
-            Self::Superseded => GoodbyeReason::Superseded,
-            Self::ShutOut(_) => GoodbyeReason::Forbidden,
-            Self::Stopping
-            | Self::CrowdedOut
-            | Self::Behind
-            | Self::Elsewhere
-            | Self::Task
-            | Self::Encode(_) => GoodbyeReason::ShuttingDown,
-            Self::Decode(_) | Self::Violation(_) => GoodbyeReason::Violation,
-            Self::Closed | Self::Goodbye { .. } | Self::Link(_) | Self::Dead(_) => {
-                return None;
-            }
-        };
-        Some((reason, runtime::chain(self).to_string().chars().take(MAX_TEXT).collect()))
-    }
-
-    fn label(&self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Goodbye { .. } => "goodbye",
-            Self::Link(LinkError::Stuck(_)) => "write timeout",
-            Self::Link(_) => "broken",
-            Self::Decode(_) | Self::Violation(_) => "violation",
-            Self::Encode(_) | Self::Task => "internal",
-            Self::Dead(_) => "silent",
-            Self::CrowdedOut => "crowded out",
-            Self::Superseded => "superseded",
-            Self::Stopping => "stopping",
-            Self::Behind => "behind",
-            Self::Elsewhere => "elsewhere",
-            Self::ShutOut(_) => "shut out",
-        }
-    }
-}
-
-/// One thing to do for the node at the API server.
-enum Work {
-    Report(Report),
-    /// The status is not what the edge last reported: write it again.
-    Heal,
-}
-
-/// What a task of the session came to.
-enum Done {
-    Work {
-        lane: String,
-        ack: Option<ReportAck>,
-        kind: ReportKind,
-        told: Option<Told>,
-    },
-    Answer(Response),
-    Noted,
-    /// The edge does not answer when it is called.
-    Unanswered,
 }
 
 struct Driver<'a> {
@@ -547,122 +454,12 @@ impl Driver<'_> {
         holder::may_link(node, held.as_ref(), key_hash).map_err(End::ShutOut)
     }
 
-    fn keep_lease(&mut self) {
-        let progress = self.progress.clone();
-        let keeper = Keeper {
-            client: self.context.client.clone(),
-            index: Arc::clone(&self.context.index),
-            node: Arc::clone(&self.peer.node),
-            claim: Arc::clone(&self.claim),
-            turns: Arc::clone(&self.context.leases),
-            address: move || progress.address(),
-            config: self.context.lease,
-        };
-        self.tasks.spawn(async move {
-            keeper.run().await;
-            Done::Unanswered
-        });
-    }
-
     /// The edge should hold other CAs than it does.
     fn tell_authorities(&mut self) {
         let Some(holding) = &mut self.holding else { return };
         let nodes = || self.context.registry.len();
         if let Some(response) = holding.answer(&self.enrollment.authorities(), nodes) {
             self.session.answer(response);
-        }
-    }
-
-    /// The Node says what the edge has of the CAs, as far as it has told.
-    fn note_authorities(&mut self) {
-        let Some(holding) = self.holding.as_ref().filter(|_| !self.noting) else { return };
-        let node = Arc::clone(&self.peer.node);
-        // A Node that is not there has it when it is.
-        let Some(facts) = self.context.index.node(&node) else { return };
-        let authorities = self.enrollment.authorities();
-        let Some(text) = holding.annotation(&authorities, facts.authorities.as_deref()) else { return };
-        self.noting = true;
-        let context = Arc::clone(&self.context);
-        self.tasks.spawn(async move {
-            let _turn = context.notes.acquire().await;
-            if let Err(error) = authorities::note(&context.client, &node, &text).await {
-                debug!(error = %runtime::chain(&error), "failed to note the node's CAs; trying again");
-            }
-            Done::Noted
-        });
-    }
-
-    fn start_work(&mut self) {
-        // Before the caches are complete each report would have to be asked for, and written though it is there already.
-        while self.claim.stands()
-            && self.context.index.is_complete()
-            && let Some((lane, work)) = self.lanes.start()
-        {
-            let (report, ack) = match work {
-                Work::Report(report) => (Some(report), true),
-                Work::Heal => (self.told.report(&lane), false),
-            };
-            let Some(report) = report else {
-                self.lanes.done(&lane);
-                continue;
-            };
-            let (upstream, peer) = (Arc::clone(&self.context.upstream), self.peer.clone());
-            let (attempts, claim) = (Arc::clone(&self.attempts), Arc::clone(&self.claim));
-            let kind = report.kind();
-            self.tasks.spawn(async move {
-                let Delivery { ack: done, status } =
-                    upstream.deliver(&peer, &report, &claim, &attempts).await;
-                let told = status.and_then(|print| Told::new(report, print));
-                Done::Work { lane, ack: ack.then_some(done), kind, told }
-            });
-        }
-        while self.answering < QUESTIONS_AT_ONCE
-            && let Some(request) = self.questions.pop_front()
-        {
-            self.answering += 1;
-            let (upstream, node) = (Arc::clone(&self.context.upstream), Arc::clone(&self.peer.node));
-            self.tasks.spawn(async move { Done::Answer(upstream.answer(&node, request).await) });
-        }
-    }
-
-    fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), End> {
-        match done {
-            Ok(Done::Work { lane, ack, kind, told }) => {
-                self.lanes.done(&lane);
-                if let Some(ack) = ack {
-                    self.session.finish_reports(vec![ack]);
-                }
-                if kind.is_status() {
-                    self.told.note(lane, told);
-                }
-                Ok(())
-            }
-            Ok(Done::Answer(response)) => {
-                self.answering -= 1;
-                self.session.answer(response);
-                Ok(())
-            }
-            // Once the cache has it, or with the next look.
-            Ok(Done::Noted) => {
-                self.noting = false;
-                Ok(())
-            }
-            Ok(Done::Unanswered) => Err(End::Elsewhere),
-            // It panicked; the node starts over with a new session.
-            Err(_) => Err(End::Task),
-        }
-    }
-
-    /// Writes what is not as the edge has said any more: while the node was away, the control plane has called it Unknown and its
-    /// pods not ready; and whoever deleted the Node has it back as long as it is connected.
-    fn heal(&mut self) {
-        if !self.context.index.is_complete() {
-            return;
-        }
-        // If nothing is heard of the node here, it may be another cloudcore that it is connected to now.
-        let is_here = self.progress.last().elapsed() < self.context.lease.renew_every;
-        for lane in self.told.astray(&self.context.index, &self.claim, is_here) {
-            self.lanes.push(&lane, Work::Heal);
         }
     }
 
