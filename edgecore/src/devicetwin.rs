@@ -12,6 +12,7 @@ mod events;
 mod external;
 mod gathered;
 mod handle;
+mod kept;
 mod metrics;
 mod modbus;
 mod mqtt;
@@ -46,7 +47,7 @@ use tracing::{error, info, warn};
 
 use self::{
     actor::Actor,
-    device::{Device, twin_key},
+    device::Device,
     driver::Driver,
     external::{External, Inbox},
     handle::Known,
@@ -258,23 +259,29 @@ impl DeviceTwin {
     }
 
     fn start(&mut self, spec: DeviceSpec) -> Result<(Arc<Device>, AbortHandle), String> {
+        let before = match self.handle.known().get(&spec.key) {
+            Some(Known::Driven(before)) if before.is_as(&spec) => Some(Arc::clone(before)),
+            _ => None,
+        };
+        let before = before.as_deref();
         match &*spec.protocol {
             "modbus" => {
                 let (driver, unread) = Modbus::new(&spec, &mut self.buses, self.config.modbus.as_ref())?;
-                Ok(self.spawn(spec.taken(), driver, unread, None))
+                Ok(self.spawn(spec.taken(), driver, unread, None, before))
             }
             "mqtt" => {
                 let (driver, unread) = Mqtt::new(&spec, self.config.broker.as_ref(), &self.config.access)?;
-                Ok(self.spawn(spec.taken(), driver, unread, None))
+                Ok(self.spawn(spec.taken(), driver, unread, None, before))
             }
             // KubeEdge's example of a mapper calls it the latter.
             "virtual" | "virtualprotocol" => {
                 let driver = Virtual::new(&spec)?;
-                Ok(self.spawn(spec.taken(), driver, Vec::new(), None))
+                Ok(self.spawn(spec.taken(), driver, Vec::new(), None, before))
             }
             _ => {
-                let inbox = Inbox::default();
-                Ok(self.spawn(spec, External(inbox.clone()), Vec::new(), Some(inbox)))
+                let inbox = before.and_then(Device::shared_inbox).unwrap_or_default();
+                let driver = External::new(inbox.clone(), &spec);
+                Ok(self.spawn(spec, driver, Vec::new(), Some(inbox), before))
             }
         }
     }
@@ -285,10 +292,12 @@ impl DeviceTwin {
         driver: impl Driver,
         unread: Vec<(usize, String)>,
         inbox: Option<Inbox>,
+        before: Option<&Device>,
     ) -> (Arc<Device>, AbortHandle) {
         let unread = unread.into_iter().map(|(at, reason)| (spec.properties[at].name.clone(), reason));
         let refused = spec.refused.iter().cloned().chain(unread).collect();
-        let device = Arc::new(Device::new(spec, refused, inbox, self.handle.changes(), &self.store));
+        let device =
+            Arc::new(Device::new(spec, refused, inbox, before, (self.handle.changes(), &self.store)));
         let actor =
             Actor::new(Arc::clone(&device), driver, self.store.clone(), self.hub.clone(), self.push.clone());
         (device, self.actors.spawn(actor.run()))
@@ -302,7 +311,7 @@ impl DeviceTwin {
         }
         self.handle.remove(key);
         info!(device = %key, "device is released");
-        if let Err(failure) = self.store.delete_local(&twin_key(key.namespace(), key.name())).await {
+        if let Err(failure) = kept::forget(key, &self.store).await {
             // It is a few bytes, and a device of that name with another uid begins anew.
             warn!(device = %key, error = %runtime::chain(&failure), "the twin of a device that is gone stays");
         }
@@ -328,7 +337,9 @@ impl DeviceTwin {
             return;
         }
         let payload = json!({"uid": uid, "status": twin::undriven(reason)}).to_string();
-        if let Err(failure) = self.store.report(ReportKind::DeviceStatus, key, Bytes::from(payload)).await {
+        if let Err(failure) =
+            self.store.report_in_memory(ReportKind::DeviceStatus, key, Bytes::from(payload)).await
+        {
             warn!(device = %key, error = %runtime::chain(&failure), "that a device cannot be driven is not kept yet");
             // To be looked at as if it were new.
             self.devices.remove(key);

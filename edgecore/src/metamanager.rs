@@ -43,7 +43,9 @@
 //!   in memory there is the place of each (`reports.rs`). An operation that stores one has a CRC-32 of its own, so one that is
 //!   damaged costs no other. A checkpoint copies those that are still pending.
 //! - *What changes nothing is not written*: the same object, the same pending state, the same local value.
-//! - *Ids of reports only grow*, over restarts too, and leap when records may have been lost.
+//! - *State that is said again in each session is not written*: its reports are held in memory, until the cloud has them.
+//! - *Ids of reports only grow*, over restarts too, and leap when records may have been lost. Of those that are not written, the
+//!   journal has up to which they may have been given.
 //!
 //! # What a crash leaves
 //! - In the middle of an append: a tail that is no record, or records of a group of which others are missing. Nobody
@@ -97,9 +99,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use self::{
-    commands::{Command, Request, Shared},
+    commands::{Command, Request, Shared, local_size},
     files::Directory,
     index::{Index, Table},
+    outbox::Medium,
     record::{MAX_PAYLOAD, Payload},
     writer::Writer,
 };
@@ -277,10 +280,31 @@ impl Store {
         key: &ResourceKey,
         payload: Bytes,
     ) -> Result<u64, StoreError> {
+        self.add_report(kind, key, payload, Medium::Disk).await
+    }
+
+    /// As [`report`](Self::report), of state that whoever reports it will report again in each session with the cloud: it is
+    /// held in memory alone, and is gone after a restart.
+    pub async fn report_in_memory(
+        &self,
+        kind: ReportKind,
+        key: &ResourceKey,
+        payload: Bytes,
+    ) -> Result<u64, StoreError> {
+        self.add_report(kind, key, payload, Medium::Memory).await
+    }
+
+    async fn add_report(
+        &self,
+        kind: ReportKind,
+        key: &ResourceKey,
+        payload: Bytes,
+        medium: Medium,
+    ) -> Result<u64, StoreError> {
         bounded("a report", payload.len(), MAX_REPORT)?;
         let payload =
             Payload::pack(payload).map_err(|source| StoreError::Pack { source: Arc::new(source) })?;
-        self.write(Request::Report { kind, key: key.clone(), payload }).await
+        self.write(Request::Report { kind, key: key.clone(), payload, medium }).await
     }
 
     /// Up to `limit` reports with ids above `after`, oldest first.
@@ -321,14 +345,34 @@ impl Store {
 
     /// Keeps a value of the edge's own. Durable when it returns.
     pub async fn put_local(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
-        local_key(key)?;
-        bounded("a local value", value.len(), MAX_FRAME)?;
-        self.write(Request::PutLocal(key.to_owned(), value)).await.map(drop)
+        self.change_locals(|| ((), vec![(key.to_owned(), Some(value))])).await
     }
 
     pub async fn delete_local(&self, key: &str) -> Result<(), StoreError> {
-        local_key(key)?;
-        self.write(Request::DeleteLocal(key.to_owned())).await.map(drop)
+        self.change_locals(|| ((), vec![(key.to_owned(), None)])).await
+    }
+
+    /// Keeps or (`None`) deletes values of the edge's own, all or none. Durable when it returns. They are asked for when there is
+    /// room for them: those that are taken under a lock, which is handed over with them, are kept in the order in which
+    /// the lock was held.
+    pub async fn change_locals<G>(
+        &self,
+        changes: impl FnOnce() -> (G, Vec<(String, Option<Bytes>)>),
+    ) -> Result<(), StoreError> {
+        let commands = self.inner.commands.as_ref().ok_or(StoreError::Closed)?;
+        let room = commands.reserve().await.map_err(|_| StoreError::Closed)?;
+        let answer = {
+            let (_guard, changes) = changes();
+            for (key, value) in &changes {
+                local_key(key)?;
+                bounded("a local value", value.as_ref().map_or(0, Bytes::len), MAX_FRAME)?;
+            }
+            bounded("a list of local values", changes.iter().map(local_size).sum(), MAX_PAYLOAD)?;
+            let (reply, answer) = oneshot::channel();
+            room.send(Command::Write { request: Request::Locals(changes), reply });
+            answer
+        };
+        answer.await.unwrap_or(Err(StoreError::Closed)).map(drop)
     }
 
     pub fn local(&self, key: &str) -> Result<Option<Bytes>, StoreError> {

@@ -2,13 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "test code, its helpers too")]
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use bytes::Bytes;
 use edgecore::metamanager::{DesiredChange, OpenError, Options, Store, StoreError};
 use harness::random::Random;
 use proptest::prelude::*;
-use proto::{Digest, Object, ResourceKey, Seen, message::ReportKind};
+use proto::{Digest, Object, Report, ResourceKey, Seen, message::ReportKind};
 use tokio::runtime::Runtime;
 
 fn open(dir: &Path) -> Store {
@@ -102,6 +105,58 @@ async fn what_changes_nothing_is_not_written() {
     assert_eq!(store.report(ReportKind::PodStatus, &pod.key, status).await.unwrap(), first);
     store.reports_done(vec![first + 1000]).await.unwrap();
     assert_eq!((store.syncs(), store.bytes_written(), *store.desired_changes().borrow()), before);
+}
+
+#[tokio::test]
+async fn state_that_is_said_again_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let [device, pod] = ["Device.devices.kubeedge.io/a/pump", "Pod/a/web"].map(key);
+    let text = |n: u64| Bytes::from(n.to_string());
+    let payloads = |store: &Store| {
+        let pending = store.pending_reports(0, 9).unwrap().into_iter();
+        pending.map(|report| report.payload).collect::<Vec<_>>()
+    };
+    let mut last = 0;
+    for clean in [false, true, false] {
+        // That is noted once for many.
+        store.report_in_memory(ReportKind::DeviceStatus, &device, text(1000)).await.unwrap();
+        let changes = store.outbox_changes();
+        let before = (store.syncs(), store.bytes_written());
+        for n in 0..100 {
+            let id = store.report_in_memory(ReportKind::DeviceStatus, &device, text(n)).await.unwrap();
+            assert!(id > last, "id {id} after {last}");
+            last = id;
+        }
+        assert!(changes.has_changed().unwrap());
+        assert_eq!(payloads(&store), [text(99)]);
+        store.reports_done(vec![last]).await.unwrap();
+        assert_eq!(store.pending(), 0);
+        store.report_in_memory(ReportKind::DeviceStatus, &device, text(7)).await.unwrap();
+        assert_eq!((store.syncs(), store.bytes_written()), before);
+
+        store.report(ReportKind::Event, &pod, text(8)).await.unwrap();
+        store.report_in_memory(ReportKind::PodStatus, &pod, text(9)).await.unwrap();
+        // A checkpoint takes it along.
+        for n in 0..30 {
+            store.apply(vec![DesiredChange::Put(object("Pod/a/web", last + n, 4000))]).await.unwrap();
+        }
+        assert_eq!(payloads(&store), [7, 8, 9].map(text));
+        let after = store.pending_reports(0, 1).unwrap()[0].id;
+        let two = |reports: Vec<Report>| reports.into_iter().map(|report| report.payload).collect::<Vec<_>>();
+        assert_eq!(two(store.pending_reports(after, 2).unwrap()), [8, 9].map(text));
+        assert_eq!(two(store.pending_statuses(after, 2).unwrap()), [9].map(text));
+        last = store.report(ReportKind::PodStatus, &pod, text(10)).await.unwrap();
+        if clean {
+            store.close().await.unwrap();
+        } else {
+            drop(store);
+        }
+        store = open(dir.path());
+        assert_eq!(payloads(&store), [8, 10].map(text));
+        let pending = store.pending_reports(0, 9).unwrap().iter().map(|report| report.id).collect();
+        store.reports_done(pending).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -216,7 +271,7 @@ async fn every_clean_stop_is_found_clean() {
 #[derive(Clone, Debug)]
 enum Step {
     Apply(Vec<(u8, Option<(u64, usize)>)>),
-    Report(u8, u8, u8),
+    Report { kind: u8, about: u8, payload: u8, in_memory: bool },
     Done(u8),
     Local(u8, Option<usize>),
     Reopen { clean: bool },
@@ -227,7 +282,9 @@ fn step() -> impl Strategy<Value = Step> {
     let change = (0..12u8, proptest::option::weighted(0.7, (0..50u64, length)));
     prop_oneof![
         6 => proptest::collection::vec(change, 0..6).prop_map(Step::Apply),
-        3 => (1..5u8, 0..3u8, any::<u8>()).prop_map(|(kind, about, payload)| Step::Report(kind, about, payload)),
+        3 => (1..5u8, 0..3u8, any::<u8>(), any::<bool>()).prop_map(|(kind, about, payload, in_memory)| {
+            Step::Report { kind, about, payload, in_memory }
+        }),
         2 => any::<u8>().prop_map(Step::Done),
         2 => (0..4u8, proptest::option::of(0..9000usize)).prop_map(|(name, length)| Step::Local(name, length)),
         1 => any::<bool>().prop_map(|clean| Step::Reopen { clean }),
@@ -238,6 +295,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     objects: BTreeMap<ResourceKey, Object>,
     outbox: BTreeMap<u64, (i32, String, Bytes)>,
+    /// Of the outbox, those that no restart survives.
+    in_memory: BTreeSet<u64>,
     local: BTreeMap<String, Bytes>,
     last_id: u64,
 }
@@ -278,15 +337,23 @@ impl Model {
                     }
                 }
             }
-            Step::Report(kind, about, payload) => {
+            Step::Report { kind, about, payload, in_memory } => {
                 let kind = ReportKind::try_from(i32::from(kind)).unwrap();
                 let about = key(&format!("Pod/default/p{about}"));
                 let payload = Bytes::from(vec![payload % 3; 50]);
-                let id = store.report(kind, &about, payload.clone()).await.unwrap();
+                let id = if in_memory {
+                    store.report_in_memory(kind, &about, payload.clone()).await.unwrap()
+                } else {
+                    store.report(kind, &about, payload.clone()).await.unwrap()
+                };
                 let entry = (i32::from(kind), about.to_string(), payload);
                 if kind.is_state() {
                     if self.outbox.get(&id) == Some(&entry) {
+                        assert!(in_memory || !self.in_memory.contains(&id), "it is on no disk");
                         return;
+                    }
+                    if in_memory {
+                        self.in_memory.insert(id);
                     }
                     self.outbox.retain(|_, old| (old.0, &old.1) != (entry.0, &entry.1));
                 }
@@ -332,6 +399,8 @@ proptest! {
                         drop(store);
                     }
                     store = open(dir.path());
+                    let in_memory = std::mem::take(&mut model.in_memory);
+                    model.outbox.retain(|id, _| !in_memory.contains(id));
                     assert_eq!((store.opened().clean, &store.opened().healed), (clean, &vec![]));
                 } else {
                     model.take(&store, step).await;

@@ -138,7 +138,8 @@ impl<D: Driver> Actor<D> {
             hub,
             schedule,
             absence: Backoff::new(Duration::from_secs(1), Duration::from_secs(15)),
-            report_at: None,
+            // What the one before has not said.
+            report_at: Some(now),
             reported_at: now,
             session: 0,
             happened: Vec::new(),
@@ -393,8 +394,9 @@ impl<D: Driver> Actor<D> {
         let events = happened.into_iter().map(|event| self.store.report(ReportKind::Event, &spec.key, event));
         // All in one group.
         let (kept, reported, events) = tokio::join!(
-            self.device.keep(&self.store),
-            self.store.report(ReportKind::DeviceStatus, &spec.key, Bytes::from(payload)),
+            self.device.keep(None, &self.store),
+            // Each session is told again.
+            self.store.report_in_memory(ReportKind::DeviceStatus, &spec.key, Bytes::from(payload)),
             join_all(events),
         );
         for failure in events.into_iter().filter_map(Result::err) {

@@ -1,8 +1,7 @@
 //! A device of this node, as its actor and the rest of the process share it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use crds::devices::v1beta1::DeviceStatus;
 use jiff::Timestamp;
 use tokio::sync::Notify;
@@ -11,6 +10,7 @@ use tracing::warn;
 use super::{
     changes::Changes,
     external::Inbox,
+    kept,
     spec::{DeviceSpec, Property},
     twin::{State, Twin, UnixMs},
     value::Value,
@@ -21,17 +21,13 @@ pub(super) struct Device {
     pub(super) spec: DeviceSpec,
     /// Properties that cannot be driven, and why.
     refused: Vec<(Box<str>, String)>,
-    /// Held for moments, and never while something is waited for.
-    twin: Mutex<Twin>,
+    /// Held for moments, and never while something is waited for. The same when the spec changes: what is known, and not kept yet,
+    /// stays so.
+    twin: Arc<Mutex<Twin>>,
     /// Where others say what it is; `None`: it is driven here.
     inbox: Option<Inbox>,
     poke: Notify,
     changes: Changes,
-}
-
-/// The key under which the store keeps a device's twin.
-pub(super) fn twin_key(namespace: &str, name: &str) -> String {
-    format!("twin/{namespace}/{name}")
 }
 
 pub(super) fn unix_ms() -> UnixMs {
@@ -53,32 +49,50 @@ pub enum SetError {
     Store(#[from] StoreError),
 }
 
+fn kept(spec: &DeviceSpec, store: &Store) -> Twin {
+    kept::read(&spec.key, store).unwrap_or_else(|error| {
+        warn!(device = %spec.key, error = %runtime::chain(&error), "a twin cannot be read; it begins anew");
+        Twin::default()
+    })
+}
+
 impl Device {
-    /// With the twin that the store has of it, as far as that is of this very device.
+    /// With the twin of the device that was there `before` with the same uid and protocol, or else the one that the store has, as
+    /// far as that is of this very device.
     pub(super) fn new(
         spec: DeviceSpec,
         refused: Vec<(Box<str>, String)>,
         inbox: Option<Inbox>,
-        changes: Changes,
-        store: &Store,
+        before: Option<&Self>,
+        (changes, store): (Changes, &Store),
     ) -> Self {
-        let kept = store.local(&twin_key(spec.key.namespace(), spec.key.name())).unwrap_or_else(|error| {
-            warn!(device = %spec.key, error = %runtime::chain(&error), "a twin cannot be read; it begins anew");
-            None
-        });
-        let mut twin = Twin::restored(kept.as_deref(), &spec);
-        twin.desire(&spec, unix_ms());
-        if inbox.is_some() {
-            let reason = format!(
-                "protocol {:?} has no driver here, and nobody has reported of the device since edgecore started",
-                spec.protocol
-            );
-            twin.absence = Some(reason.into());
-        }
-        let twin = Mutex::new(twin);
+        let twin = before
+            .map_or_else(|| Arc::new(Mutex::new(kept(&spec, store))), |before| Arc::clone(&before.twin));
         let device = Self { spec, refused, twin, inbox, poke: Notify::new(), changes };
+        {
+            let mut twin = device.twin();
+            twin.adapt(&device.spec);
+            twin.desire(&device.spec, unix_ms());
+            if device.is_external() && before.is_none() {
+                let reason = format!(
+                    "protocol {:?} has no driver here, and nobody has reported of the device since edgecore started",
+                    device.spec.protocol
+                );
+                twin.absence = Some(reason.into());
+            }
+        }
         device.touch();
         device
+    }
+
+    /// Whether a device of this spec is this one, but for what has changed in it.
+    pub(super) fn is_as(&self, spec: &DeviceSpec) -> bool {
+        self.spec.uid == spec.uid && self.spec.protocol == spec.protocol
+    }
+
+    /// Where others go on to say what it is.
+    pub(super) fn shared_inbox(&self) -> Option<Inbox> {
+        self.inbox.clone()
     }
 
     /// Others drive it.
@@ -105,15 +119,19 @@ impl Device {
         self.poke.notified().await;
     }
 
-    /// Durable when it returns.
-    pub(super) async fn keep(&self, store: &Store) -> Result<(), StoreError> {
-        let kept = serde_json::to_vec(&*self.twin()).unwrap_or_default();
-        store.put_local(&twin_key(self.spec.key.namespace(), self.spec.key.name()), Bytes::from(kept)).await
+    /// What has changed and is not kept yet, and `also` this property.
+    pub(super) async fn keep(&self, also: Option<&str>, store: &Store) -> Result<(), StoreError> {
+        let unkept = || {
+            let mut twin = self.twin();
+            let changes = twin.take_unkept(&self.spec, also);
+            (twin, changes)
+        };
+        store.change_locals(unkept).await.inspect_err(|_| self.twin().note_unkept())
     }
 
     /// Has the property be so, from now on and until something else is said later. Durable when it returns.
     pub(super) async fn set(&self, property: &str, value: &str, store: &Store) -> Result<(), SetError> {
-        let (_, of_spec) = self.property(property)?;
+        let of_spec = self.property(property)?;
         let refused = |reason: String| SetError::Refused { property: property.to_owned(), reason };
         if !of_spec.writable {
             return Err(refused("the model says that it is ReadOnly".to_owned()));
@@ -121,7 +139,7 @@ impl Device {
         let parsed = Value::parse(of_spec.kind, value).map_err(|error| refused(error.to_string()))?;
         of_spec.range.check(&parsed).map_err(|error| refused(error.to_string()))?;
         self.twin().set_here(of_spec, &parsed, unix_ms());
-        self.keep(store).await?;
+        self.keep(Some(property), store).await?;
         self.poke.notify_one();
         self.touch();
         Ok(())
@@ -130,10 +148,10 @@ impl Device {
     /// What somebody at the site says that the property is, who drives the device.
     pub(super) fn report(&self, property: &str, value: &str) -> Result<(), SetError> {
         let inbox = self.inbox()?;
-        let (at, of_spec) = self.property(property)?;
+        let of_spec = self.property(property)?;
         let refused = |reason: String| SetError::Refused { property: property.to_owned(), reason };
         let parsed = Value::parse(of_spec.kind, value).map_err(|error| refused(error.to_string()))?;
-        inbox.say(at, parsed);
+        inbox.say(property, parsed);
         Ok(())
     }
 
@@ -152,8 +170,8 @@ impl Device {
         self.inbox.as_ref().ok_or(SetError::Driven { device, protocol })
     }
 
-    fn property(&self, name: &str) -> Result<(usize, &Property), SetError> {
-        let found = self.spec.properties.iter().enumerate().find(|(_, known)| *known.name == *name);
+    fn property(&self, name: &str) -> Result<&Property, SetError> {
+        let found = self.spec.properties.iter().find(|known| *known.name == *name);
         found.ok_or_else(|| {
             let known: Vec<&str> = self.spec.properties.iter().map(|known| &*known.name).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };

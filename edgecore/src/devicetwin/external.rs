@@ -1,7 +1,7 @@
 //! Devices of any other protocol: an app or a mapper at the site drives them, says what they are, and is told what they should be.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -9,11 +9,12 @@ use tokio::sync::Notify;
 
 use super::{
     driver::{Driver, Heard, Reading, Trouble},
+    spec::DeviceSpec,
     twin::State,
     value::Value,
 };
 
-/// What was said of a device, and its actor has not taken yet: the latest of each property, by its position.
+/// What was said of a device, and its actor has not taken yet: the latest of each property.
 #[derive(Clone, Default)]
 pub(super) struct Inbox(Arc<Shared>);
 
@@ -25,13 +26,13 @@ struct Shared {
 
 #[derive(Default)]
 struct Said {
-    values: BTreeMap<usize, Value>,
+    values: BTreeMap<Box<str>, Value>,
     state: Option<State>,
 }
 
 impl Inbox {
-    pub(super) fn say(&self, property: usize, value: Value) {
-        self.said().values.insert(property, value);
+    pub(super) fn say(&self, property: &str, value: Value) {
+        self.said().values.insert(property.into(), value);
         self.0.notify.notify_one();
     }
 
@@ -45,21 +46,30 @@ impl Inbox {
     }
 }
 
-pub(super) struct External(pub(super) Inbox);
+pub(super) struct External {
+    inbox: Inbox,
+    /// Of the properties.
+    positions: HashMap<Box<str>, usize>,
+}
+
+impl External {
+    pub(super) fn new(inbox: Inbox, spec: &DeviceSpec) -> Self {
+        let names = spec.properties.iter().map(|property| property.name.clone());
+        Self { inbox, positions: names.zip(0..).collect() }
+    }
+}
 
 impl Driver for External {
     const IS_ASKED: bool = false;
 
     async fn heard(&mut self) -> Heard {
         loop {
-            let Said { values, state } = std::mem::take(&mut *self.0.said());
+            let Said { values, state } = std::mem::take(&mut *self.inbox.said());
             if !values.is_empty() || state.is_some() {
-                return Heard {
-                    readings: values.into_iter().map(|(at, value)| (at, Ok(value))).collect(),
-                    state,
-                };
+                let reading = |(name, value)| Some((*self.positions.get(&name)?, Ok(value)));
+                return Heard { readings: values.into_iter().filter_map(reading).collect(), state };
             }
-            self.0.0.notify.notified().await;
+            self.inbox.0.notify.notified().await;
         }
     }
 

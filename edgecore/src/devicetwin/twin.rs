@@ -2,13 +2,17 @@
 //!
 //! Kept in the store, so that a restart with no cloud in reach goes on with what was set at the edge and knows what was said.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use crds::devices::v1beta1;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::{
+    kept::{self, Head},
     spec::{DeviceSpec, Property},
     value::{Value, type_name},
 };
@@ -16,8 +20,10 @@ use super::{
 /// Milliseconds since 1970.
 pub(super) type UnixMs = u64;
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// When a device was last online is kept so often, while it is.
+const ONLINE_KEPT: Duration = Duration::from_mins(5);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum State {
     /// Not asked yet.
     #[default]
@@ -80,33 +86,83 @@ pub(super) struct PropertyTwin {
     from_cloud: Option<Box<str>>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Default)]
 pub(super) struct Twin {
-    /// A device of the same name with another uid begins anew.
-    pub(super) uid: Box<str>,
+    uid: Box<str>,
     pub(super) state: State,
     /// When it was last heard of: every [`super::actor`]'s liveness stamp, and not each answer.
     pub(super) last_online: Option<UnixMs>,
     /// Why it cannot be reached.
-    #[serde(skip)]
     pub(super) absence: Option<Box<str>>,
     pub(super) properties: BTreeMap<Box<str>, PropertyTwin>,
+    /// As the store has it.
+    kept_head: Option<Head>,
+    /// Properties of which the store has something else, or has something and `properties` has not.
+    unkept: BTreeSet<Box<str>>,
 }
 
 impl Twin {
-    /// What was kept of the device, as far as its spec still has it.
-    pub(super) fn restored(kept: Option<&[u8]>, spec: &DeviceSpec) -> Self {
-        let kept = kept.and_then(|kept| serde_json::from_slice::<Self>(kept).ok());
-        let mut twin = kept.filter(|twin| twin.uid == spec.uid).unwrap_or_default();
-        twin.uid = spec.uid.clone();
+    /// As the store has it.
+    pub(super) fn kept(head: Option<Head>, properties: BTreeMap<Box<str>, PropertyTwin>) -> Self {
+        // Since it was kept when it was last online, it may have said something.
+        let said = properties.values().filter_map(|twin| twin.reported.as_ref()).map(|reported| reported.at);
+        let last_online = said.chain(head.as_ref().and_then(|head| head.last_online)).max();
+        let uid = head.as_ref().map(|head| head.uid.clone()).unwrap_or_default();
         // It may have come or gone since.
-        twin.state = State::Unknown;
-        twin.properties.retain(|name, _| spec.properties.iter().any(|property| property.name == *name));
-        for property in &spec.properties {
-            twin.properties.entry(property.name.clone()).or_default();
+        let state = State::Unknown;
+        Self { uid, state, last_online, absence: None, properties, kept_head: head, unkept: BTreeSet::new() }
+    }
+
+    /// From now on it is the twin of a device of this spec.
+    pub(super) fn adapt(&mut self, spec: &DeviceSpec) {
+        if self.uid != spec.uid {
+            let before = std::mem::take(self);
+            self.uid = spec.uid.clone();
+            self.unkept = before.unkept;
+            self.unkept.extend(before.properties.into_keys());
         }
-        twin
+        let mut known = std::mem::take(&mut self.properties);
+        for property in &spec.properties {
+            self.properties.insert(property.name.clone(), known.remove(&property.name).unwrap_or_default());
+        }
+        self.unkept.extend(known.into_keys());
+    }
+
+    /// What the store does not have yet, and `also` of what there is; from now on it counts as kept.
+    pub(super) fn take_unkept(&mut self, spec: &DeviceSpec, also: Option<&str>) -> Vec<kept::Change> {
+        let mut changes = Vec::new();
+        let is_head_due = !self.is_head_kept();
+        if is_head_due {
+            self.kept_head = Some(Head { uid: self.uid.clone(), last_online: self.last_online });
+        }
+        // Without it nothing else counts; who waits for `also` is not to trust that it gets there.
+        if let Some(head) = self.kept_head.as_ref().filter(|_| is_head_due || also.is_some()) {
+            changes.push(kept::head(&spec.key, head));
+        }
+        let mut names = std::mem::take(&mut self.unkept);
+        names.extend(also.map(Into::into));
+        changes.extend(names.iter().map(|name| kept::property(&spec.key, name, self.properties.get(name))));
+        changes
+    }
+
+    /// The store has not taken what it was given.
+    pub(super) fn note_unkept(&mut self) {
+        self.kept_head = None;
+        self.unkept.extend(self.properties.keys().cloned());
+    }
+
+    fn is_head_kept(&self) -> bool {
+        let Some(kept) = &self.kept_head else { return false };
+        let since = self.last_online.unwrap_or_default().saturating_sub(kept.last_online.unwrap_or_default());
+        let is_recent = Duration::from_millis(since) < ONLINE_KEPT;
+        // A device that goes was online until then.
+        if self.state == State::Online { is_recent } else { since == 0 }
+    }
+
+    /// To be changed.
+    fn property(&mut self, property: &Property) -> &mut PropertyTwin {
+        self.unkept.insert(property.name.clone());
+        self.properties.entry(property.name.clone()).or_default()
     }
 
     /// Takes over what the Device says that its properties should be, where it says something new. What was set at the edge since then
@@ -114,10 +170,10 @@ impl Twin {
     pub(super) fn desire(&mut self, spec: &DeviceSpec, now: UnixMs) {
         let at = spec.changed_at.unwrap_or(now);
         for property in &spec.properties {
-            let twin = self.properties.entry(property.name.clone()).or_default();
-            if twin.from_cloud == property.desired {
+            if self.properties.get(&property.name).is_some_and(|twin| twin.from_cloud == property.desired) {
                 continue;
             }
+            let twin = self.property(property);
             twin.from_cloud.clone_from(&property.desired);
             // The API server's times are whole seconds; within one the cloud's counts, which has come last.
             let is_older =
@@ -132,34 +188,37 @@ impl Twin {
 
     /// What somebody at the edge has set; it has been checked.
     pub(super) fn set_here(&mut self, property: &Property, value: &Value, now: UnixMs) {
-        let twin = self.properties.entry(property.name.clone()).or_default();
+        let twin = self.property(property);
         twin.desired = Some(Stamped { value: value.to_string().into(), at: now });
         (twin.set_here, twin.write_error) = (true, None);
     }
 
     /// The device has said this of a property. Whether that is news.
     pub(super) fn observe(&mut self, property: &Property, value: &Value, now: UnixMs) -> bool {
-        let twin = self.properties.entry(property.name.clone()).or_default();
         let text: Box<str> = value.to_string().into();
         // What it said is the truth, also where the model says that it cannot be.
         let doubt = property.range.check(value).err().map(|error| error.to_string().into());
-        let was_wrong = twin.read_error != doubt;
-        twin.read_error = doubt;
+        let known = self.properties.get(&property.name);
         let is_same =
             |reported: &Stamped| reported.value == text || is_near(property, &reported.value, value);
-        if twin.reported.as_ref().is_some_and(is_same) {
-            return was_wrong;
+        let is_same = known.and_then(|twin| twin.reported.as_ref()).is_some_and(is_same);
+        if is_same && known.is_some_and(|twin| twin.read_error == doubt) {
+            return false;
         }
-        twin.reported = Some(Stamped { value: text, at: now });
+        let twin = self.property(property);
+        twin.read_error = doubt;
+        if !is_same {
+            twin.reported = Some(Stamped { value: text, at: now });
+        }
         true
     }
 
     /// A property could not be read. What it was is still what is known last.
     pub(super) fn miss(&mut self, property: &Property, reason: &str) -> bool {
-        let twin = self.properties.entry(property.name.clone()).or_default();
-        let is_news = twin.read_error.as_deref() != Some(reason);
+        let known = self.properties.get(&property.name);
+        let is_news = known.and_then(|twin| twin.read_error.as_deref()) != Some(reason);
         if is_news {
-            twin.read_error = Some(reason.into());
+            self.property(property).read_error = Some(reason.into());
         }
         is_news
     }
@@ -187,9 +246,11 @@ impl Twin {
 
     /// Why the desired value is not there; `None`: it is, or will be. Whether that is news.
     pub(super) fn note_write(&mut self, property: &Property, error: Option<&str>) -> bool {
-        let twin = self.properties.entry(property.name.clone()).or_default();
-        let is_news = twin.write_error.as_deref() != error;
-        twin.write_error = error.map(Into::into);
+        let known = self.properties.get(&property.name);
+        let is_news = known.and_then(|twin| twin.write_error.as_deref()) != error;
+        if is_news {
+            self.property(property).write_error = error.map(Into::into);
+        }
         is_news
     }
 
@@ -275,6 +336,7 @@ fn rfc3339(at: UnixMs) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use serde_json::json;
 
     use super::*;
@@ -293,10 +355,24 @@ mod tests {
         spec(&device, &model).unwrap()
     }
 
+    fn adapted(mut twin: Twin, spec: &DeviceSpec) -> Twin {
+        twin.adapt(spec);
+        twin
+    }
+
+    fn fresh(spec: &DeviceSpec) -> Twin {
+        adapted(Twin::default(), spec)
+    }
+
+    /// As the store has it.
+    fn kept(last_online: Option<UnixMs>, properties: BTreeMap<Box<str>, PropertyTwin>) -> Twin {
+        Twin::kept(Some(Head { uid: "u".into(), last_online }), properties)
+    }
+
     #[test]
     fn what_the_device_says_is_what_is_told() {
         let spec = pump(None);
-        let mut twin = Twin::restored(None, &spec);
+        let mut twin = fresh(&spec);
         let [speed, heat] = &spec.properties[..] else { panic!() };
         assert!(twin.observe(speed, &Value::Integer(900), 1000));
         assert!(!twin.observe(speed, &Value::Integer(900), 2000), "no news");
@@ -330,7 +406,7 @@ mod tests {
         let device =
             json!({"deviceModelRef": {"name": "pumps"}, "properties": [{"name": "heat", "deadband": 0.5}]});
         let spec = spec(&device, &model).unwrap();
-        let mut twin = Twin::restored(None, &spec);
+        let mut twin = fresh(&spec);
         let heat = &spec.properties[0];
         let news: Vec<bool> = [20.0, 20.4, 20.49, 20.5, 20.1, 20.0]
             .iter()
@@ -342,7 +418,7 @@ mod tests {
     #[test]
     fn a_desired_value_is_wanted_until_the_device_has_it() {
         let spec = pump(Some("900.0"));
-        let mut twin = Twin::restored(None, &spec);
+        let mut twin = fresh(&spec);
         let speed = &spec.properties[0];
         twin.desire(&spec, 1000);
         assert_eq!(twin.wanted(speed), Some(Ok(Value::Integer(900))));
@@ -364,11 +440,10 @@ mod tests {
         let at = |desired: &str, at: UnixMs| DeviceSpec { changed_at: Some(at), ..pump(Some(desired)) };
         let spec = at("900", 1000);
         let speed = &spec.properties[0];
-        let mut twin = Twin::restored(None, &spec);
+        let mut twin = fresh(&spec);
         twin.desire(&spec, 1500);
         twin.set_here(speed, &Value::Integer(500), 2000);
-        let kept = serde_json::to_vec(&twin).unwrap();
-        let mut twin = Twin::restored(Some(&kept), &spec);
+        let mut twin = adapted(kept(None, twin.properties), &spec);
         twin.desire(&spec, 3000);
         assert_eq!(twin.wanted(speed), Some(Ok(Value::Integer(500))));
         // Said in the cloud before that, and heard of after a cut.
@@ -381,6 +456,45 @@ mod tests {
         assert_eq!(twin.wanted(speed), Some(Ok(Value::Integer(902))));
         assert!(!twin.status(&spec, &[]).twins[0].observed_desired.metadata.contains_key("source"));
         let other = DeviceSpec { uid: "another".into(), ..pump(None) };
-        assert_eq!(Twin::restored(Some(&kept), &other).properties["speed"], PropertyTwin::default());
+        twin.adapt(&other);
+        assert_eq!(twin.properties["speed"], PropertyTwin::default());
+    }
+
+    #[test]
+    fn what_has_changed_is_kept_by_itself() {
+        let spec = pump(None);
+        let [speed, heat] = &spec.properties[..] else { panic!() };
+        let mut twin = fresh(&spec);
+        let keys = |changes: Vec<kept::Change>| {
+            let is_there = |(key, value): (String, Option<Bytes>)| (key, value.is_some());
+            changes.into_iter().map(is_there).collect::<BTreeMap<String, bool>>()
+        };
+        let of_head = kept::head(&spec.key, &Head::default()).0;
+        let [of_speed, of_heat] = ["speed", "heat"].map(|name| kept::property(&spec.key, name, None).0);
+        let is_kept = |names: &[&String]| names.iter().map(|name| (String::clone(name), true)).collect();
+        (twin.state, twin.last_online) = (State::Online, Some(1_000));
+        assert!(twin.observe(speed, &Value::Integer(900), 1_000));
+        assert_eq!(keys(twin.take_unkept(&spec, None)), is_kept(&[&of_head, &of_speed]));
+        twin.last_online = Some(300_999);
+        assert!(!twin.observe(speed, &Value::Integer(900), 2_000) && twin.miss(heat, "gone"));
+        assert!(!twin.note_write(speed, None));
+        assert_eq!(keys(twin.take_unkept(&spec, None)), is_kept(&[&of_heat]));
+        assert_eq!(keys(twin.take_unkept(&spec, None)), is_kept(&[]));
+        // Somebody waits until it is kept, whoever has begun that.
+        assert_eq!(keys(twin.take_unkept(&spec, Some("speed"))), is_kept(&[&of_head, &of_speed]));
+        twin.state = State::Offline;
+        assert_eq!(keys(twin.take_unkept(&spec, None)), is_kept(&[&of_head]));
+        twin.note_unkept();
+        assert_eq!(keys(twin.take_unkept(&spec, None)), is_kept(&[&of_head, &of_heat, &of_speed]));
+
+        let said = twin.properties.clone();
+        let old = said.iter().map(|(name, twin)| (format!("old-{name}").into(), twin.clone())).collect();
+        let mut restored = adapted(kept(Some(500), old), &spec);
+        let gone = ["old-heat", "old-speed"].map(|name| (kept::property(&spec.key, name, None).0, false));
+        assert_eq!(
+            keys(restored.take_unkept(&spec, None)),
+            [(of_head, true)].into_iter().chain(gone).collect()
+        );
+        assert_eq!(kept(Some(500), said).last_online, Some(1_000), "when it has said something");
     }
 }

@@ -9,20 +9,28 @@ use bytes::Bytes;
 use proto::{Digest, ResourceKey, message::ReportKind};
 use tokio::sync::{oneshot, watch};
 
-use super::{DesiredChange, StoreError, index::Index, record::Payload, reports::Reports};
+use super::{
+    DesiredChange, OPERATION_BYTES, StoreError, index::Index, outbox::Medium, record::Payload,
+    reports::Reports,
+};
 
 pub(super) enum Request {
     Apply(Vec<DesiredChange>),
-    Report { kind: ReportKind, key: ResourceKey, payload: Payload },
+    Report {
+        kind: ReportKind,
+        key: ResourceKey,
+        payload: Payload,
+        medium: Medium,
+    },
     Done(Vec<u64>),
-    PutLocal(String, Bytes),
-    DeleteLocal(String),
+    /// What each is from now on; `None`: it is no more.
+    Locals(Vec<(String, Option<Bytes>)>),
 }
 
 impl Request {
     /// Nobody is promised that a report is forgotten: to send one again after a power cut is harmless.
     pub(super) fn needs_sync(&self) -> bool {
-        !matches!(self, Self::Done(_))
+        !matches!(self, Self::Done(_) | Self::Report { medium: Medium::Memory, .. })
     }
 
     pub(super) fn size(&self) -> usize {
@@ -30,10 +38,13 @@ impl Request {
             Self::Apply(changes) => changes.iter().map(DesiredChange::size).sum(),
             Self::Report { payload, .. } => payload.bytes().len(),
             Self::Done(ids) => ids.len() * 9,
-            Self::PutLocal(_, value) => value.len(),
-            Self::DeleteLocal(_) => 0,
+            Self::Locals(values) => values.iter().map(local_size).sum(),
         }
     }
+}
+
+pub(super) fn local_size((key, value): &(String, Option<Bytes>)) -> usize {
+    OPERATION_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len)
 }
 
 /// Answer to a [`Request`]: the report's id, otherwise 0.

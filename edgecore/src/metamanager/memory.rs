@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     DesiredChange, Options, StoreError, bounded,
-    outbox::Outbox,
+    outbox::{Medium, Outbox},
     record::{Op, Payload},
 };
 use crate::edgehub::HubStore;
@@ -94,10 +94,11 @@ impl Held {
 
     /// The report's id, and whether anything of it was not pending already.
     fn report(&mut self, kind: ReportKind, key: &ResourceKey, payload: Bytes) -> (u64, bool) {
-        let (id, ops) = self.outbox.report(kind, key.as_str().to_owned(), Payload::Plain(payload));
+        let payload = Payload::Plain(payload);
+        let (id, changes) = self.outbox.report(kind, key.as_str().to_owned(), payload, Medium::Disk);
         self.outbox.settle();
         let mut is_new = false;
-        for op in ops {
+        for op in changes.ops {
             match op {
                 Op::PutReport(report) => {
                     is_new = true;

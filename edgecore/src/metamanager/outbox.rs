@@ -31,6 +31,37 @@ struct State {
     id: u64,
     size: u64,
     hash: u64,
+    medium: Medium,
+}
+
+/// Where a report is held. Events are on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Medium {
+    Disk,
+    Memory,
+}
+
+/// What becomes of the reports, each kind in this order.
+#[derive(Default)]
+pub(super) struct Changes {
+    /// Of those on the disk.
+    pub(super) ops: Vec<Op>,
+    /// Of those in memory.
+    pub(super) in_memory: Vec<InMemory>,
+}
+
+pub(super) enum InMemory {
+    Put(StoredReport),
+    Remove(u64),
+}
+
+impl Changes {
+    pub(super) fn remove(&mut self, id: u64, medium: Medium) {
+        match medium {
+            Medium::Disk => self.ops.push(Op::RemoveReport(id)),
+            Medium::Memory => self.in_memory.push(InMemory::Remove(id)),
+        }
+    }
 }
 
 enum Step {
@@ -66,8 +97,8 @@ impl Outbox {
         self.events.get(id).is_some() || self.states.contains_key(&id)
     }
 
-    /// Takes in a report that is stored already; of two states of one object the newer one stays.
-    pub(super) fn insert(&mut self, report: &StoredReport) {
+    /// Takes in a report that is held already; of two states of one object the newer one stays.
+    pub(super) fn insert(&mut self, report: &StoredReport, medium: Medium) {
         self.next = self.next.max(report.id.saturating_add(1));
         self.remove(report.id);
         if is_state(report.kind) {
@@ -79,7 +110,7 @@ impl Outbox {
                 self.remove(old);
             }
             let hash = content_hash(report.payload.bytes());
-            self.put_state(place, State { id: report.id, size: size(report), hash });
+            self.put_state(place, State { id: report.id, size: size(report), hash, medium });
         } else {
             self.put_event(report.id, u32::try_from(size(report)).unwrap_or(u32::MAX));
         }
@@ -97,12 +128,12 @@ impl Outbox {
         self.pending.insert(place, state);
     }
 
-    /// Whether there was such a report.
-    pub(super) fn remove(&mut self, id: u64) -> bool {
-        let step = self.take(id);
-        let found = step.is_some();
-        self.steps.extend(step);
-        found
+    /// Where the report was, if there was such a one.
+    pub(super) fn remove(&mut self, id: u64) -> Option<Medium> {
+        let step = self.take(id)?;
+        let medium = if let Step::State(_, state) = &step { state.medium } else { Medium::Disk };
+        self.steps.push(step);
+        Some(medium)
     }
 
     /// The step that took it.
@@ -133,17 +164,25 @@ impl Outbox {
         }
     }
 
-    /// Adds a report: its id, and the operations that store it (none when the same is pending already).
-    pub(super) fn report(&mut self, kind: ReportKind, key: String, payload: Payload) -> (u64, Vec<Op>) {
-        let mut ops = Vec::new();
+    /// Adds a report: its id, and what is to be done for it (nothing when the same is pending already).
+    pub(super) fn report(
+        &mut self,
+        kind: ReportKind,
+        key: String,
+        payload: Payload,
+        medium: Medium,
+    ) -> (u64, Changes) {
+        let mut changes = Changes::default();
         let kind_number = i32::from(kind);
+        let medium = if kind.is_state() { medium } else { Medium::Disk };
         if kind.is_state()
             && let Some(old) = self.pending.get(&(kind_number, key.as_str().into()))
         {
-            if old.hash == content_hash(payload.bytes()) {
-                return (old.id, ops);
+            let is_kept_as_well = old.medium == medium || old.medium == Medium::Disk;
+            if is_kept_as_well && old.hash == content_hash(payload.bytes()) {
+                return (old.id, changes);
             }
-            ops.push(Op::RemoveReport(old.id));
+            changes.remove(old.id, old.medium);
         }
         let report = StoredReport { id: self.next, kind: kind_number, key, payload };
         self.next += 1;
@@ -151,19 +190,22 @@ impl Outbox {
         if !kind.is_state() && self.state_bytes + size(&report) > self.limit {
             // There would be no room for it if all other events went.
             self.dropped += 1;
-            return (id, ops);
+            return (id, changes);
         }
-        self.insert(&report);
-        ops.push(Op::PutReport(report));
+        self.insert(&report, medium);
+        match medium {
+            Medium::Disk => changes.ops.push(Op::PutReport(report)),
+            Medium::Memory => changes.in_memory.push(InMemory::Put(report)),
+        }
         while self.event_bytes + self.state_bytes > self.limit
             && let Some(oldest) = self.events.first()
             && oldest != id
         {
             self.remove(oldest);
             self.dropped += 1;
-            ops.push(Op::DropReport(oldest));
+            changes.ops.push(Op::DropReport(oldest));
         }
-        (id, ops)
+        (id, changes)
     }
 }
 
@@ -182,7 +224,9 @@ mod tests {
     fn what_came_to_nothing_is_taken_back() {
         let mut outbox = Outbox::new(700, 1, 0);
         let text = |text: &'static str| Payload::Plain(Bytes::from_static(text.as_bytes()));
-        let add = |outbox: &mut Outbox, kind, payload| outbox.report(kind, "Pod/a/b".into(), payload).0;
+        let add = |outbox: &mut Outbox, kind, payload| {
+            outbox.report(kind, "Pod/a/b".into(), payload, Medium::Disk).0
+        };
         let mut ids = Vec::new();
         for n in ["1", "2", "3"] {
             ids.push(add(&mut outbox, ReportKind::Event, text(n)));
@@ -191,7 +235,7 @@ mod tests {
         outbox.settle();
         let before = view(&outbox);
         add(&mut outbox, ReportKind::PodStatus, text("4"));
-        assert!(outbox.remove(ids[2]) && !outbox.remove(ids[2]));
+        assert_eq!([(); 2].map(|()| outbox.remove(ids[2])), [Some(Medium::Disk), None]);
         for _ in 0..20 {
             add(&mut outbox, ReportKind::Event, text("5"));
         }

@@ -1,8 +1,15 @@
 //! Where the reports of the outbox are. They stay in the journal or checkpoint that has them, and are read from there when their
 //! turn comes: a site that was away for weeks has hundreds of thousands of them, and of each a place is all that is held in memory.
+//! Some are never on the disk: state that is said again in each session.
 
 use std::{
-    collections::BTreeSet, fs::File, io, ops::Bound, os::unix::fs::FileExt as _, path::Path, sync::Arc,
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io, iter,
+    ops::Bound,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -10,7 +17,7 @@ use proto::{Report, message::ReportKind};
 use tracing::warn;
 
 use super::{
-    outbox::Outbox,
+    outbox::{Medium, Outbox},
     queue::Queue,
     record::{Op, Placed, StoredReport},
 };
@@ -29,14 +36,17 @@ pub(super) struct Reports {
     /// Those that may be read: they can be, also when they have been removed from the directory.
     files: Vec<Arc<File>>,
     places: Queue<Place>,
-    /// Those of them that say how something is: one an object, so there are few.
+    /// Those that are on no disk.
+    in_memory: BTreeMap<u64, StoredReport>,
+    /// Those that say how something is: one an object, so there are few.
     statuses: BTreeSet<u64>,
 }
 
 impl Reports {
-    /// As these, but for where they are: in the one file.
+    /// As these, but for where those are that are on the disk: in the one file.
     pub(super) fn moved(&self, file: Arc<File>, places: Queue<Place>) -> Self {
-        Self { files: vec![file], places, statuses: self.statuses.clone() }
+        let (in_memory, statuses) = (self.in_memory.clone(), self.statuses.clone());
+        Self { files: vec![file], places, in_memory, statuses }
     }
 
     /// The number of a file whose places are to come.
@@ -47,6 +57,15 @@ impl Reports {
 
     pub(super) fn put(&mut self, report: &StoredReport, place: Place) {
         self.places.insert(report.id, place);
+        self.note_status(report);
+    }
+
+    pub(super) fn hold(&mut self, report: StoredReport) {
+        self.note_status(&report);
+        self.in_memory.insert(report.id, report);
+    }
+
+    fn note_status(&mut self, report: &StoredReport) {
         if ReportKind::try_from(report.kind).is_ok_and(ReportKind::is_status) {
             self.statuses.insert(report.id);
         }
@@ -54,11 +73,16 @@ impl Reports {
 
     pub(super) fn remove(&mut self, id: u64) {
         self.places.remove(id);
+        self.in_memory.remove(&id);
         self.statuses.remove(&id);
     }
 
+    pub(super) fn in_memory(&self) -> impl Iterator<Item = &StoredReport> {
+        self.in_memory.values()
+    }
+
     pub(super) fn count(&self) -> usize {
-        self.places.len()
+        self.places.len() + self.in_memory.len()
     }
 
     /// On the disk.
@@ -66,14 +90,27 @@ impl Reports {
         self.places.values().map(|place| u64::from(place.length)).sum()
     }
 
+    /// Of those that are on the disk.
     pub(super) fn ids(&self) -> impl Iterator<Item = u64> {
         self.places.ids_after(None)
+    }
+
+    /// Of all.
+    fn ids_after(&self, after: u64) -> impl Iterator<Item = u64> {
+        let mut stored = self.places.ids_after(Some(after)).peekable();
+        let above = (Bound::Excluded(after), Bound::Unbounded);
+        let mut held = self.in_memory.range(above).map(|(id, _)| *id).peekable();
+        iter::from_fn(move || {
+            let is_stored_next =
+                held.peek().is_none_or(|held| stored.peek().is_some_and(|stored| stored < held));
+            if is_stored_next { stored.next() } else { held.next() }
+        })
     }
 
     /// Up to `limit` with ids above `after`, oldest first. One that cannot be read is passed over; the next checkpoint will be
     /// without it.
     pub(super) fn read(&self, after: u64, limit: usize) -> Vec<Report> {
-        self.read_each(self.places.ids_after(Some(after)), limit)
+        self.read_each(self.ids_after(after), limit)
     }
 
     /// As [`read`](Self::read), of statuses alone.
@@ -88,7 +125,9 @@ impl Reports {
             if found.len() == limit {
                 break;
             }
-            let report = self.stored(id).and_then(|(StoredReport { id, kind, key, payload }, _)| {
+            let held = self.in_memory.get(&id).cloned();
+            let report = held.or_else(|| self.stored(id).map(|(report, _)| report));
+            let report = report.and_then(|StoredReport { id, kind, key, payload }| {
                 Some(Report { id, kind, key, payload: payload.unpack()? })
             });
             if let Some(report) = report {
@@ -143,7 +182,7 @@ impl Collected {
         let outbox = &mut self.outbox;
         match op {
             Op::PutReport(report) => {
-                outbox.insert(report);
+                outbox.insert(report, Medium::Disk);
                 self.reports.put(report, Place { offset: *offset, length: *length, file });
             }
             Op::RemoveReport(id) => {

@@ -70,6 +70,15 @@ async fn a_broken_index_is_built_again_under_a_reader() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();
     store.apply(vec![DesiredChange::Put(object("a", &"x".repeat(10_000)))]).await.unwrap();
+    let device = key("Device.devices.kubeedge.io/a/pump");
+    let said = |text: &'static [u8]| {
+        let store = store.clone();
+        let device = device.clone();
+        async move {
+            store.report_in_memory(ReportKind::DeviceStatus, &device, Bytes::from_static(text)).await.unwrap()
+        }
+    };
+    let id = said(b"1").await;
     // An entry whose head promises more than there is.
     if let Some(Index::Sled { trees, .. }) = &store.inner.shared.read().index {
         let mut part = index::object_key(&key("ConfigMap/default/a"));
@@ -83,6 +92,8 @@ async fn a_broken_index_is_built_again_under_a_reader() {
         move || store.list("ConfigMap")
     });
     assert_eq!(read.await.unwrap().unwrap(), [object("a", &"x".repeat(10_000))]);
+    assert_eq!((said(b"1").await, store.pending()), (id, 1), "what was in memory alone");
+    assert!(said(b"2").await > id && store.pending() == 1);
     store.apply(vec![DesiredChange::Delete(key("ConfigMap/default/a"))]).await.unwrap();
     assert_eq!(store.digest(), Digest::default());
     store.close().await.unwrap();

@@ -23,7 +23,7 @@ use super::{
     files::{self, Directory},
     index::{self, Head, Index, IndexError, Table},
     journal::{self, FILE_HEADER, Journal},
-    outbox::Outbox,
+    outbox::{Changes, InMemory, Medium, Outbox},
     record::Op,
     recovery::Recovered,
     replay::{self, Plan},
@@ -33,6 +33,9 @@ use super::{
 /// Requests in one group, and their bytes: a group is held in memory until it is durable.
 const GROUP_REQUESTS: usize = 256;
 const GROUP_BYTES: usize = 1 << 20;
+
+/// Of reports in memory, so many ids at once are noted as given.
+const ID_BLOCK: u64 = 1 << 16;
 
 /// After a failed checkpoint with a journal that is still good: how much may be appended until the next attempt.
 const CHECKPOINT_RETRY_BYTES: u64 = 256 << 10;
@@ -56,6 +59,8 @@ pub(super) struct Writer {
     highest_epoch: u64,
     digest: Digest,
     outbox: Outbox,
+    /// Ids of reports below it may have been given, as the journal has it.
+    ids_below: u64,
     live_bytes: u64,
     checkpoint_at: u64,
     /// Digest and outbox are those of a plan that came to nothing, or the index lacks what was committed: it is built again
@@ -68,6 +73,10 @@ pub(super) struct Writer {
 struct Planned {
     answers: Vec<u64>,
     records: Vec<Vec<Op>>,
+    /// Of reports that are in no record.
+    in_memory: Vec<InMemory>,
+    /// [`Writer::ids_below`] from then on.
+    ids_below: u64,
     needs_sync: bool,
     /// Entries that this group has changed: earlier requests in it are not in the index yet.
     heads: HashMap<(Table, Vec<u8>), Option<Head>>,
@@ -137,6 +146,7 @@ impl Writer {
             base,
             highest_epoch,
             digest,
+            ids_below: outbox.next,
             outbox,
             live_bytes,
             checkpoint_at: options.journal_bytes.max(2 * live_bytes),
@@ -237,7 +247,7 @@ impl Writer {
             self.heal().map_err(StoreError::checkpoint)?;
         }
         let (digest, dropped) = (self.digest, self.outbox.dropped);
-        let planned = match self.plan(&requests) {
+        let mut planned = match self.plan(&requests) {
             Ok(planned) => planned,
             Err(error) => {
                 warn!(error = %runtime::chain(&error), "the index is built again");
@@ -247,11 +257,7 @@ impl Writer {
             }
         };
         drop(requests);
-        if planned.records.is_empty() {
-            self.outbox.settle();
-            self.shared.dropped_reports.store(self.outbox.dropped, Relaxed);
-            return Ok(planned.answers);
-        }
+        let answers = std::mem::take(&mut planned.answers);
         let places = match self.write(&planned) {
             Ok(places) => places,
             Err(error) => {
@@ -264,48 +270,62 @@ impl Writer {
             }
         };
         self.outbox.settle();
+        self.ids_below = planned.ids_below;
         self.sequence += planned.records.len() as u64;
         if planned.needs_sync {
             self.durable = self.sequence;
         }
-        self.publish(&planned, places);
-        Ok(planned.answers)
+        self.publish(planned, places);
+        Ok(answers)
     }
 
     fn plan(&mut self, requests: &[Request]) -> Result<Planned, IndexError> {
         let shared = Arc::clone(&self.shared);
         let held = shared.read();
         let Some(index) = &held.index else { return Ok(Planned::default()) };
-        let mut planned = Planned::default();
+        let mut planned = Planned { ids_below: self.ids_below, ..Planned::default() };
         for request in requests {
             let mut ops = Vec::new();
             let mut answer = 0;
+            let mut needs_sync = request.needs_sync();
             match request {
                 Request::Apply(changes) => {
                     for change in changes {
                         self.plan_desired(index, change, &mut planned, &mut ops)?;
                     }
                 }
-                Request::Report { kind, key, payload } => {
-                    (answer, ops) = self.outbox.report(*kind, key.as_str().to_owned(), payload.clone());
+                Request::Report { kind, key, payload, medium } => {
+                    let key = key.as_str().to_owned();
+                    let (id, changes) = self.outbox.report(*kind, key, payload.clone(), *medium);
+                    answer = id;
+                    ops = changes.ops;
+                    planned.in_memory.extend(changes.in_memory);
+                    if *medium == Medium::Memory && id >= planned.ids_below {
+                        planned.ids_below = id + ID_BLOCK;
+                        let dropped_reports = self.outbox.dropped;
+                        ops.push(Op::Counters { next_report: planned.ids_below, dropped_reports });
+                        needs_sync = true;
+                    }
                 }
                 Request::Done(ids) => {
-                    ops.extend(
-                        ids.iter().filter(|id| self.outbox.remove(**id)).map(|id| Op::RemoveReport(*id)),
-                    );
+                    let mut changes = Changes::default();
+                    for id in ids {
+                        if let Some(medium) = self.outbox.remove(*id) {
+                            changes.remove(*id, medium);
+                        }
+                    }
+                    ops = changes.ops;
+                    planned.in_memory.extend(changes.in_memory);
                 }
-                Request::PutLocal(key, value) => plan_local(index, key, value, &mut planned, &mut ops)?,
-                Request::DeleteLocal(key) => {
-                    if let Change::From(_) =
-                        planned.changes(index, Table::Local, index::local_key(key), None)?
-                    {
-                        ops.push(Op::DeleteLocal(key.clone()));
+                Request::Locals(values) => {
+                    for (key, value) in values {
+                        plan_local(index, key, value.as_ref(), &mut planned, &mut ops)?;
                     }
                 }
             }
             planned.answers.push(answer);
             if !ops.is_empty() {
-                planned.needs_sync |= request.needs_sync();
+                planned.needs_sync |= needs_sync;
                 planned.records.push(ops);
             }
         }
@@ -322,7 +342,9 @@ impl Writer {
         let (key, new) = match change {
             DesiredChange::Put(object) => (&object.key, Some(index::object_head(object))),
             DesiredChange::Delete(key) => (key, None),
-            DesiredChange::Seen(seen) => return plan_local(index, SEEN, &seen.to_bytes(), planned, ops),
+            DesiredChange::Seen(seen) => {
+                return plan_local(index, SEEN, Some(&seen.to_bytes()), planned, ops);
+            }
         };
         let Change::From(old) = planned.changes(index, Table::Objects, index::object_key(key), new)? else {
             return Ok(());
@@ -341,6 +363,9 @@ impl Writer {
 
     /// Answers where its reports are, in their order.
     fn write(&mut self, planned: &Planned) -> io::Result<Vec<Place>> {
+        if planned.records.is_empty() {
+            return Ok(Vec::new());
+        }
         let Some(journal) = &mut self.journal else { return Err(io::Error::other("no journal")) };
         let (mut bytes, mut reports) = (Vec::new(), Vec::new());
         for (sequence, ops) in (self.sequence + 1..).zip(&planned.records) {
@@ -362,8 +387,11 @@ impl Writer {
     }
 
     /// Makes a durable group visible.
-    fn publish(&mut self, planned: &Planned, places: Vec<Place>) {
-        let ops = || planned.records.iter().flatten();
+    fn publish(&mut self, planned: Planned, places: Vec<Place>) {
+        let Planned { records, in_memory, .. } = planned;
+        let ops = || records.iter().flatten();
+        let has_reports = ops().any(|op| matches!(op, Op::PutReport(_)))
+            || in_memory.iter().any(|change| matches!(change, InMemory::Put(_)));
         let applied = {
             let mut held = self.shared.write();
             held.digest = self.digest;
@@ -376,6 +404,12 @@ impl Writer {
                     }
                     Op::RemoveReport(id) | Op::DropReport(id) => held.reports.remove(*id),
                     _ => {}
+                }
+            }
+            for change in in_memory {
+                match change {
+                    InMemory::Put(report) => held.reports.hold(report),
+                    InMemory::Remove(id) => held.reports.remove(id),
                 }
             }
             match &mut held.index {
@@ -393,7 +427,7 @@ impl Writer {
         if ops().any(|op| matches!(op, Op::PutObject(_) | Op::DeleteObject(_))) {
             self.shared.desired_changes.send_modify(|count| *count += 1);
         }
-        if ops().any(|op| matches!(op, Op::PutReport(_))) {
+        if has_reports {
             self.shared.outbox_changes.send_modify(|count| *count += 1);
         }
     }
@@ -459,7 +493,8 @@ impl Writer {
     fn start_epoch(&mut self) -> Result<(Journal, Written), WriteError> {
         self.highest_epoch += 1;
         let epoch = self.highest_epoch;
-        let counters = Counters { next_report: self.outbox.next, dropped_reports: self.outbox.dropped };
+        let next_report = self.outbox.next.max(self.ids_below);
+        let counters = Counters { next_report, dropped_reports: self.outbox.dropped };
         // The journal first: a checkpoint without its journal is then always damage.
         let started = Journal::create(&self.directory, epoch, self.sequence + 1).map_err(WriteError::from);
         let started = started.and_then(|journal| {
@@ -535,7 +570,12 @@ impl Writer {
         self.digest = built.summary.digest;
         let Collected { outbox, mut reports } = built.collected;
         self.outbox = outbox;
-        self.outbox.next = self.outbox.next.max(next);
+        for report in self.shared.read().reports.in_memory() {
+            self.outbox.insert(report, Medium::Memory);
+            reports.hold(report.clone());
+        }
+        self.outbox.settle();
+        self.outbox.next = next;
         if let Some(journal) = &self.journal {
             self.journal_file = reports.add_file(journal.file());
         }
@@ -590,14 +630,15 @@ impl Writer {
 fn plan_local(
     index: &Index,
     key: &str,
-    value: &Bytes,
+    value: Option<&Bytes>,
     planned: &mut Planned,
     ops: &mut Vec<Op>,
 ) -> Result<(), IndexError> {
     let place = index::local_key(key);
-    let head = Head::new(&place, &[], value);
-    if let Change::From(_) = planned.changes(index, Table::Local, place, Some(head))? {
-        ops.push(Op::PutLocal(key.to_owned(), value.clone()));
+    let head = value.map(|value| Head::new(&place, &[], value));
+    if let Change::From(_) = planned.changes(index, Table::Local, place, head)? {
+        let key = key.to_owned();
+        ops.push(value.map_or(Op::DeleteLocal(key.clone()), |value| Op::PutLocal(key, value.clone())));
     }
     Ok(())
 }

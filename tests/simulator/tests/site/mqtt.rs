@@ -142,6 +142,45 @@ async fn a_mapper_drives_a_device_of_another_protocol() -> Result<()> {
     .await
 }
 
+/// It waits for the end of the reportCycle, when the Device changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_said_last_outlasts_a_change_of_the_device() -> Result<()> {
+    framed(async |run| {
+        let node = Node::start(run)?;
+        let mut mapper = App::start("mapper", node.mqtt_port(), ALL).await?;
+        let model = json!({"properties": [{"name": "level", "type": "INT"}, {"name": "hue", "type": "INT"}]});
+        let mut device = json!({"deviceModelRef": {"name": "lamp"}, "protocol": {"protocolName": "zigbee"},
+            "properties": [{"name": "level", "reportCycle": 600_000}, {"name": "hue", "reportCycle": 600_000}]});
+        node.put("DeviceModel", "lamp", &model).await?;
+        node.put("Device", "lamp", &device).await?;
+        let update = "$hw/events/device/default/lamp/twin/update";
+        let actual =
+            |name: &str, value: &str| json!({"event_id": value, "twin": {name: {"actual": {"value": value}}}});
+        mapper
+            .until("$hw/events/device/default/lamp/twin/update/document", |document| {
+                document["twin"]["hue"].is_object()
+            })
+            .await?;
+        mapper.ask(update, &actual("hue", "39")).await?;
+        node.until_reported("lamp", "hue", "39").await?;
+        mapper.ask(update, &actual("level", "40")).await?;
+        mapper.ask(update, &actual("hue", "41")).await?;
+        // The one that is left is where the other was.
+        device["properties"] =
+            json!([{"name": "hue", "reportCycle": 600_000, "desired": {"value": "70"}}, {"name": "level"}]);
+        node.put("Device", "lamp", &device).await?;
+        node.until("lamp", "it is what was said, and is to be another", |status| {
+            let is_so = node::reported(status, "level") == "40"
+                && node::reported(status, "hue") == "41"
+                && node::twin(status, "hue")["observedDesired"]["value"] == "70"
+                && status["state"] == "online";
+            is_so.then_some(())
+        })
+        .await
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_there_anyway_will_do() -> Result<()> {
     framed(async |run| {
