@@ -188,6 +188,10 @@ async fn a_device_is_read_and_set_with_kubectl() -> Result<()> {
         scene.cluster.apply(&device(slaves.port()?)).await?;
         until(&scene, "devices", "online", |status| status["state"] == "online").await?;
         until_reported(&scene, "pressure", "2.5").await?;
+        let field = "device.spec.properties.reportCycle";
+        let explained = scene.cluster.kubectl(&["explain", field]).await?;
+        let text = explained.split_once("DESCRIPTION:").map(|(_, text)| text.trim()).unwrap_or_default();
+        ensure!(!text.is_empty() && !text.starts_with("<empty>"), "{explained}");
         let table = scene.cluster.kubectl(&["get", "devices"]).await?;
         ensure!(["pump-1", "edge-1", "modbus", "online"].iter().all(|text| table.contains(text)), "{table}");
         let owner = scene
