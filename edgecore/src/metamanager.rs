@@ -39,7 +39,7 @@
 //!   so it is taken over only after a clean stop, when its files and then every entry are as the marker says, and else built
 //!   again from checkpoint and journals, in a new directory. If that fails (disk full), the same state is kept in
 //!   memory until the next checkpoint.
-//! - *Reports are on the disk alone*, packed, in the journal or checkpoint that has them, and are read from there when they go up;
+//! - *Reports that are stored are on the disk alone*, packed, in the journal or checkpoint that has them, and are read from there when they go up;
 //!   in memory there is the place of each (`reports.rs`). An operation that stores one has a CRC-32 of its own, so one that is
 //!   damaged costs no other. A checkpoint copies those that are still pending.
 //! - *What changes nothing is not written*: the same object, the same pending state, the same local value.

@@ -56,6 +56,21 @@ fn kept(spec: &DeviceSpec, store: &Store) -> Twin {
     })
 }
 
+/// What the store was given is not known to be there: it was refused, or nobody has waited for the answer, as when an actor ends
+/// because the Device has changed.
+struct Unsure<'a> {
+    device: &'a Device,
+    is_kept: bool,
+}
+
+impl Drop for Unsure<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.device.twin().note_unkept();
+        }
+    }
+}
+
 impl Device {
     /// With the twin of the device that was there `before` with the same uid and protocol, or else the one that the store has, as
     /// far as that is of this very device.
@@ -126,7 +141,10 @@ impl Device {
             let changes = twin.take_unkept(&self.spec, also);
             (twin, changes)
         };
-        store.change_locals(unkept).await.inspect_err(|_| self.twin().note_unkept())
+        let mut unsure = Unsure { device: self, is_kept: false };
+        let kept = store.change_locals(unkept).await;
+        unsure.is_kept = kept.is_ok();
+        kept
     }
 
     /// Has the property be so, from now on and until something else is said later. Durable when it returns.
@@ -177,5 +195,35 @@ impl Device {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             SetError::NoProperty { device: self.display_name(), property: name.to_owned(), known }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{devicetwin::spec::tests::spec, metamanager::Options};
+
+    #[tokio::test]
+    async fn what_nobody_waited_for_is_kept_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Options::default()).unwrap();
+        let model = json!({"protocol": "virtual", "properties": [{"name": "speed", "type": "INT"}]});
+        let spec = spec(&json!({"deviceModelRef": {"name": "pumps"}}), &model).unwrap();
+        let device = Device::new(spec, Vec::new(), None, None, (Changes::default(), &store));
+        loop {
+            device.twin().note_unkept();
+            let mut keeping = Box::pin(device.keep(None, &store));
+            if poll!(keeping.as_mut()).is_pending() {
+                break;
+            }
+        }
+        assert!(!device.twin().take_unkept(&device.spec, None).is_empty(), "it counts as kept");
+        device.keep(None, &store).await.unwrap();
+        device.twin().note_unkept();
+        device.keep(None, &store).await.unwrap();
+        assert!(device.twin().take_unkept(&device.spec, None).is_empty());
     }
 }

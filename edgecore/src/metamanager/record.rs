@@ -26,12 +26,12 @@ pub(super) enum Op {
     DropReport(u64),
     PutLocal(String, Bytes),
     DeleteLocal(String),
-    /// Checkpoints only.
+    /// `next_report` is above all ids that may have been given; a journal has it for those of reports that are in no record.
     Counters {
         next_report: u64,
         dropped_reports: u64,
     },
-    /// Last operation of a checkpoint: how many came before it.
+    /// Of checkpoints alone, the last operation: how many came before it.
     End(u64),
 }
 
